@@ -1,0 +1,98 @@
+"""The DDPM U-Net (Ho et al. 2020), layer for layer the network of the paper's code."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from models.layers import (
+    NONLINEARITIES,
+    AttentionBlock,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    conv3x3,
+    dense,
+    group_norm,
+    timestep_embedding,
+)
+
+
+class DDPM(nnx.Module):
+    """Predicts the noise in x.
+
+    `down` and `up` are lists of stages, a stage a list of blocks applied in turn. The output of every down stage is
+    kept, and every up stage begins by taking one back, the newest first.
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        model, data = config.model, config.data
+        self.nf, self.centered, self.act = model.nf, data.centered, NONLINEARITIES[model.nonlinearity]
+        temb_dim = 4 * model.nf if model.conditional else 0
+        sizes = [data.image_size // 2**level for level in range(len(model.ch_mult))]
+        has_attention = [size in model.attn_resolutions for size in sizes]
+
+        def resnet(channels, out_channels):
+            return ResnetBlock(channels, out_channels, temb_dim, act=self.act, dropout=model.dropout, rngs=rngs)
+
+        if model.conditional:
+            self.temb_dense1 = dense(model.nf, temb_dim, rngs=rngs)
+            self.temb_dense2 = dense(temb_dim, temb_dim, rngs=rngs)
+
+        self.conv_in = conv3x3(data.num_channels, model.nf, rngs=rngs)
+        channels, skips, down = model.nf, [model.nf], []
+        for level, mult in enumerate(model.ch_mult):
+            if level:
+                down.append([Downsample(channels, with_conv=model.resamp_with_conv, rngs=rngs)])
+                skips.append(channels)
+            for _ in range(model.num_res_blocks):
+                stage = [resnet(channels, model.nf * mult)]
+                channels = model.nf * mult
+                if has_attention[level]:
+                    stage.append(AttentionBlock(channels, rngs=rngs))
+                down.append(stage)
+                skips.append(channels)
+
+        middle = [resnet(channels, channels), AttentionBlock(channels, rngs=rngs), resnet(channels, channels)]
+
+        up = []
+        for level, mult in reversed(list(enumerate(model.ch_mult))):
+            for block in range(model.num_res_blocks + 1):
+                stage = [resnet(channels + skips.pop(), model.nf * mult)]
+                channels = model.nf * mult
+                last = block == model.num_res_blocks
+                if has_attention[level] and (last or model.attn_after_every_up_block):
+                    stage.append(AttentionBlock(channels, rngs=rngs))
+                if level and last:
+                    stage.append(Upsample(channels, with_conv=model.resamp_with_conv, rngs=rngs))
+                up.append(stage)
+
+        self.down = nnx.List([nnx.List(stage) for stage in down])
+        self.middle = nnx.List(middle)
+        self.up = nnx.List([nnx.List(stage) for stage in up])
+        self.norm_out = group_norm(channels, rngs=rngs)
+        self.conv_out = conv3x3(channels, data.num_channels, init_scale=0, rngs=rngs)
+
+    def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """eps [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
+        temb = self._time_embedding(t)
+        h = self.conv_in(x if self.centered else 2 * x - 1)
+        skips = [h]
+        for stage in self.down:
+            h = _apply(stage, h, temb, rngs)
+            skips.append(h)
+        h = _apply(self.middle, h, temb, rngs)
+        for stage in self.up:
+            h = _apply(stage, jnp.concatenate([h, skips.pop()], axis=-1), temb, rngs)
+        return self.conv_out(self.act(self.norm_out(h)))
+
+    def _time_embedding(self, t):
+        if not hasattr(self, "temb_dense1"):
+            return None
+        return self.temb_dense2(self.act(self.temb_dense1(timestep_embedding(t, self.nf))))
+
+
+def _apply(blocks, h, temb, rngs):
+    for block in blocks:
+        h = block(h, temb, rngs)
+    return h

@@ -1,0 +1,103 @@
+"""The building blocks of the DDPM U-Net (Ho et al. 2020, as in the paper's code). Images are [B, H, W, C].
+
+Every block is called as block(h, temb, rngs): the time embedding [B, 4 nf] and the dropout keys reach those that
+use them, so that the U-Net is a plain list of blocks.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": jax.nn.swish,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "lrelu": lambda x: jax.nn.leaky_relu(x, 0.2),
+}
+
+
+def default_init(scale: float = 1.0) -> nnx.Initializer:
+    """DDPM's initialiser; scale 0 means 1e-10, so that a residual branch starts as almost nothing."""
+    return nnx.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options) -> nnx.Conv:
+    return nnx.Conv(channels, out_channels, (3, 3), kernel_init=default_init(init_scale), rngs=rngs, **options)
+
+
+def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
+
+
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
+
+
+def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+    """Sines, then cosines, of t [B] at dim/2 geometric frequencies from 1 to 1e-4: [B, dim]."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(1e4) / (half - 1) * jnp.arange(half))
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ResnetBlock(nnx.Module):
+    """Two 3x3 convolutions around the time embedding, added to their input."""
+
+    def __init__(self, channels, out_channels, temb_dim, *, act, dropout, rngs: nnx.Rngs):
+        self.act = act
+        self.norm1 = group_norm(channels, rngs=rngs)
+        self.conv1 = conv3x3(channels, out_channels, rngs=rngs)
+        self.temb_dense = dense(temb_dim, out_channels, rngs=rngs) if temb_dim else None
+        self.norm2 = group_norm(out_channels, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv2 = conv3x3(out_channels, out_channels, init_scale=0, rngs=rngs)
+        self.shortcut = dense(channels, out_channels, init_scale=0.1, rngs=rngs) if channels != out_channels else None
+
+    def __call__(self, x, temb, rngs):
+        h = self.conv1(self.act(self.norm1(x)))
+        if self.temb_dense is not None:
+            h += self.temb_dense(self.act(temb))[:, None, None, :]
+        h = self.dropout(self.act(self.norm2(h)), deterministic=rngs is None, rngs=rngs)
+        return (x if self.shortcut is None else self.shortcut(x)) + self.conv2(h)
+
+
+class AttentionBlock(nnx.Module):
+    """Self-attention over all pixels with one head, added to its input."""
+
+    def __init__(self, channels, *, rngs: nnx.Rngs):
+        self.norm = group_norm(channels, rngs=rngs)
+        self.query = dense(channels, channels, init_scale=0.1, rngs=rngs)
+        self.key = dense(channels, channels, init_scale=0.1, rngs=rngs)
+        self.value = dense(channels, channels, init_scale=0.1, rngs=rngs)
+        self.out = dense(channels, channels, init_scale=0, rngs=rngs)
+
+    def __call__(self, x, temb, rngs):
+        b, h, w, c = x.shape
+        pixels = self.norm(x).reshape(b, h * w, 1, c)
+        attended = jax.nn.dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
+        return x + self.out(attended).reshape(x.shape)
+
+
+class Downsample(nnx.Module):
+    """Halves height and width: a strided convolution, or 2x2 means."""
+
+    def __init__(self, channels, *, with_conv, rngs: nnx.Rngs):
+        # Padded below and to the right only, as in the original.
+        self.conv = conv3x3(channels, channels, strides=2, padding=((0, 1), (0, 1)), rngs=rngs) if with_conv else None
+
+    def __call__(self, x, temb, rngs):
+        return nnx.avg_pool(x, (2, 2), strides=(2, 2)) if self.conv is None else self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width by repeating pixels, then convolves if asked."""
+
+    def __init__(self, channels, *, with_conv, rngs: nnx.Rngs):
+        self.conv = conv3x3(channels, channels, rngs=rngs) if with_conv else None
+
+    def __call__(self, x, temb, rngs):
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return x if self.conv is None else self.conv(x)

@@ -1,0 +1,68 @@
+"""The samplers, by name, and the one call that runs any of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion import NoiseSchedule
+from sampling.common import EpsFn, image_keys
+from sampling.ddim import ddim, ddpm
+from sampling.pndm import pndm, pndm_nfe
+
+
+class Sampler(NamedTuple):
+    run: Callable[..., jax.Array]  # (eps_fn, schedule, x [B,H,W,C], timesteps [n], keys [B] or None) -> x0
+    nfe: Callable[[int], int] = lambda n_steps: n_steps
+    needs_rng: bool = False
+
+
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, needs_rng=True),
+    "ddim": Sampler(ddim),
+    "pndm": Sampler(pndm, nfe=pndm_nfe),
+}
+
+
+def lookup(name: str) -> Sampler:
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is not known; choose from {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def nfe(name: str, n_steps: int) -> int:
+    """How many times `sample` calls eps_fn."""
+    return lookup(name).nfe(n_steps)
+
+
+def sample(
+    name: str,
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    x_start: jax.Array,
+    timesteps: jax.Array,
+    rng: jax.Array | None = None,
+) -> jax.Array:
+    """Follows a sampler from x_start at timesteps[0] down to clean data.
+
+    Args:
+      name: one of SAMPLERS.
+      eps_fn: the noise prediction, called as eps_fn(x [B,H,W,C], t [B]).
+      schedule: the schedule of eps_fn.
+      x_start: [B,H,W,C], distributed as x_t at t = timesteps[0]; float64 computes in float64.
+      timesteps: [n], strictly descending integers (see `time_grid`); may be traced.
+      rng: for stochastic samplers, one key, or one per image [B] (see `image_keys`).
+
+    Returns:
+      The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
+    """
+    sampler = lookup(name)
+    if sampler.needs_rng and rng is None:
+        raise ValueError(f"sampler {name!r} draws noise and needs an rng")
+    keys = image_keys(rng, jnp.arange(len(x_start))) if rng is not None and rng.ndim == 0 else rng
+
+    def batch_eps_fn(x, t):
+        return eps_fn(x, jnp.full(len(x), t, x.dtype))
+
+    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, keys)
