@@ -1,11 +1,15 @@
 """The noise schedule and the forward process x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise (Ho et al. 2020)."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""A noise prediction: x [B,H,W,C] and t [B] to eps [B,H,W,C]. score = -eps / sqrt(1 - ab_t)."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +61,17 @@ class NoiseSchedule:
     def sigma(self, t: ArrayLike) -> jax.Array:
         """sqrt(1 - ab_t), the factor of the noise in x_t."""
         return jnp.sqrt(-jnp.expm1(self.log_alpha_bar(t)))
+
+    def half_log_snr(self, t: ArrayLike) -> jax.Array:
+        """lambda(t) = log(signal / sigma), the time in which DPM-Solver and its kin step; infinite at t = -1."""
+        log_ab = self.log_alpha_bar(t)
+        return 0.5 * (log_ab - jnp.log(-jnp.expm1(log_ab)))
+
+    def time_at(self, half_log_snr: ArrayLike) -> jax.Array:
+        """The t, integer or between, at which lambda has this value: the inverse of `half_log_snr`."""
+        table = jnp.asarray(self.log_alpha_bars)
+        log_ab = jax.nn.log_sigmoid(2 * jnp.asarray(half_log_snr, table.dtype))
+        return jnp.interp(log_ab, table[::-1], jnp.arange(self.num_timesteps - 1, -2, -1, table.dtype))
 
     def diffuse(self, x0: jax.Array, t: ArrayLike, noise: jax.Array) -> jax.Array:
         """x_t of x0 [B, ...]; t a scalar or [B]."""

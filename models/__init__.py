@@ -1,9 +1,13 @@
 """Networks by name, and the bridge from a network object to pure functions of its parameters."""
 
+import functools
+
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+import models.cpu  # noqa: F401
+from diffusion import EpsFn
 from models.ddpm import DDPM
 
 MODELS = {"ddpm": DDPM}
@@ -12,12 +16,27 @@ Params = nnx.State
 
 
 def create_model(config: ConfigDict, rng: jax.Array) -> tuple[nnx.GraphDef, Params]:
-    """The network of config.model as a static definition and its parameters."""
-    model = MODELS[config.model.name](config, rngs=nnx.Rngs(params=rng))
-    return nnx.split(model, nnx.Param)
+    """The network of config.model as a static definition and its parameters, a function of rng."""
+    graphdef, _ = abstract_params(config)
+    # Jitted, since drawing layer by layer takes seconds.
+    return graphdef, jax.jit(lambda key: nnx.state(_build(config, key), nnx.Param))(rng)
+
+
+def abstract_params(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:
+    """The same with shapes and types in place of the parameters; computes nothing."""
+    return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0))), nnx.Param)
+
+
+def _build(config: ConfigDict, rng: jax.Array) -> nnx.Module:
+    return MODELS[config.model.name](config, rngs=nnx.Rngs(params=rng))
 
 
 def apply_model(graphdef: nnx.GraphDef, params: Params, x: jax.Array, t: jax.Array, dropout_key=None) -> jax.Array:
     """eps(x [B,H,W,C], t [B]); dropout is on where a key is given."""
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
     return nnx.merge(graphdef, params)(x, t, rngs)
+
+
+def make_eps_fn(graphdef: nnx.GraphDef, params: Params) -> EpsFn:
+    """A network as a callable pytree: jitted functions take it as an argument and compile once for all weights."""
+    return jax.tree_util.Partial(functools.partial(apply_model, graphdef), params)

@@ -1,0 +1,13 @@
+"""DDPM on CelebA at 64x64, the paper's settings.
+
+python main.py --mode=train --config=configs/ddpm/celeba64.py --workdir=results/celeba64
+"""
+
+from configs.default import get_default_config
+
+
+def get_config():
+    config = get_default_config()
+    config.data.dataset = "celeba"
+    config.data.image_size = 64
+    return config

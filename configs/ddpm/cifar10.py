@@ -1,0 +1,10 @@
+"""DDPM on CIFAR-10, the paper's settings.
+
+python main.py --mode=train --config=configs/ddpm/cifar10.py --workdir=results/cifar10
+"""
+
+from configs.default import get_default_config
+
+
+def get_config():
+    return get_default_config()

@@ -1,0 +1,26 @@
+"""DDPM on Fashion-MNIST: the paper's MNIST settings with a network small enough to train on a CPU.
+
+Debian's package dataset-fashion-mnist installs the four IDX files where data_dir says.
+
+python main.py --mode=train --config=configs/ddpm/fashion_mnist.py --workdir=results/fashion_mnist
+"""
+
+from configs.ddpm import mnist
+
+
+def get_config():
+    config = mnist.get_config()
+    config.training.n_iters = 20_000
+    config.training.eval_freq = 1000
+    config.training.snapshot_freq = 5000
+    config.training.snapshot_freq_for_preemption = 100
+    config.data.dataset = "fashion_mnist"
+    config.data.data_dir = "/usr/share/datasets/fashion-mnist"
+    config.model.nf = 32
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = (7,)
+    config.optim.lr = 1e-3
+    config.optim.warmup = 100
+    config.optim.schedule = "cosine"
+    config.eval.num_samples = 10_000
+    return config

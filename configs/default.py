@@ -1,0 +1,98 @@
+"""Every field of a config with its default: the paper's CIFAR-10 settings. Data sets change what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_default_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 42
+    # Statistics, classifiers and other files that belong to a data set; relative to the repository.
+    config.assets_dir = "assets"
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128
+    training.n_iters = 1_300_000
+    training.log_freq = 50
+    # Loss of the EMA weights on the test split; 0 never.
+    training.eval_freq = 0
+    # Checkpoints at multiples of snapshot_freq are kept, the newest at multiples of the other is replaced.
+    training.snapshot_freq = 50_000
+    training.snapshot_freq_for_preemption = 10_000
+    # A grid of sampling_size images at each snapshot, drawn as config.sampling says but without a late start.
+    training.snapshot_sampling = True
+    training.sampling_size = 64
+
+    config.data = data = ConfigDict()
+    data.dataset = "cifar10"
+    # Where the files lie; relative to the repository.
+    data.data_dir = "data"
+    data.image_size = 32
+    data.num_channels = 3
+    data.random_flip = True
+    # The network sees [-1, 1] where centered, else [0, 1].
+    data.centered = True
+    # Adds uniform noise within one of the 256 grey levels.
+    data.uniform_dequantization = False
+
+    config.model = model = ConfigDict()
+    model.name = "ddpm"
+    # Betas rise in num_scales equal steps from beta_min / num_scales to beta_max / num_scales.
+    model.beta_min = 0.1
+    model.beta_max = 20.0
+    model.num_scales = 1000
+    # The decay is min(ema_rate, (1 + k) / (10 + k)) after k updates.
+    model.ema_rate = 0.9999
+    model.dropout = 0.1
+    model.nf = 128
+    model.ch_mult = (1, 2, 2, 2)
+    model.num_res_blocks = 2
+    # Image sizes at which residual blocks are followed by attention; the middle always has it.
+    model.attn_resolutions = (16,)
+    # On the way up: after each residual block (Ho et al., diffusers), or once a level (the paper's code).
+    model.attn_after_every_up_block = False
+    model.resamp_with_conv = True
+    # Whether the network is told t.
+    model.conditional = True
+    model.normalization = "GroupNorm"
+    model.nonlinearity = "swish"
+
+    config.optim = optim = ConfigDict()
+    optim.optimizer = "Adam"
+    optim.lr = 2e-4
+    optim.beta1 = 0.9
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0
+    # Steps of linear warm-up from 0.
+    optim.warmup = 5000
+    # After the warm-up: "constant", or "cosine" down to 0 at n_iters.
+    optim.schedule = "constant"
+    # Largest norm of the gradient.
+    optim.grad_clip = 1.0
+
+    config.sampling = sampling = ConfigDict()
+    sampling.sampler = "ddim"
+    sampling.n_steps = 10
+    sampling.spacing = "linear"
+    # The Gaussian late start, and where it starts. Without it every sampler starts at num_scales - 1.
+    sampling.gls = False
+    sampling.t_start = 500
+
+    config.eval = evaluation = ConfigDict()
+    # The step of the checkpoint; -1 is the newest.
+    evaluation.checkpoint = -1
+    evaluation.batch_size = 500
+    evaluation.num_samples = 50_000
+    # Score the samples by the distance between their features and the training split's.
+    evaluation.enable_fid = True
+    evaluation.features = "classifier"
+    # Keep every sample in samples.npz, not only those of the grid.
+    evaluation.enable_sampling = False
+    # Loss of the EMA weights on the test split.
+    evaluation.enable_loss = False
+
+    # What --mode=sweep runs: every sampler at every n_steps, without a late start and from each of t_starts.
+    config.sweep = sweep = ConfigDict()
+    sweep.samplers = ("ddpm", "ddim", "pndm")
+    sweep.n_steps = (3, 5, 10)
+    sweep.t_starts = (300, 400, 500, 600, 700)
+    return config.lock()

@@ -1,0 +1,102 @@
+"""The DDPM loss, the optimiser, the train state and one train step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+import datasets
+from diffusion import EpsFn, NoiseSchedule
+from models import Params, apply_model, create_model
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    step: jax.Array  # int32, updates made so far
+    params: Params
+    ema: Params  # the average that sampling uses
+    opt_state: optax.OptState
+
+
+Metrics = dict[str, jax.Array]
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """Linear warm-up from 0, then constant, or a cosine that reaches 0 at n_iters."""
+    optim, steps = config.optim, config.training.n_iters
+    after = {
+        "constant": optax.constant_schedule(optim.lr),
+        "cosine": optax.cosine_decay_schedule(optim.lr, max(steps - optim.warmup, 1)),
+    }[optim.schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), after], [optim.warmup])
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Clipped Adam; weight decay joins the gradient, as in the paper's code (torch.optim.Adam)."""
+    optim = config.optim
+    return optax.chain(
+        optax.clip_by_global_norm(optim.grad_clip),
+        optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else optax.identity(),
+        optax.scale_by_adam(b1=optim.beta1, eps=optim.eps),
+        optax.scale_by_learning_rate(learning_rate(config)),
+    )
+
+
+def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
+    """The network and its state before the first step, a function of config.seed."""
+    graphdef, params = create_model(config, jax.random.key(config.seed))
+    ema = jax.tree.map(jnp.copy, params)  # a buffer of its own, since the train step is donated both
+    return graphdef, TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config).init(params))
+
+
+def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, rng: jax.Array) -> jax.Array:
+    """Mean squared error of predict(x_t, t) on the noise, t uniform: Ho et al. (2020), eq. 14; [B] for x0 [B, ...]."""
+    t_rng, noise_rng = jax.random.split(rng)
+    t = jax.random.randint(t_rng, x0.shape[:1], 0, schedule.num_timesteps)
+    noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
+    errors = predict(schedule.diffuse(x0, t, noise), t.astype(x0.dtype)) - noise
+    return jnp.mean(errors**2, axis=tuple(range(1, x0.ndim)))
+
+
+def make_train_step(
+    config: ConfigDict, graphdef: nnx.GraphDef, schedule: NoiseSchedule
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """One jitted update from uint8 images [B,H,W,C]; the state passed in is donated.
+
+    Randomness is a function of (config.seed, state.step), so that a resumed run repeats what was lost.
+    """
+    optimizer, lr = make_optimizer(config), learning_rate(config)
+
+    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        loss_rng, dropout_rng, dequantization_rng = jax.random.split(rng, 3)
+        if config.data.uniform_dequantization:
+            images = (images + jax.random.uniform(dequantization_rng, images.shape)) * (255 / 256)
+        x0 = datasets.to_network_range(images, config.data.centered)
+
+        def loss_fn(params):
+            predict = functools.partial(apply_model, graphdef, params, dropout_key=dropout_rng)
+            return jnp.mean(ddpm_loss(predict, schedule, x0, loss_rng))
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        decay = jnp.minimum(config.model.ema_rate, (1 + step) / (10 + step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        metrics = {"loss": loss, "learning_rate": lr(state.step), "gradient_norm": optax.tree.norm(grads)}
+        return TrainState(step, params, ema, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames="centered")
+def eval_loss(eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, rng: jax.Array, centered: bool) -> jax.Array:
+    """The loss of each of uint8 images [B,H,W,C], [B], without dropout; eps_fn a pytree, compiled once."""
+    return ddpm_loss(eps_fn, schedule, datasets.to_network_range(images, centered), rng)

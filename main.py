@@ -1,0 +1,99 @@
+"""Train, evaluate and study DDPMs with a Gaussian late start.
+
+python main.py --mode=train     --config=configs/ddpm/digits.py --workdir=results/digits
+python main.py --mode=fid_stats --config=configs/ddpm/digits.py
+python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=results/digits --gls --t_start=400
+python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=results/digits
+
+Any field of the config is set by --config.section.field=value.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from errors import UserError
+
+MODES = ("train", "fid_stats", "eval", "sweep")
+SAMPLING_FLAGS = ("sampler", "n_steps", "gls", "t_start")  # they stand for fields of config.sampling
+USER_ERROR, INTERRUPTED = 2, 130
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
+flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
+flags.DEFINE_enum("mode", None, MODES, "What to do.")
+flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but fid_stats need it.")
+flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir that takes the results of eval and sweep.")
+flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
+flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
+flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
+flags.DEFINE_integer("t_start", None, "Sets config.sampling.t_start: where the late start begins.")
+
+
+def main(argv: list[str]) -> None:
+    try:
+        config = parse(argv)
+        if FLAGS.help:
+            print(f"{__doc__}\n{FLAGS.main_module_help()}")
+        else:
+            run(config)
+    except UserError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("\nmain.py: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse(argv: list[str]) -> ConfigDict | None:
+    """The config of the file and of --config.section.field=value, with the sampling flags put in."""
+    try:
+        rest, config = FLAGS(argv), FLAGS.config
+        if config is not None:
+            config.lock()  # a config file that cannot be read says so at the first access
+    except Exception as error:  # absl and ml_collections raise many kinds, and a broken config file any
+        raise UserError(one_line(error)) from error
+    if FLAGS.help:
+        return None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag; --help lists them")
+    if FLAGS.mode is None or config is None:
+        raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
+    if FLAGS.mode != "fid_stats" and not FLAGS.workdir:
+        raise UserError(f"--mode={FLAGS.mode} needs --workdir")
+
+    for name in SAMPLING_FLAGS:
+        if FLAGS[name].present:
+            config.sampling[name] = FLAGS[name].value
+    if FLAGS.t_start is not None and not config.sampling.gls:
+        raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
+    return config
+
+
+def one_line(error: Exception) -> str:
+    if isinstance(error, AttributeError | KeyError):  # ml_collections, on an unknown field; its text is quoted twice
+        return "no such config field: " + str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
+
+
+def run(config: ConfigDict) -> None:
+    import run_lib  # here, since it takes seconds that --help and a wrong flag should not cost
+
+    workdir = Path(FLAGS.workdir or "")
+    match FLAGS.mode:
+        case "train":
+            run_lib.train(config, workdir)
+        case "fid_stats":
+            run_lib.fid_stats(config)
+        case "eval":
+            run_lib.evaluate(config, workdir, FLAGS.eval_folder)
+        case "sweep":
+            run_lib.sweep(config, workdir, FLAGS.eval_folder)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)
+    main(sys.argv)

@@ -1,0 +1,49 @@
+"""Images from a network by global index: the same image for any batch size and any number of devices."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import sampling
+from diffusion import EpsFn, NoiseSchedule
+from parallel import round_up, shard_batch
+from sampling.common import image_keys, image_noise
+from sampling.late_start import DataGaussian
+from sampling.time_grid import time_grid
+
+
+def generate(
+    config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None, num: int, batch_size: int
+) -> Iterator[tuple[jax.Array, int]]:
+    """Predicted x_0 as config.sampling says, `num` images in all: (batch [B, H, W, C] on the devices, count).
+
+    The last batch is drawn whole rather than compiled anew for its size; what lies beyond its count is to be dropped.
+    eps_fn is a pytree (see `run_lib.load_eps_fn`), so that one compilation serves all weights and all starts.
+    gaussian is what a late start draws from; without one the samplers start at T-1 from pure noise.
+    """
+    settings, shape = config.sampling, (config.data.image_size, config.data.image_size, config.data.num_channels)
+    t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
+    timesteps = time_grid(settings.n_steps, t_start, settings.spacing)
+    rng = jax.random.key(config.seed)
+    batch_size = round_up(min(batch_size, num))
+    for start in range(0, num, batch_size):
+        indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
+        noise, keys = _draw(rng, indices, shape)
+        x_start = noise if gaussian is None else _late_start(gaussian, noise, schedule.alpha_bar(t_start))
+        x0 = _sample(settings.sampler, eps_fn, schedule, x_start, timesteps, keys)
+        yield x0, min(batch_size, num - start)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw(rng, indices, shape):
+    """Each image's noise [B, *shape] and the key for what its sampler draws, from its global index alone."""
+    noise_rng, sampler_rng = jax.random.split(rng)
+    like = jax.ShapeDtypeStruct((len(indices), *shape), jax.numpy.float32)
+    return image_noise(image_keys(noise_rng, indices), 0, like), image_keys(sampler_rng, indices)
+
+
+_late_start = jax.jit(DataGaussian.sample)
+_sample = jax.jit(sampling.sample, static_argnums=0, donate_argnums=3)

@@ -1,0 +1,165 @@
+"""One evaluation run: draw images as a config says, score them, keep the result in a folder of its own."""
+
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import datasets
+import evaluation
+import files
+import plots
+import sampling
+import tables
+from diffusion import EpsFn, NoiseSchedule
+from parallel import replicate
+from sampling.generate import generate
+from sampling.late_start import DataGaussian
+
+GRID_SIZE = 64  # how many images of a run are kept to be looked at
+COMPARED = 24  # how many of them stand in a row of a comparison
+
+Result = dict[str, Any]
+
+
+class Bench(NamedTuple):
+    """What all runs of a sweep share, loaded once."""
+
+    checkpoint_step: int
+    eps_fn: EpsFn
+    schedule: NoiseSchedule
+    gaussian: DataGaussian | None
+    features: evaluation.Features | None
+    reference: evaluation.Reference | None
+    eval_loss: float | None
+
+
+def prepare(
+    config: ConfigDict,
+    checkpoint_step: int,
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    late: bool,
+    eval_loss: float | None = None,
+) -> Bench:
+    """Loads the statistics that scores, and late starts if any, need. Raises UserError where one is not usable."""
+    gaussian = replicate(evaluation.load_gaussian(config)) if late else None
+    features = evaluation.load_features(config) if config.eval.enable_fid else None
+    reference = evaluation.load_reference(config, features) if features else None
+    return Bench(checkpoint_step, eps_fn, schedule, gaussian, features, reference, eval_loss)
+
+
+def describe(config: ConfigDict, bench: Bench) -> Result:
+    """The question that a run answers: all that its score depends on."""
+    settings = config.sampling
+    return {
+        "dataset": config.data.dataset,
+        "checkpoint_step": bench.checkpoint_step,
+        "sampler": settings.sampler,
+        "n_steps": settings.n_steps,
+        "nfe": sampling.nfe(settings.sampler, settings.n_steps),
+        "gls": settings.gls,
+        "t_start": settings.t_start if settings.gls else bench.schedule.num_timesteps - 1,
+        "spacing": settings.spacing,
+        "num_samples": config.eval.num_samples,
+        "seed": config.seed,
+        "score_name": bench.features.score_name if bench.features else None,
+        "features": bench.features.note if bench.features else None,
+        "statistics": bench.reference.digest if bench.reference else None,
+    }
+
+
+def folder_name(question: Result) -> str:
+    start = f"gls{question['t_start']}" if question["gls"] else "full"
+    return f"{question['sampler']}_n{question['n_steps']}_{start}_step{question['checkpoint_step']}"
+
+
+def finished(question: Result, folder: Path) -> Result | None:
+    """The result that lies in the folder, if it answers this question."""
+    path = folder / folder_name(question) / "result.json"
+    stored = files.read_json(path) if path.exists() else {}
+    return stored if stored.items() >= question.items() else None
+
+
+def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
+    """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last."""
+    question = describe(config, bench)
+    folder = folder / folder_name(question)
+    began = time.perf_counter()
+    moments = evaluation.Moments(bench.features.dim) if bench.features else None
+    keep = config.eval.num_samples if config.eval.enable_sampling else GRID_SIZE
+    kept: list[np.ndarray] = []
+    for pixels, count in _draw(config, bench):
+        if moments:
+            moments.update(np.asarray(bench.features.extract(pixels))[:count])
+        kept.append(np.asarray(pixels[: min(count, keep - sum(map(len, kept)))]))
+    seconds = time.perf_counter() - began
+
+    result = question | {
+        "score": evaluation.distance(moments, bench.reference) if moments else None,
+        "eval_loss": bench.eval_loss,
+        "wall_seconds": round(seconds, 3),
+        "images_per_second": round(config.eval.num_samples / seconds, 3),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},
+    }
+    samples = np.concatenate(kept)
+    files.write_npz(folder / "samples.npz", {"images": samples})
+    plots.save_image(folder / "samples.png", plots.image_grid(samples[:GRID_SIZE]))
+    files.write_json(folder / "result.json", result)
+    return result
+
+
+def _draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
+    """uint8 images on the devices, with a progress bar."""
+    gaussian = bench.gaussian if config.sampling.gls else None
+    num, name = config.eval.num_samples, folder_name(describe(config, bench))
+    with tqdm(total=num, desc=name, unit="image") as progress:
+        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size):
+            yield datasets.to_uint8(x0, config.data.centered), count
+            progress.update(count)
+
+
+def sweep_configs(config: ConfigDict) -> Iterator[ConfigDict]:
+    """A config for every sampler, n_steps and start of config.sweep; the start from pure noise comes first."""
+    for sampler in config.sweep.samplers:
+        for n_steps in config.sweep.n_steps:
+            for t_start in (None, *config.sweep.t_starts):
+                late = {} if t_start is None else {"t_start": t_start}
+                copy = config.copy_and_resolve_references()
+                copy.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, **late)
+                yield copy
+
+
+def compare(results: Sequence[Result]) -> list[tuple[Result, Result]]:
+    """For each sampler and n_steps: the run from pure noise, and the late start that scored best."""
+    pairs = []
+    for full in (result for result in results if not result["gls"]):
+        rivals = [r for r in results if r["gls"] and all(r[key] == full[key] for key in ("sampler", "n_steps"))]
+        pairs.append((full, min(rivals, key=lambda result: result["score"])))
+    return pairs
+
+
+def comparison_table(pairs: Sequence[tuple[Result, Result]]) -> str:
+    """The paper's Table 1 with the columns that it leaves out: NFE, the start, and the gain."""
+    rows = [
+        [run["sampler"], *(str(run[key]) for key in ("n_steps", "nfe", "t_start")), f"{run['score']:.2f}", gain]
+        for full, late in pairs
+        for run, gain in ((full, ""), (late, f"{full['score'] / late['score']:.1f}x"))
+    ]
+    return tables.aligned(("sampler", "n", "NFE", "start", "score", "gain"), rows)
+
+
+def comparison_rows(pairs: Sequence[tuple[Result, Result]], folder: Path) -> list[tuple[str, np.ndarray]]:
+    """A label and the first images of every run in `pairs`."""
+    rows = []
+    for run in (run for pair in pairs for run in pair):
+        images = files.read_npz(folder / folder_name(run) / "samples.npz", required={"images"})["images"]
+        rows.append((f"{run['sampler']}, n = {run['n_steps']}, from {run['t_start']}", images[:COMPARED]))
+    return rows

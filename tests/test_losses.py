@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import losses
+from diffusion import NoiseSchedule
+from models import make_eps_fn
+from sampling.late_start import DataGaussian
+
+SCHEDULE = NoiseSchedule.linear()
+
+
+def test_loss_of_the_exact_prediction_on_gaussian_data(rng):
+    """Wrong noise, time or weighting: the best loss on N(0, s^2) is the mean over t of ab s^2 / (ab s^2 + 1 - ab)."""
+    s2 = 0.25
+    x0 = jnp.asarray(rng.standard_normal((4000, 4, 4, 1)), jnp.float32) * s2**0.5
+    gaussian = DataGaussian(np.zeros(16), np.eye(16), np.full(16, s2), 0.0, (4, 4, 1))
+    exact = losses.ddpm_loss(lambda x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), SCHEDULE, x0, jax.random.key(0))
+    ab = np.asarray(SCHEDULE.alpha_bars)
+    assert exact.shape == (4000,)
+    assert float(exact.mean()) == pytest.approx(np.mean(ab * s2 / (ab * s2 + 1 - ab)), rel=0.03)
+
+
+def test_loss_of_predicting_nothing_is_the_noise_variance():
+    loss = losses.ddpm_loss(lambda x, t: jnp.zeros_like(x), SCHEDULE, jnp.ones((500, 8, 8, 1)), jax.random.key(0))
+    assert float(loss.mean()) == pytest.approx(1, rel=0.02)
+
+
+def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
+    config.optim.update(lr=0.5, warmup=10, schedule="constant")
+    config.training.n_iters = 110
+    assert [float(losses.learning_rate(config)(step)) for step in (0, 5, 10, 109)] == [0, 0.25, 0.5, 0.5]
+    config.optim.schedule = "cosine"
+    found = [float(losses.learning_rate(config)(step)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
+
+
+@pytest.fixture
+def stepped(config):
+    """(the state before, the state after one step, its metrics, the config) on real digits."""
+    config.optim.update(warmup=0, schedule="constant", grad_clip=1e-3)
+    graphdef, state = losses.create_state(config)
+    before = jax.tree.map(np.asarray, state)
+    step = losses.make_train_step(config, graphdef, SCHEDULE)
+    after, metrics = step(state, jnp.full((8, 8, 8, 1), 99, jnp.uint8))
+    return before, after, metrics, config
+
+
+def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
+    """Clipping after Adam, a lost bias correction or another epsilon: Adam's first step is lr * g / (|g| + eps)."""
+    before, after, metrics, config = stepped
+    assert float(metrics["gradient_norm"]) > config.optim.grad_clip  # so clipping is at work
+    clipped = [np.asarray(nu) ** 0.5 / (1 - 0.999) ** 0.5 for nu in jax.tree.leaves(after.opt_state[2].nu)]
+    assert np.sqrt(sum(np.sum(g**2) for g in clipped)) == pytest.approx(config.optim.grad_clip, rel=1e-3)
+    moved = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), clipped, strict=True)
+    for old, new, size in moved:
+        np.testing.assert_allclose(np.abs(new - old), config.optim.lr * size / (size + config.optim.eps), atol=1e-7)
+
+
+def test_ema_follows_its_ramp(stepped):
+    """Decay min(rate, (1 + k) / (10 + k)) with k counted from 1, as in the paper's code."""
+    before, after, _, _ = stepped
+    assert int(after.step) == 1
+    triples = zip(*(jax.tree.leaves(tree) for tree in (before.ema, after.params, after.ema)), strict=True)
+    for old, new, ema in triples:
+        np.testing.assert_allclose(ema, 2 / 11 * old + 9 / 11 * np.asarray(new), atol=1e-7)
+
+
+def test_weight_decay_joins_the_gradient(config):
+    """Decoupled decay (AdamW) in place of the paper's: at zero gradient L2 decay still gives a full Adam step."""
+    config.optim.update(weight_decay=0.1, warmup=0, schedule="constant")
+    optimizer, params = losses.make_optimizer(config), {"w": jnp.array([2.0, -3.0])}
+    updates, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], [-config.optim.lr, config.optim.lr], rtol=1e-4)
+
+
+def test_eval_loss_has_no_dropout(config):
+    """Dropout left on would give another value at each call with another network state; it must be a pure function."""
+    graphdef, state = losses.create_state(config)
+    images = jnp.full((4, 8, 8, 1), 7, jnp.uint8)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # past the zero initialisation that hides dropout
+    eps_fn = make_eps_fn(graphdef, params)
+    found = losses.eval_loss(eps_fn, SCHEDULE, images, jax.random.key(1), True)
+    config.model.dropout = 0.0
+    without, _ = losses.create_state(config)
+    expected = losses.eval_loss(make_eps_fn(without, params), SCHEDULE, images, jax.random.key(1), True)
+    np.testing.assert_array_equal(found, expected)

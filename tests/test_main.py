@@ -1,0 +1,60 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from datasets import REPOSITORY
+
+DIGITS = "--config=configs/ddpm/digits.py"
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "main.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_help_lists_every_flag():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("--mode", "--config", "--workdir", "--sampler", "--n_steps", "gls", "--t_start", "--eval_folder"):
+        assert flag in done.stdout
+
+
+def test_help_and_wrong_flags_load_no_jax():
+    """Seconds of imports before the answer to a typing error."""
+    code = "import sys, main; main.FLAGS(['main.py', '--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "--mode (train, fid_stats, eval, sweep) and --config are needed"),
+        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep>"),
+        (f"--mode=train {DIGITS} --nonsense", "nonsense"),
+        (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
+        (f"--mode=train {DIGITS}", "needs --workdir"),
+        ("--mode=train --config=absent.py --workdir={tmp}", "No such file"),
+        (f"--mode=train {DIGITS}:argument --workdir={{tmp}}", "get_config() takes 0"),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nff=1", 'Did you mean "nf"'),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nf=many", "many"),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nf=40", "multiple of 32"),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.data.dataset=birds", "one of digits, fashion_mnist"),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.optim.lr=nan", "optim.lr"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --sampler=euler", "one of ddpm, ddim, pndm"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --t_start=300", "needs --gls"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --gls --t_start=1000", "from 0 to 999"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --gls --t_start=3 --n_steps=5", "at most 4"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}}", "no checkpoint in"),
+        (f"--mode=sweep {DIGITS} --workdir={{tmp}} --config.sweep.n_steps=(2000,)", "n_steps=2000 is too many"),
+        ("--mode=fid_stats --config=configs/ddpm/cifar10.py --config.data.data_dir={tmp}", "put a uint8 array"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, says, tmp_path):
+    """A traceback, a second line, a zero exit code, or a workdir made by a command that was refused."""
+    done = run(*arguments.format(tmp=tmp_path / "run").split())
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.startswith("main.py: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,164 @@
+"""Every mode once, for real: real digits, a small network, and something true said of what comes out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import checkpoints
+import datasets
+import evaluation
+import losses
+import run_lib
+from errors import UserError
+from sampling.generate import generate
+from sampling.late_start import DataGaussian
+
+
+def metrics_of(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def final_state(config, workdir):
+    _, state = losses.create_state(config)
+    with checkpoints.open_manager(workdir, read_only=True) as manager:
+        return checkpoints.restore(manager, state)
+
+
+@pytest.fixture
+def trained(config, tmp_path):
+    run_lib.train(config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
+    """A step that does not learn, or metrics, samples and config that are not written."""
+    config.training.update(n_iters=60, batch_size=32, log_freq=20, snapshot_freq=60)
+    run_lib.train(config, tmp_path / "run")
+    losses_logged = [line["loss"] for line in metrics_of(tmp_path / "run")]
+    assert losses_logged[-1] < 0.7 * losses_logged[0]
+    assert (tmp_path / "run/samples/step_0000060.png").exists()
+    assert json.loads((tmp_path / "run/config.json").read_text())["training"]["n_iters"] == 60
+
+
+def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path, trained):
+    """Randomness, data, schedule or EMA that restart or drift at a resume: every bit must agree."""
+    config.training.n_iters = 3
+    config.optim.schedule = "constant"
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run_lib.train(config, resumed)
+    config.training.n_iters = 6
+    run_lib.train(config, resumed)
+    run_lib.train(config, straight)
+    assert metrics_of(resumed) == metrics_of(straight)
+    jax.tree.map(np.testing.assert_array_equal, final_state(config, resumed), final_state(config, straight))
+
+
+def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
+    before = (trained / "config.json").read_bytes()
+    config.model.nf = 64
+    for start in (run_lib.train, run_lib.evaluate):
+        with pytest.raises(UserError, match="model.nf is 64, there 32"):
+            start(config, trained)
+    assert (trained / "config.json").read_bytes() == before
+
+
+def test_eval_says_what_is_missing(config, tmp_path, trained):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        run_lib.evaluate(config, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="run --mode=fid_stats"):
+        run_lib.evaluate(config, trained)
+    config.eval.checkpoint = 5
+    with pytest.raises(UserError, match="no checkpoint of step 5.*there are 6"):
+        run_lib.evaluate(config, trained)
+
+
+@pytest.fixture
+def shipped_classifier(config):
+    """The classifier of the repository in the test's own assets, so that none is trained."""
+    source = datasets.REPOSITORY / "assets/classifier/digits_8.npz"
+    target = datasets.REPOSITORY / config.assets_dir / "classifier" / source.name
+    target.parent.mkdir(parents=True)
+    target.write_bytes(source.read_bytes())
+
+
+def test_statistics_are_those_of_every_training_image(config, shipped_classifier):
+    """A part-batch lost, padding counted, images flipped or in another range."""
+    config.eval.batch_size = 500
+    run_lib.fid_stats(config)
+    images = datasets.load(config, "train").images
+    flat = images.reshape(len(images), -1) / 127.5 - 1
+    gaussian = DataGaussian.load(evaluation.stats_path(config, "gaussian"))
+    np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), atol=1e-6)
+    covariance = (gaussian.eigenvectors * gaussian.eigenvalues) @ gaussian.eigenvectors.T
+    np.testing.assert_allclose(covariance, np.cov(flat, rowvar=False), atol=1e-6)
+
+    features = evaluation.load_features(config)
+    expected = np.asarray(features.extract(images), np.float64)
+    reference = evaluation.load_reference(config, features)
+    np.testing.assert_allclose(reference.mean, expected.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(reference.cov, np.cov(expected, rowvar=False), atol=1e-4)
+
+
+def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_classifier, monkeypatch):
+    """A finished cell drawn again, one of another question taken for it, or eval and sweep that differ."""
+    run_lib.fid_stats(config)
+    results = run_lib.sweep(config, trained)
+    assert [(r["sampler"], r["nfe"], r["t_start"]) for r in results] == [
+        (sampler, nfe, start) for sampler, nfe in (("ddim", 2), ("pndm", 8)) for start in (999, 300, 500)
+    ]
+    assert all(np.isfinite(r["score"]) and r["num_samples"] == 10 and r["checkpoint_step"] == 6 for r in results)
+    folder = trained / "eval/pndm_n2_gls500_step6"
+    assert json.loads((folder / "result.json").read_text()) == results[-1]
+    assert np.load(folder / "samples.npz")["images"].shape == (10, 8, 8, 1)
+    assert "gain" in (trained / "eval/table.txt").read_text()
+
+    config.sampling.update(sampler="pndm", gls=True, t_start=500)
+    again = run_lib.evaluate(config, trained, "again")
+    assert again["score"] == pytest.approx(results[-1]["score"], rel=1e-6)
+
+    drawn = []
+    real_run = run_lib.scoring.run
+    monkeypatch.setattr(run_lib.scoring, "run", lambda *args: drawn.append(args) or real_run(*args))
+    assert run_lib.sweep(config, trained) == results and not drawn
+    (folder / "result.json").unlink()
+    run_lib.sweep(config, trained)
+    assert len(drawn) == 1
+    config.seed += 1
+    run_lib.sweep(config, trained)
+    assert len(drawn) == 1 + len(results)
+
+
+def drawn_images(config, batch_size):
+    """Twelve images by DDPM from a network that is not zero, a function of the config alone."""
+    graphdef, state = losses.create_state(config)
+    params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
+    config.sampling.update(sampler="ddpm", n_steps=4)
+    eps_fn = run_lib.make_eps_fn(graphdef, params)
+    batches = generate(config, eps_fn, run_lib.make_schedule(config), None, 12, batch_size)
+    return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
+
+
+def test_same_images_for_any_batch_size_and_device_count(config, tmp_path):
+    """Noise tied to a place in the batch or on a device instead of to the image's global index."""
+    alone = drawn_images(config, 12)
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    rounding = 1e-6 * np.abs(alone).max()
+    np.testing.assert_allclose(drawn_images(config, 5), alone, atol=rounding)
+    code = f"""
+import numpy as np, jax
+from configs.ddpm import digits
+from tests.test_run_lib import drawn_images
+assert jax.device_count() == 4
+config = digits.get_config()
+config.model.update(ch_mult=(1,), attn_resolutions=())
+np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=datasets.REPOSITORY)
+    np.testing.assert_allclose(np.load(tmp_path / "four.npy"), alone, atol=rounding)

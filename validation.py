@@ -1,0 +1,127 @@
+"""What a config may say: every rule in one table, checked before any work."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from datasets import LOADERS
+from errors import UserError
+from evaluation import FEATURES
+from models import MODELS
+from models.layers import NONLINEARITIES
+from sampling import SAMPLERS
+from sampling.time_grid import SPACINGS
+
+
+class Rule(NamedTuple):
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(names: Collection[str]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f"at least {low}", lambda value: low <= value < math.inf)
+
+
+def above(low: float) -> Rule:
+    return Rule(f"above {low}", lambda value: low < value < math.inf)
+
+
+def from_up_to(low: float, high: float) -> Rule:
+    """The upper end is excluded."""
+    return Rule(f"from {low} up to, but not, {high}", lambda value: low <= value < high)
+
+
+def list_of(rule: Rule) -> Rule:
+    return Rule(f"a list, each {rule.allowed}", lambda values: len(values) > 0 and all(map(rule.holds, values)))
+
+
+RULES = {
+    "seed": from_up_to(0, 2**32),
+    "training.batch_size": at_least(1),
+    "training.n_iters": at_least(1),
+    "training.log_freq": at_least(1),
+    "training.eval_freq": at_least(0),
+    "training.snapshot_freq": at_least(1),
+    "training.snapshot_freq_for_preemption": at_least(1),
+    "training.sampling_size": at_least(1),
+    "data.dataset": one_of(LOADERS),
+    "data.image_size": at_least(1),
+    "data.num_channels": at_least(1),
+    "model.name": one_of(MODELS),
+    "model.beta_min": above(0),
+    "model.beta_max": above(0),
+    "model.num_scales": at_least(2),
+    "model.ema_rate": from_up_to(0, 1),
+    "model.dropout": from_up_to(0, 1),
+    "model.nf": Rule("a positive multiple of 32, the number of groups of GroupNorm", lambda v: v > 0 and v % 32 == 0),
+    "model.ch_mult": list_of(at_least(1)),
+    "model.num_res_blocks": at_least(1),
+    "model.normalization": one_of(["GroupNorm"]),
+    "model.nonlinearity": one_of(NONLINEARITIES),
+    "optim.optimizer": one_of(["Adam"]),
+    "optim.lr": above(0),
+    "optim.beta1": from_up_to(0, 1),
+    "optim.eps": above(0),
+    "optim.weight_decay": at_least(0),
+    "optim.warmup": at_least(0),
+    "optim.schedule": one_of(["constant", "cosine"]),
+    "optim.grad_clip": above(0),
+    "sampling.sampler": one_of(SAMPLERS),
+    "sampling.n_steps": at_least(1),
+    "sampling.spacing": one_of(SPACINGS),
+    "eval.checkpoint": at_least(-1),
+    "eval.batch_size": at_least(1),
+    "eval.num_samples": at_least(2),
+    "eval.features": one_of(FEATURES),
+    "sweep.samplers": list_of(one_of(SAMPLERS)),
+    "sweep.n_steps": list_of(at_least(1)),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError at the first field that breaks its rule: the field, its value and what is allowed."""
+    for field, rule in RULES.items():
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        _require(rule.holds(value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
+    _validate_network(config)
+    _validate_starts(config)
+    batch, devices = config.training.batch_size, jax.device_count()
+    _require(batch % devices == 0, f"training.batch_size={batch} must be a multiple of the {devices} devices")
+
+
+def _validate_network(config: ConfigDict) -> None:
+    size, halvings, model = config.data.image_size, len(config.model.ch_mult) - 1, config.model
+    fits = size % 2**halvings == 0
+    _require(fits, f"data.image_size={size} must be a multiple of 2^{halvings}: each further ch_mult halves the image")
+    _require(
+        0 < model.beta_min <= model.beta_max < model.num_scales,
+        f"model.beta_min={model.beta_min} and beta_max={model.beta_max} must rise and stay below num_scales="
+        f"{model.num_scales}, so that every beta lies between 0 and 1",
+    )
+
+
+def _validate_starts(config: ConfigDict) -> None:
+    last = config.model.num_scales - 1
+    runs = [("sampling", config.sampling.n_steps, config.sampling.t_start if config.sampling.gls else last)]
+    runs += [("sweep", n_steps, start) for n_steps in config.sweep.n_steps for start in (*config.sweep.t_starts, last)]
+    for section, n_steps, start in runs:
+        _require(0 <= start <= last, f"{section}: t_start={start} must be from 0 to {last}")
+        _require(
+            n_steps <= start + 1,
+            f"{section}: n_steps={n_steps} is too many below t_start={start}: each step has its own t, so at most "
+            f"{start + 1}",
+        )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
