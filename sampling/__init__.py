@@ -6,22 +6,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion import NoiseSchedule
-from sampling.common import EpsFn, image_keys
+from diffusion import EpsFn, NoiseSchedule
+from sampling.common import image_keys
 from sampling.ddim import ddim, ddpm
+from sampling.multistep import deis_3, dpmpp_2m, dpmpp_3m, ipndm, unipc_2, unipc_3
 from sampling.pndm import pndm, pndm_nfe
+from sampling.runge_kutta import heun, heun_nfe, ode
 
 
 class Sampler(NamedTuple):
     run: Callable[..., jax.Array]  # (eps_fn, schedule, x [B,H,W,C], timesteps [n], keys [B] or None) -> x0
-    nfe: Callable[[int], int] = lambda n_steps: n_steps
+    order: int | None = None  # of convergence, as it opens; None where no fixed step has one
+    nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
 
 
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
-    "ddim": Sampler(ddim),
-    "pndm": Sampler(pndm, nfe=pndm_nfe),
+    "ddim": Sampler(ddim, order=1),
+    "pndm": Sampler(pndm, order=2, nfe=pndm_nfe),
+    "dpmpp_2m": Sampler(dpmpp_2m, order=2),
+    "dpmpp_3m": Sampler(dpmpp_3m, order=2),
+    "unipc_2": Sampler(unipc_2, order=3),
+    "unipc_3": Sampler(unipc_3, order=3),
+    "ipndm": Sampler(ipndm, order=2),
+    "deis_3": Sampler(deis_3, order=2),
+    "heun": Sampler(heun, order=2, nfe=heun_nfe),
+    "ode": Sampler(ode, nfe=lambda n_steps: None),
 }
 
 
@@ -31,8 +42,8 @@ def lookup(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def nfe(name: str, n_steps: int) -> int:
-    """How many times `sample` calls eps_fn."""
+def nfe(name: str, n_steps: int) -> int | None:
+    """How many times `sample` calls eps_fn; None for `ode`, whose tolerance decides that as it runs."""
     return lookup(name).nfe(n_steps)
 
 
@@ -58,6 +69,7 @@ def sample(
       The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
     """
     sampler = lookup(name)
+    schedule = jax.tree.map(lambda table: jnp.asarray(table, x_start.dtype), schedule)
     if sampler.needs_rng and rng is None:
         raise ValueError(f"sampler {name!r} draws noise and needs an rng")
     keys = image_keys(rng, jnp.arange(len(x_start))) if rng is not None and rng.ndim == 0 else rng

@@ -1,18 +1,96 @@
-"""What all samplers share: their signature, the intervals of a time grid, and noise that belongs to an image."""
+"""What the samplers share: their signature, a grid's intervals, the pieces of a solver, and noise owned by an image."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
-EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""The noise prediction eps(x [B,H,W,C], t) -> [B,H,W,C]; `sample` lets a sampler pass a scalar t."""
+from diffusion import EpsFn, NoiseSchedule, per_image
+
+ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+"""Row k - 1: the weights of order k for equal steps, newest prediction first."""
 
 
 def intervals(timesteps: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """The ends of a grid's steps, ([n], [n]): from t to the next t, from the last to -1."""
     times = jnp.asarray(timesteps, dtype)
     return times, jnp.append(times[1:], jnp.asarray(-1, dtype))
+
+
+def transfer(schedule: NoiseSchedule, t: ArrayLike, s: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The weights (a, b) of x_s = a x_t + b eps, the step from t to s that is exact while eps does not change.
+
+    It is DDIM's step, PNDM's equation 11 and DPM-Solver-1: a = signal_s / signal_t, b = sigma_s - a sigma_t. With
+    expm1 of the step in lambda, b keeps its digits for near t and s, and is finite for s = -1.
+    """
+    a = schedule.signal(s) / schedule.signal(t)
+    return a, a * schedule.sigma(t) * jnp.expm1(schedule.half_log_snr(t) - schedule.half_log_snr(s))
+
+
+def past(n_steps: int, length: int, newest: int = 0) -> np.ndarray:
+    """[n_steps, length]: which grid points step i looks back on, newest first; before the start, the start again."""
+    return np.maximum(np.arange(n_steps)[:, None] + newest - np.arange(length), 0)
+
+
+def lagrange(nodes: jax.Array, counts: np.ndarray, points: jax.Array) -> jax.Array:
+    """The Lagrange basis on the first counts[i] of nodes[i], [n, k], at points [n, q] or [1, q] -> [n, k, q].
+
+    Nodes beyond the count have basis function zero, and may coincide.
+    """
+    used = np.arange(nodes.shape[1]) < counts[:, None]
+    pairs = used[:, :, None] & used[:, None, :] & ~np.eye(nodes.shape[1], dtype=bool)
+    gaps = jnp.where(pairs, nodes[:, :, None] - nodes[:, None, :], 1)
+    factors = (points[:, None, None, :] - nodes[:, None, :, None]) / gaps[..., None]
+    return jnp.where(pairs[..., None], factors, 1).prod(axis=2) * used[..., None]
+
+
+def weighted_sum(weights: jax.Array, images: jax.Array) -> jax.Array:
+    """Sum over the first axis of images [k, B, ...], elementwise: no matrix unit that would round."""
+    return (per_image(weights, images) * images).sum(axis=0)
+
+
+def linear_multistep(
+    predict: EpsFn,
+    x: jax.Array,
+    times: jax.Array,
+    x_weights: jax.Array,
+    weights: jax.Array,
+    history: Sequence[jax.Array] = (),
+) -> jax.Array:
+    """Step i: x <- x_weights[i] x + sum_j weights[i, j] p_{i-j}, where p_i = predict(x, times[i]).
+
+    times, x_weights: [n]. weights: [n, k], zero where j > i unless history holds the predictions made before the first
+    step, newest first.
+    """
+
+    def step(carry, row):
+        x, history = carry
+        t, x_weight, weights = row
+        history = jnp.concatenate([predict(x, t)[None], history[:-1]])
+        return (per_image(x_weight, x) * x + weighted_sum(weights, history), history), None
+
+    history = jnp.stack([*history, *[jnp.zeros_like(x)] * (weights.shape[1] - len(history))])
+    (x, _), _ = jax.lax.scan(step, (x, history), (times, x_weights, weights))
+    return x
+
+
+def predicts_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:
+    """eps_fn as a function that predicts x_0 in place of the noise."""
+    return lambda x, t: schedule.predict_x0(x, t, eps_fn(x, t))
+
+
+def clip_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:
+    """eps_fn, changed where the x_0 that it predicts leaves [-1, 1]: it then predicts the nearest bound."""
+
+    def clipped(x, t):
+        eps = eps_fn(x, t)
+        t = jnp.maximum(t, 0)  # at -1, where PNDM's opening may ask, x_0 is x whatever eps is
+        x0 = schedule.predict_x0(x, t, eps)
+        return eps + per_image(schedule.signal(t) / schedule.sigma(t), x) * (x0 - jnp.clip(x0, -1, 1))
+
+    return clipped
 
 
 def image_keys(rng: jax.Array, indices: jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import NoiseSchedule
-from sampling.common import EpsFn, image_noise, intervals
+from diffusion import EpsFn, NoiseSchedule
+from sampling.common import image_noise, intervals
 
 
 def ddim(

@@ -26,7 +26,7 @@ def generate(
     """
     settings, shape = config.sampling, (config.data.image_size, config.data.image_size, config.data.num_channels)
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
-    timesteps = time_grid(settings.n_steps, t_start, settings.spacing)
+    timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
     rng = jax.random.key(config.seed)
     batch_size = round_up(min(batch_size, num))
     for start in range(0, num, batch_size):

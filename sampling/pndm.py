@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import NoiseSchedule
-from sampling.common import EpsFn, intervals
+from diffusion import EpsFn, NoiseSchedule
+from sampling.common import ADAMS_BASHFORTH, intervals, linear_multistep, transfer
 
 OPENING_STEPS = 3
 
@@ -18,43 +18,30 @@ def pndm(
     half step itself.
     """
 
-    def transfer(x, t, s, eps):
-        """Equation 11: the step from t to s that is exact if eps is."""
-        ab_t, ab_s = schedule.alpha_bar(jnp.trunc(t)), schedule.alpha_bar(jnp.trunc(s))
-        signal_t, signal_s = jnp.sqrt(ab_t), jnp.sqrt(ab_s)
-        sigma_t, sigma_s = schedule.sigma(jnp.trunc(t)), schedule.sigma(jnp.trunc(s))
-        x_weight = 1 / (signal_t * (signal_t + signal_s))
-        eps_weight = 1 / (signal_t * (sigma_s * signal_t + sigma_t * signal_s))
-        return x + (ab_s - ab_t) * (x_weight * x - eps_weight * eps)
-
     def runge_kutta(x, t_s):
         """Equation 12: four evaluations, at t, twice at the half step, and at s."""
         t, s = t_s
         half = (t + s) / 2
 
         def stage(eps, stage_t):
-            eps = eps_fn(transfer(x, t, stage_t, eps), stage_t)
+            x_weight, eps_weight = transfer(schedule, t, jnp.trunc(stage_t))
+            eps = eps_fn(x_weight * x + eps_weight * eps, stage_t)
             return eps, eps
 
         _, slopes = jax.lax.scan(stage, jnp.zeros_like(x), jnp.stack([t, half, half, s]))
-        eps = (slopes[0] + 2 * slopes[1] + 2 * slopes[2] + slopes[3]) / 6
-        return transfer(x, t, s, eps), slopes[0]
-
-    def multistep(carry, t_s):
-        """Equation 9: the Adams-Bashforth weights of order four, on the last four predictions."""
-        x, history = carry
-        t, s = t_s
-        history = jnp.concatenate([history[-OPENING_STEPS:], eps_fn(x, t)[None]])
-        eps = (55 * history[3] - 59 * history[2] + 37 * history[1] - 9 * history[0]) / 24
-        return (transfer(x, t, s, eps), history), None
+        x_weight, eps_weight = transfer(schedule, t, s)
+        return x_weight * x + eps_weight * (slopes[0] + 2 * slopes[1] + 2 * slopes[2] + slopes[3]) / 6, slopes[0]
 
     times, next_times = intervals(timesteps, x.dtype)
     opening, rest = slice(None, OPENING_STEPS), slice(OPENING_STEPS, None)
-    x, history = jax.lax.scan(runge_kutta, x, (times[opening], next_times[opening]))
-    if len(times) > OPENING_STEPS:
-        history = jnp.concatenate([jnp.zeros_like(x)[None], history])
-        (x, _), _ = jax.lax.scan(multistep, (x, history), (times[rest], next_times[rest]))
-    return x
+    x, slopes = jax.lax.scan(runge_kutta, x, (times[opening], next_times[opening]))
+    if len(times) <= OPENING_STEPS:
+        return x
+    # equation 9: the Adams-Bashforth weights of order four
+    x_weights, eps_weights = transfer(schedule, times[rest], next_times[rest])
+    return linear_multistep(
+        eps_fn, x, times[rest], x_weights, eps_weights[:, None] * ADAMS_BASHFORTH[3], history=slopes[::-1]
+    )
 
 
 def pndm_nfe(n_steps: int) -> int:
