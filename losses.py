@@ -52,7 +52,12 @@ def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
     """The network and its state before the first step, a function of config.seed."""
     graphdef, params = create_model(config, jax.random.key(config.seed))
     ema = jax.tree.map(jnp.copy, params)  # a buffer of its own, since the train step is donated both
-    return graphdef, TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config).init(params))
+    return graphdef, state_of(config, 0, params, ema)
+
+
+def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> TrainState:
+    """Given weights with a fresh optimiser, whose warm-up starts anew."""
+    return TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config).init(params))
 
 
 def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, rng: jax.Array) -> jax.Array:
@@ -90,7 +95,11 @@ def make_train_step(
         step = state.step + 1
         decay = jnp.minimum(config.model.ema_rate, (1 + step) / (10 + step))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
-        metrics = {"loss": loss, "learning_rate": lr(state.step), "gradient_norm": optax.tree.norm(grads)}
+        metrics = {
+            "loss": loss,
+            "learning_rate": lr(state.opt_state[-1].count),
+            "gradient_norm": optax.tree.norm(grads),
+        }
         return TrainState(step, params, ema, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -4,6 +4,7 @@ python main.py --mode=train     --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=fid_stats --config=configs/ddpm/digits.py
 python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=results/digits --gls --t_start=400
 python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=results/digits
+python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=results/digits --num=16 --compare
 
 Any field of the config is set by --config.section.field=value.
 """
@@ -16,16 +17,31 @@ from ml_collections import ConfigDict, config_flags
 
 from errors import UserError
 
-MODES = ("train", "fid_stats", "eval", "sweep")
-SAMPLING_FLAGS = ("sampler", "n_steps", "gls", "t_start")  # they stand for fields of config.sampling
+NEEDED = {  # the modes, and the flags that each needs besides --config
+    "train": ["workdir"],
+    "fid_stats": [],
+    "eval": ["workdir"],
+    "sweep": ["workdir"],
+    "sample": ["workdir"],
+    "import": ["workdir", "source"],
+    "export": ["workdir", "dest"],
+}
+SHORTHANDS = ("sampler", "n_steps", "gls", "t_start")  # flags that stand for fields of config.sampling
 USER_ERROR, INTERRUPTED = 2, 130
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
 flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
-flags.DEFINE_enum("mode", None, MODES, "What to do.")
+flags.DEFINE_enum("mode", None, NEEDED, "What to do.")
 flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but fid_stats need it.")
 flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir that takes the results of eval and sweep.")
+flags.DEFINE_integer("seed", None, "Sets config.seed.")
+flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
+flags.DEFINE_enum("format", "png", ["png", "npz"], "What sample writes: a PNG each, or one npz.")
+flags.DEFINE_boolean("trajectory", False, "Makes sample write a film strip of the predicted x_0 as well.")
+flags.DEFINE_boolean("compare", False, "Makes sample draw one picture: all samplers with and without a late start.")
+flags.DEFINE_string("source", None, "What import reads: a .pth of the paper's code or a folder of diffusers.")
+flags.DEFINE_string("dest", None, "The new folder that export writes, for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
@@ -60,14 +76,17 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; --help lists them")
     if FLAGS.mode is None or config is None:
-        raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
-    if FLAGS.mode != "fid_stats" and not FLAGS.workdir:
-        raise UserError(f"--mode={FLAGS.mode} needs --workdir")
+        raise UserError(f"--mode ({', '.join(NEEDED)}) and --config are needed; --help lists all flags")
+    for mode_flag in NEEDED[FLAGS.mode]:
+        if not FLAGS[mode_flag].value:
+            raise UserError(f"--mode={FLAGS.mode} needs --{mode_flag}")
 
-    for name in SAMPLING_FLAGS:
+    for name in SHORTHANDS:
         if FLAGS[name].present:
             config.sampling[name] = FLAGS[name].value
-    if FLAGS.t_start is not None and not config.sampling.gls:
+    if FLAGS.seed is not None:
+        config.seed = FLAGS.seed
+    if FLAGS.t_start is not None and not (config.sampling.gls or FLAGS.compare):
         raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
     return config
 
@@ -92,6 +111,12 @@ def run(config: ConfigDict) -> None:
             run_lib.evaluate(config, workdir, FLAGS.eval_folder)
         case "sweep":
             run_lib.sweep(config, workdir, FLAGS.eval_folder)
+        case "sample":
+            run_lib.sample(config, workdir, FLAGS.num, FLAGS.format, FLAGS.trajectory, FLAGS.compare)
+        case "import":
+            run_lib.import_weights(config, workdir, Path(FLAGS.source))
+        case "export":
+            run_lib.export_weights(config, workdir, Path(FLAGS.dest))
 
 
 if __name__ == "__main__":

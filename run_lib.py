@@ -15,15 +15,21 @@ import evaluation
 import files
 import losses
 import plots
+import sampling
 import scoring
 import tables
 from diffusion import EpsFn, NoiseSchedule
+from errors import UserError
 from metrics import MetricsWriter, Rate
 from models import make_eps_fn
+from models.from_torch import export_diffusers, load_foreign
 from parallel import replicate, round_up, shard_batch
 from sampling.generate import generate
+from sampling.generate import trajectory as record_trajectory
 from sampling.late_start import DataGaussian
 from validation import validate
+
+TRAJECTORIES = 12  # how many images a film strip follows
 
 
 def make_schedule(config: ConfigDict) -> NoiseSchedule:
@@ -143,7 +149,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     """
     bench, folder = _prepare(config, workdir, late=True), workdir / eval_folder
     results = []
-    for run_config in scoring.sweep_configs(config):
+    for run_config in scoring.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts):
         question = scoring.describe(run_config, bench)
         results.append(scoring.finished(question, folder) or scoring.run(run_config, bench, folder))
 
@@ -170,3 +176,66 @@ def _prepare(config: ConfigDict, workdir: Path, *, late: bool) -> scoring.Bench:
     eps_fn = load_eps_fn(config, workdir)
     loss = None if held_out is None else _mean_loss(config, eps_fn, held_out)
     return scoring.prepare(config, step, eps_fn, make_schedule(config), late, loss)
+
+
+# --mode=sample
+
+
+def sample(config: ConfigDict, workdir: Path, num: int, file_format: str, trajectory: bool, compare: bool) -> None:
+    """Draws `num` images as config.sampling says, into PNGs or one npz, and a grid of the first.
+
+    trajectory: also a strip of what the network predicts x_0 to be, each time it is asked. compare: instead one picture,
+    a row for every sampler of config.sweep without and with a late start, a column for every noise.
+    """
+    if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
+        raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
+    config.eval.update(enable_fid=False, enable_loss=False)  # pictures need no statistics but a late start's
+    bench = _prepare(config, workdir, late=config.sampling.gls or compare)
+    if compare:
+        rows = []
+        for row_config in scoring.sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start]):
+            label = scoring.row_label(scoring.describe(row_config, bench))
+            rows.append((label, scoring.draw_all(row_config, bench, num)))
+        path = workdir / "drawn" / f"compare_n{config.sampling.n_steps}_seed{config.seed}.png"
+        plots.save_comparison(path, rows)
+        print(f"{len(rows)} rows of the same {num} noises: {path}")
+        return
+
+    folder = workdir / "drawn" / f"{scoring.folder_name(scoring.describe(config, bench))}_seed{config.seed}"
+    if trajectory:
+        gaussian = bench.gaussian if config.sampling.gls else None
+        times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, min(num, TRAJECTORIES))
+        strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
+        files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
+        plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(strips.shape[1])])
+    images = scoring.draw_all(config, bench, num)
+    if file_format == "npz":
+        files.write_npz(folder / "samples.npz", {"images": images})
+    else:
+        for i, image in enumerate(images):
+            plots.save_image(folder / f"{i:06d}.png", image)
+    plots.save_image(folder / "grid.png", plots.image_grid(images[: scoring.GRID_SIZE]))
+    print(f"{num} images: {folder}")
+
+
+# --mode=import and --mode=export
+
+
+def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
+    """Makes a checkpoint in a new workdir from a .pth of the paper's code or a folder of a diffusers UNet2DModel."""
+    validate(config)
+    if any(workdir.glob("checkpoints/*")):
+        raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
+    foreign = load_foreign(source, config)
+    checkpoints.claim(config, workdir)
+    with checkpoints.open_manager(workdir) as manager:
+        checkpoints.save(manager, replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
+    print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
+
+
+def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
+    """Writes the EMA weights of config.eval.checkpoint as a folder that diffusers' UNet2DModel loads."""
+    validate(config)
+    _, ema = checkpoints.load_ema(config, workdir)
+    export_diffusers(destination, config, ema)
+    print(f"exported step {checkpoints.require(config, workdir)} of {workdir} to {destination}")

@@ -67,6 +67,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "gls": settings.gls,
         "t_start": settings.t_start if settings.gls else bench.schedule.num_timesteps - 1,
         "spacing": settings.spacing,
+        "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,
         "seed": config.seed,
         "score_name": bench.features.score_name if bench.features else None,
@@ -95,7 +96,7 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     moments = evaluation.Moments(bench.features.dim) if bench.features else None
     keep = config.eval.num_samples if config.eval.enable_sampling else GRID_SIZE
     kept: list[np.ndarray] = []
-    for pixels, count in _draw(config, bench):
+    for pixels, count in draw(config, bench, config.eval.num_samples):
         if moments:
             moments.update(np.asarray(bench.features.extract(pixels))[:count])
         kept.append(np.asarray(pixels[: min(count, keep - sum(map(len, kept)))]))
@@ -116,24 +117,28 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     return result
 
 
-def _draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
-    """uint8 images on the devices, with a progress bar."""
+def draw(config: ConfigDict, bench: Bench, num: int) -> Iterator[tuple[jax.Array, int]]:
+    """`num` uint8 images in batches on the devices, as `generate`, with a progress bar."""
     gaussian = bench.gaussian if config.sampling.gls else None
-    num, name = config.eval.num_samples, folder_name(describe(config, bench))
-    with tqdm(total=num, desc=name, unit="image") as progress:
+    with tqdm(total=num, desc=folder_name(describe(config, bench)), unit="image") as progress:
         for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size):
             yield datasets.to_uint8(x0, config.data.centered), count
             progress.update(count)
 
 
-def sweep_configs(config: ConfigDict) -> Iterator[ConfigDict]:
-    """A config for every sampler, n_steps and start of config.sweep; the start from pure noise comes first."""
+def draw_all(config: ConfigDict, bench: Bench, num: int) -> np.ndarray:
+    """`num` uint8 images [num, H, W, C]."""
+    return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench, num)])
+
+
+def sweep_configs(config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int]) -> Iterator[ConfigDict]:
+    """A config for every sampler of config.sweep, n_steps and start; that from pure noise comes before the late ones."""
     for sampler in config.sweep.samplers:
-        for n_steps in config.sweep.n_steps:
-            for t_start in (None, *config.sweep.t_starts):
+        for steps in n_steps:
+            for t_start in (None, *t_starts):
                 late = {} if t_start is None else {"t_start": t_start}
                 copy = config.copy_and_resolve_references()
-                copy.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, **late)
+                copy.sampling.update(sampler=sampler, n_steps=steps, gls=t_start is not None, **late)
                 yield copy
 
 
@@ -149,7 +154,14 @@ def compare(results: Sequence[Result]) -> list[tuple[Result, Result]]:
 def comparison_table(pairs: Sequence[tuple[Result, Result]]) -> str:
     """The paper's Table 1 with the columns that it leaves out: NFE, the start, and the gain."""
     rows = [
-        [run["sampler"], *(str(run[key]) for key in ("n_steps", "nfe", "t_start")), f"{run['score']:.2f}", gain]
+        [
+            run["sampler"],
+            str(run["n_steps"]),
+            str(run["nfe"] or "adaptive"),
+            str(run["t_start"]),
+            f"{run['score']:.2f}",
+            gain,
+        ]
         for full, late in pairs
         for run, gain in ((full, ""), (late, f"{full['score'] / late['score']:.1f}x"))
     ]
@@ -161,5 +173,9 @@ def comparison_rows(pairs: Sequence[tuple[Result, Result]], folder: Path) -> lis
     rows = []
     for run in (run for pair in pairs for run in pair):
         images = files.read_npz(folder / folder_name(run) / "samples.npz", required={"images"})["images"]
-        rows.append((f"{run['sampler']}, n = {run['n_steps']}, from {run['t_start']}", images[:COMPARED]))
+        rows.append((row_label(run), images[:COMPARED]))
     return rows
+
+
+def row_label(run: Result) -> str:
+    return f"{run['sampler']}, n = {run['n_steps']}, from {run['t_start']}"

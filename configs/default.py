@@ -48,8 +48,6 @@ def get_default_config() -> ConfigDict:
     model.num_res_blocks = 2
     # Image sizes at which residual blocks are followed by attention; the middle always has it.
     model.attn_resolutions = (16,)
-    # On the way up: after each residual block (Ho et al., diffusers), or once a level (the paper's code).
-    model.attn_after_every_up_block = False
     model.resamp_with_conv = True
     # Whether the network is told t.
     model.conditional = True
@@ -73,6 +71,8 @@ def get_default_config() -> ConfigDict:
     sampling.sampler = "ddim"
     sampling.n_steps = 10
     sampling.spacing = "linear"
+    # Clips every predicted x_0 to the range of the data.
+    sampling.clip_x0 = False
     # The Gaussian late start, and where it starts. Without it every sampler starts at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500

@@ -6,7 +6,6 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-import models.cpu  # noqa: F401
 from diffusion import EpsFn
 from models.ddpm import DDPM
 
@@ -17,9 +16,7 @@ Params = nnx.State
 
 def create_model(config: ConfigDict, rng: jax.Array) -> tuple[nnx.GraphDef, Params]:
     """The network of config.model as a static definition and its parameters, a function of rng."""
-    graphdef, _ = abstract_params(config)
-    # Jitted, since drawing layer by layer takes seconds.
-    return graphdef, jax.jit(lambda key: nnx.state(_build(config, key), nnx.Param))(rng)
+    return nnx.split(_build(config, rng), nnx.Param)
 
 
 def abstract_params(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:

@@ -60,10 +60,9 @@ class DDPM(nnx.Module):
             for block in range(model.num_res_blocks + 1):
                 stage = [resnet(channels + skips.pop(), model.nf * mult)]
                 channels = model.nf * mult
-                last = block == model.num_res_blocks
-                if has_attention[level] and (last or model.attn_after_every_up_block):
+                if has_attention[level]:
                     stage.append(AttentionBlock(channels, rngs=rngs))
-                if level and last:
+                if level and block == model.num_res_blocks:
                     stage.append(Upsample(channels, with_conv=model.resamp_with_conv, rngs=rngs))
                 up.append(stage)
 

@@ -4,11 +4,15 @@ Every block is called as block(h, temb, rngs): the time embedding [B, 4 nf] and 
 use them, so that the U-Net is a plain list of blocks.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from models import cpu
 
 NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.swish,
@@ -19,8 +23,21 @@ NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:
-    """DDPM's initialiser; scale 0 means 1e-10, so that a residual branch starts as almost nothing."""
-    return nnx.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+    """DDPM's initialiser: uniform, of variance scale / fan_avg; scale 0 means 1e-10, so a branch starts as nothing.
+
+    numpy draws, since XLA would spend longer compiling a generator for every layer than a small network trains.
+    """
+
+    def init(key, shape, dtype, **_):
+        fan_avg = math.prod(shape[:-2]) * (shape[-2] + shape[-1]) / 2
+        limit = math.sqrt(3 * (scale or 1e-10) / fan_avg)
+
+        def draw(key_data):
+            return np.random.default_rng(np.asarray(key_data)).uniform(-limit, limit, shape).astype(dtype)
+
+        return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), jax.random.key_data(key))
+
+    return init
 
 
 def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options) -> nnx.Conv:
@@ -43,6 +60,16 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes a share `rate` of x [..., C], C even, and divides the rest by 1 - rate.
+
+    Each random word serves two values: 16 bits get the rate right to 1e-5, and drawing is what takes the time.
+    """
+    words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape)
+    return jnp.where(halves >= round(rate * 2**16), x / (1 - rate), 0)
+
+
 class ResnetBlock(nnx.Module):
     """Two 3x3 convolutions around the time embedding, added to their input."""
 
@@ -52,7 +79,7 @@ class ResnetBlock(nnx.Module):
         self.conv1 = conv3x3(channels, out_channels, rngs=rngs)
         self.temb_dense = dense(temb_dim, out_channels, rngs=rngs) if temb_dim else None
         self.norm2 = group_norm(out_channels, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout
         self.conv2 = conv3x3(out_channels, out_channels, init_scale=0, rngs=rngs)
         self.shortcut = dense(channels, out_channels, init_scale=0.1, rngs=rngs) if channels != out_channels else None
 
@@ -60,7 +87,9 @@ class ResnetBlock(nnx.Module):
         h = self.conv1(self.act(self.norm1(x)))
         if self.temb_dense is not None:
             h += self.temb_dense(self.act(temb))[:, None, None, :]
-        h = self.dropout(self.act(self.norm2(h)), deterministic=rngs is None, rngs=rngs)
+        h = self.act(self.norm2(h))
+        if rngs is not None and self.dropout:
+            h = dropout(h, self.dropout, rngs.dropout())
         return (x if self.shortcut is None else self.shortcut(x)) + self.conv2(h)
 
 
@@ -99,5 +128,7 @@ class Upsample(nnx.Module):
         self.conv = conv3x3(channels, channels, rngs=rngs) if with_conv else None
 
     def __call__(self, x, temb, rngs):
+        if self.conv is not None and jax.default_backend() == "cpu":
+            return cpu.doubled_conv3x3(x, self.conv.kernel[...]) + self.conv.bias[...]
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return x if self.conv is None else self.conv(x)

@@ -81,14 +81,14 @@ def predicts_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:
     return lambda x, t: schedule.predict_x0(x, t, eps_fn(x, t))
 
 
-def clip_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:
-    """eps_fn, changed where the x_0 that it predicts leaves [-1, 1]: it then predicts the nearest bound."""
+def clip_x0(eps_fn: EpsFn, schedule: NoiseSchedule, low: float = -1.0, high: float = 1.0) -> EpsFn:
+    """eps_fn, changed where the x_0 that it predicts leaves [low, high]: it then predicts the nearest bound."""
 
     def clipped(x, t):
         eps = eps_fn(x, t)
         t = jnp.maximum(t, 0)  # at -1, where PNDM's opening may ask, x_0 is x whatever eps is
         x0 = schedule.predict_x0(x, t, eps)
-        return eps + per_image(schedule.signal(t) / schedule.sigma(t), x) * (x0 - jnp.clip(x0, -1, 1))
+        return eps + per_image(schedule.signal(t) / schedule.sigma(t), x) * (x0 - jnp.clip(x0, low, high))
 
     return clipped
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.experimental import io_callback
 from ml_collections import ConfigDict
 
 import sampling
 from diffusion import EpsFn, NoiseSchedule
 from parallel import round_up, shard_batch
-from sampling.common import image_keys, image_noise
+from sampling.common import clip_x0, image_keys, image_noise
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
 
@@ -27,13 +28,14 @@ def generate(
     settings, shape = config.sampling, (config.data.image_size, config.data.image_size, config.data.num_channels)
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
     timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+    clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None
     rng = jax.random.key(config.seed)
     batch_size = round_up(min(batch_size, num))
     for start in range(0, num, batch_size):
         indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
         noise, keys = _draw(rng, indices, shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, schedule.alpha_bar(t_start))
-        x0 = _sample(settings.sampler, eps_fn, schedule, x_start, timesteps, keys)
+        x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
         yield x0, min(batch_size, num - start)
 
 
@@ -46,4 +48,30 @@ def _draw(rng, indices, shape):
 
 
 _late_start = jax.jit(DataGaussian.sample)
-_sample = jax.jit(sampling.sample, static_argnums=0, donate_argnums=3)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _sample(sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys):
+    eps_fn = clip_x0(eps_fn, schedule, *clip_range) if clip_range else eps_fn
+    return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys)
+
+
+def trajectory(
+    config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None, num: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network predicts x_0 to be each time it is asked: (times [nfe], predictions [nfe, num, H, W, C])."""
+    times, predictions = [], []
+
+    def record(t, x0):
+        times.append(float(t[0]))
+        predictions.append(np.asarray(x0)[:num])
+
+    def recording(x, t):
+        eps = eps_fn(x, t)
+        io_callback(record, None, t, schedule.predict_x0(x, t, eps), ordered=True)
+        return eps
+
+    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, num, num)
+    jax.block_until_ready(x0)
+    jax.effects_barrier()
+    return np.array(times), np.stack(predictions)

@@ -30,11 +30,16 @@ def test_help_and_wrong_flags_load_no_jax():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "--mode (train, fid_stats, eval, sweep) and --config are needed"),
-        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep>"),
+        ("", "--mode (train, fid_stats, eval, sweep, sample, import, export) and --config are needed"),
+        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep|sample|import|export>"),
         (f"--mode=train {DIGITS} --nonsense", "nonsense"),
         (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
         (f"--mode=train {DIGITS}", "needs --workdir"),
+        (f"--mode=import {DIGITS} --workdir={{tmp}}", "needs --source"),
+        (f"--mode=import {DIGITS} --workdir={{tmp}} --source=absent.pth", "absent.pth"),
+        (f"--mode=sample {DIGITS} --workdir={{tmp}} --num=0", "num"),
+        (f"--mode=sample {DIGITS} --workdir={{tmp}} --sampler=ode --trajectory", "adaptive"),
+        (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused", "no checkpoint in"),
         ("--mode=train --config=absent.py --workdir={tmp}", "No such file"),
         (f"--mode=train {DIGITS}:argument --workdir={{tmp}}", "get_config() takes 0"),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nff=1", 'Did you mean "nf"'),

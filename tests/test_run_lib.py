@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import checkpoints
 import datasets
@@ -134,6 +135,23 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert len(drawn) == 1 + len(results)
 
 
+def test_sample_writes_the_images_that_generate_draws(config, trained, shipped_classifier):
+    """PNGs in another order, a film strip of another run, or a comparison that needs statistics it does not use."""
+    config.sampling.n_steps = 3
+    run_lib.sample(config, trained, 5, "npz", trajectory=True, compare=False)
+    folder = trained / "drawn/ddim_n3_full_step6_seed42"
+    images = np.load(folder / "samples.npz")["images"]
+    film = np.load(folder / "trajectory.npz")
+    assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
+    np.testing.assert_allclose(datasets.to_uint8(film["predicted_x0"][-1], True), images, atol=1)
+    run_lib.sample(config, trained, 5, "png", trajectory=False, compare=False)
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "000003.png")), images[3, ..., 0])
+
+    run_lib.fid_stats(config)
+    run_lib.sample(config, trained, 4, "png", trajectory=False, compare=True)
+    assert (trained / "drawn/compare_n3_seed42.png").exists()
+
+
 def drawn_images(config, batch_size):
     """Twelve images by DDPM from a network that is not zero, a function of the config alone."""
     graphdef, state = losses.create_state(config)
@@ -162,3 +180,14 @@ np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=datasets.REPOSITORY)
     np.testing.assert_allclose(np.load(tmp_path / "four.npy"), alone, atol=rounding)
+
+
+def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
+    """Weights, or the raw ones in place of the averaged, lost on the way through diffusers' format and back."""
+    run_lib.export_weights(config, trained, tmp_path / "exported")
+    run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")
+    original, imported = final_state(config, trained), final_state(config, tmp_path / "imported")
+    jax.tree.map(np.testing.assert_array_equal, imported.ema, original.ema)
+    jax.tree.map(np.testing.assert_array_equal, imported.params, original.ema)
+    with pytest.raises(UserError, match="holds checkpoints already"):
+        run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")

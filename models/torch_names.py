@@ -1,0 +1,109 @@
+"""The one table of names and layouts: what each parameter of our network is called in other people's files.
+
+It walks the network, whose blocks stand in the order of the paper's parameter list.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from models.ddpm import DDPM
+from models.layers import AttentionBlock, Downsample, ResnetBlock, Upsample
+
+
+class Layout(NamedTuple):
+    """How a tensor is turned from torch's layout to ours and back."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda w: w, lambda w: w)
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW, HWIO
+DENSE = Layout(lambda w: w.T, lambda w: w.T)  # [out, in], [in, out]
+CONV1X1 = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # [out, in, 1, 1], [in, out]
+
+
+class Tensor(NamedTuple):
+    path: tuple  # in our State
+    name: str  # in the foreign file
+    layout: Layout
+
+
+# The layers of a block in the paper's order: (our name, the paper's, diffusers').
+LAYERS = {
+    ResnetBlock: (
+        ("norm1", "GroupNorm_0", "norm1"),
+        ("conv1", "Conv_0", "conv1"),
+        ("temb_dense", "Dense_0", "time_emb_proj"),
+        ("norm2", "GroupNorm_1", "norm2"),
+        ("conv2", "Conv_1", "conv2"),
+        ("shortcut", "NIN_0", "conv_shortcut"),
+    ),
+    AttentionBlock: (
+        ("norm", "GroupNorm_0", "group_norm"),
+        ("query", "NIN_0", "to_q"),
+        ("key", "NIN_1", "to_k"),
+        ("value", "NIN_2", "to_v"),
+        ("out", "NIN_3", "to_out.0"),
+    ),
+    Downsample: (("conv", "Conv_0", "conv"),),
+    Upsample: (("conv", "Conv_0", "conv"),),
+}
+KINDS = {ResnetBlock: "resnets", AttentionBlock: "attentions", Downsample: "downsamplers", Upsample: "upsamplers"}
+
+PAPER, DIFFUSERS = 1, 2  # the columns of LAYERS
+
+
+def tensors(model: DDPM, dialect: int) -> Iterator[Tensor]:
+    """Every parameter of a network, in the paper's order, with its name in one dialect: PAPER or DIFFUSERS."""
+    for index, (path, block, diffusers_name) in enumerate(_blocks(model)):
+        prefix = f"all_modules.{index}" if dialect == PAPER else diffusers_name
+        if type(block) not in LAYERS:
+            yield from _layer_tensors(path, block, prefix)
+        for names in LAYERS.get(type(block), ()):
+            if (layer := getattr(block, names[0])) is not None:
+                yield from _layer_tensors((*path, names[0]), layer, f"{prefix}.{names[dialect]}")
+
+
+def _layer_tensors(path: tuple, layer: nnx.Module, name: str) -> Iterator[Tensor]:
+    """The two parameters of a convolution, linear layer or group norm."""
+    if hasattr(layer, "scale"):
+        ours, layout = "scale", SAME
+    else:
+        ours, layout = "kernel", CONV if layer.kernel.ndim == 4 else DENSE
+    weight, bias = "weight", "bias"
+    if ".NIN_" in name:  # the paper's 1x1 convolutions are matrices in our layout
+        weight, bias, layout = "W", "b", SAME
+    elif name.endswith(".conv_shortcut"):
+        layout = CONV1X1
+    yield Tensor((*path, ours), f"{name}.{weight}", layout)
+    yield Tensor((*path, "bias"), f"{name}.{bias}", SAME)
+
+
+def _blocks(model: DDPM) -> Iterator[tuple[tuple, nnx.Module, str]]:
+    """(our path, block or layer, diffusers' name): the n-th is the paper's `all_modules.n`."""
+    if hasattr(model, "temb_dense1"):
+        yield ("temb_dense1",), model.temb_dense1, "time_embedding.linear_1"
+        yield ("temb_dense2",), model.temb_dense2, "time_embedding.linear_2"
+    yield ("conv_in",), model.conv_in, "conv_in"
+    yield from _stage_blocks("down", model.down)
+    for index, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+        yield ("middle", index), model.middle[index], f"mid_block.{name}"
+    yield from _stage_blocks("up", model.up)
+    yield ("norm_out",), model.norm_out, "conv_norm_out"
+    yield ("conv_out",), model.conv_out, "conv_out"
+
+
+def _stage_blocks(side: str, stages: nnx.List) -> Iterator[tuple[tuple, nnx.Module, str]]:
+    level, seen = 0, Counter()
+    for i, stage in enumerate(stages):
+        for j, block in enumerate(stage):
+            kind = KINDS[type(block)]
+            yield (side, i, j), block, f"{side}_blocks.{level}.{kind}.{seen[kind]}"
+            seen[kind] += 1
+            if kind in ("downsamplers", "upsamplers"):
+                level, seen = level + 1, Counter()

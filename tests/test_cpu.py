@@ -1,0 +1,93 @@
+import contextlib
+import os
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import apply_model, cpu, create_model
+from models.layers import Upsample, dropout
+
+
+def plain(monkeypatch):
+    """The path that other backends take."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 6), (3, 5, 7, 4), (2, 1, 1, 3)])
+def test_doubled_convolution_equals_the_plain_one(shape, x64, rng, monkeypatch):
+    """Values, both gradients and forward-mode derivatives, at odd sizes and images of one pixel."""
+    with jax.enable_x64(x64) if x64 else contextlib.nullcontext():
+        dtype = jnp.float64 if x64 else jnp.float32
+        graphdef, params = nnx.split(Upsample(shape[-1], with_conv=True, rngs=nnx.Rngs(0)), nnx.Param)
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), dtype), params)
+        x, dx = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+
+        def everything():
+            def block(params, x):
+                return nnx.merge(graphdef, params)(x, None, None)
+
+            y, dy = jax.jvp(block, (params, x), (params, dx))
+            return jax.tree.leaves((y, dy, jax.vjp(block, params, x)[1](jnp.sin(y))))
+
+        fast = everything()
+        plain(monkeypatch)
+        for found, expected in zip(fast, everything(), strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found, expected, rtol=0, atol=(1e-12 if x64 else 1e-5) * abs(expected).max())
+
+
+def test_network_equals_the_plain_one(config, rng, monkeypatch):
+    config.model.update(ch_mult=(1, 2, 2), attn_resolutions=(4,))
+    graphdef, params = create_model(config, jax.random.key(0))
+    # The last layers of branches begin as almost nothing and would hide what comes before them.
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32), params)
+    x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1)), jnp.float32), jnp.array([3.0, 900.0])
+
+    def loss(params, x):
+        eps = apply_model(graphdef, params, x, t, jax.random.key(1))
+        return jnp.sum(eps**2), eps
+
+    def everything():
+        # A new function each time, since jit would remember the other path's trace.
+        return jax.tree.leaves(jax.jit(jax.grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))(params, x))
+
+    fast = everything()
+    plain(monkeypatch)
+    for found, expected in zip(fast, everything(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * abs(expected).max() + 1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.75])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    x = jnp.ones((50, 8, 8, 64))
+    y = dropout(x, rate, jax.random.key(0))
+    kept = np.asarray(y) > 0
+    np.testing.assert_allclose(np.asarray(y)[kept], 1 / (1 - rate), rtol=1e-6)
+    assert kept.mean() == pytest.approx(1 - rate, abs=4e-3)
+    # Two values share a random word and must not share their fate.
+    assert np.corrcoef(kept[..., ::2].ravel(), kept[..., 1::2].ravel())[0, 1] == pytest.approx(0, abs=0.012)
+    np.testing.assert_array_equal(y, dropout(x, rate, jax.random.key(0)))
+    assert (y != dropout(x, rate, jax.random.key(1))).any()
+
+
+def test_flag_keeps_convolutions_from_the_slow_library():
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(128, 28, 28, 32), (3, 3, 32, 32)]]
+    assert "ynn" not in jax.jit(conv).lower(*shapes).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", f"{cpu.FLAG}="), ("--other=1", f"--other=1 {cpu.FLAG}="), (f"{cpu.FLAG}=MINE", f"{cpu.FLAG}=MINE")],
+)
+def test_flag_is_added_unless_the_user_set_it(before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    runpy.run_path(cpu.__file__)
+    assert os.environ["XLA_FLAGS"] == after
