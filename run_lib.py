@@ -184,8 +184,8 @@ def _prepare(config: ConfigDict, workdir: Path, *, late: bool) -> scoring.Bench:
 def sample(config: ConfigDict, workdir: Path, num: int, file_format: str, trajectory: bool, compare: bool) -> None:
     """Draws `num` images as config.sampling says, into PNGs or one npz, and a grid of the first.
 
-    trajectory: also a strip of what the network predicts x_0 to be, each time it is asked. compare: instead one picture,
-    a row for every sampler of config.sweep without and with a late start, a column for every noise.
+    trajectory: also a film strip of what the network predicts x_0 to be, each time it is asked. compare: instead one
+    picture, a row for every sampler of config.sweep without and with a late start, a column for every noise.
     """
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")

@@ -132,7 +132,7 @@ def draw_all(config: ConfigDict, bench: Bench, num: int) -> np.ndarray:
 
 
 def sweep_configs(config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int]) -> Iterator[ConfigDict]:
-    """A config for every sampler of config.sweep, n_steps and start; that from pure noise comes before the late ones."""
+    """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
     for sampler in config.sweep.samplers:
         for steps in n_steps:
             for t_start in (None, *t_starts):

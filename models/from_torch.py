@@ -243,9 +243,7 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
     if down:
         fields["model.resamp_with_conv"] = bool(modules[starts[1] - 1])
     if word.count("A") != 1 + sum(attends) * (2 * num_res_blocks + 1):
-        raise UserError(
-            f"{path}: its attention does not follow every block of a level; only such networks are supported"
-        )
+        raise UserError(f"{path}: its attention does not follow every block of a level, as the paper's does")
     return fields
 
 
