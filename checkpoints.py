@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 import files
 from errors import UserError
@@ -37,12 +38,19 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     files.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
 
 
-def open_manager(workdir: Path, *, keep_period: int | None = None, read_only: bool = False) -> ocp.CheckpointManager:
-    """Asynchronous, atomic saving. The newest checkpoint is kept, and those at multiples of keep_period for ever."""
-    return ocp.CheckpointManager(
-        (workdir / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=1, keep_period=keep_period, read_only=read_only),
-    )
+def open_manager(workdir: Path, *, keep_period: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
+    """Asynchronous, atomic saving. Kept are the newest checkpoint and for ever those at multiples of keep_period.
+
+    So is what an earlier run kept: all that is there but its newest.
+    """
+    keep = [policy.LatestN(1), policy.EveryNSteps(keep_period), policy.CustomSteps(saved_steps(workdir)[:-1])]
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy.AnyPreservationPolicy(keep), read_only=read_only)
+    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of all checkpoints, ascending."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def save(manager: ocp.CheckpointManager, state: State) -> None:
@@ -67,9 +75,7 @@ def require(config: ConfigDict, workdir: Path) -> int:
 
     Raises UserError where there is none such, or the workdir holds another network.
     """
-    folder = workdir / "checkpoints"
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    wanted = config.eval.checkpoint
+    folder, steps, wanted = workdir / "checkpoints", saved_steps(workdir), config.eval.checkpoint
     if not steps:
         raise UserError(f"no checkpoint in {folder}: train first, with --mode=train and the same --workdir")
     if wanted != -1 and wanted not in steps:

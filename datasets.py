@@ -49,7 +49,8 @@ def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
         return Split(images[~held_out], labels[~held_out]), Split(images[held_out], labels[held_out])
     splits = load(config, "train"), load(config, "test")
     if any(split.labels is None for split in splits):
-        raise UserError(f"{config.data.dataset}: classifier features need labels, and the data have none")
+        hint = "--config.eval.enable_fid=false does without a score"
+        raise UserError(f"{config.data.dataset}: classifier features need labels, and the data have none; {hint}")
     return splits
 
 

@@ -18,9 +18,11 @@ from files import read_npz, write_npz
 from models import classifier
 from moments import Moments
 from parallel import replicate
-from sampling.late_start import DataGaussian
 
 __all__ = ["Moments"]  # kept here for those who score, though the late start uses it too
+
+
+GAUSSIAN = "gaussian"
 
 
 class Features(NamedTuple):
@@ -33,16 +35,21 @@ class Features(NamedTuple):
     digest: str  # SHA-256 of its weights
 
 
-def load_features(config: ConfigDict) -> Features:
-    """The features that config.eval.features names."""
-    return FEATURES[config.eval.features](config)
+def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
+    """The features that config.eval.features names.
+
+    Raises UserError where they need a network that is missing, unless it may be trained, on the data set's own labels.
+    """
+    return FEATURES[config.eval.features](config, may_train)
 
 
-def _classifier_features(config: ConfigDict) -> Features:
-    """The layer under the logits of the data set's own classifier, trained and kept where there is none yet."""
+def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
+    """The layer under the logits of the data set's own classifier."""
     data = config.data
     path = datasets.REPOSITORY / config.assets_dir / "classifier" / f"{data.dataset}_{data.image_size}.npz"
     if not path.exists():
+        if not may_train:
+            raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
         trained = classifier.train(*datasets.load_labelled(config), seed=0)
         classifier.save(path, trained, (data.image_size, data.image_size, data.num_channels))
     stored = classifier.load(path)
@@ -100,8 +107,9 @@ def distance(moments: Moments, reference: Reference) -> float:
 
 
 def stats_path(config: ConfigDict, kind: str) -> Path:
-    """Where fid_stats keeps the training split's statistics: kind is the name of some features, or 'gaussian'."""
+    """Where fid_stats keeps the training split's statistics: kind is the name of some features, or GAUSSIAN."""
     data = config.data
+    kind = f"{kind}_01" if kind == GAUSSIAN and not data.centered else kind  # its numbers are in the network's range
     return datasets.REPOSITORY / config.assets_dir / "stats" / f"{data.dataset}_{data.image_size}_{kind}.npz"
 
 
@@ -127,12 +135,3 @@ def load_reference(config: ConfigDict, features: Features) -> Reference:
         raise UserError(f"{path} was made with other feature weights: run --mode=fid_stats again with this config")
     digest = hashlib.sha256(stored["mean"].tobytes() + stored["cov"].tobytes()).hexdigest()
     return Reference(stored["mean"], stored["cov"], digest)
-
-
-def load_gaussian(config: ConfigDict) -> DataGaussian:
-    """Raises UserError if the file is broken or belongs to images of another shape."""
-    path, size = stats_path(config, "gaussian"), config.data.image_size
-    gaussian = DataGaussian.load(path)
-    if gaussian.image_shape != (size, size, config.data.num_channels):
-        raise UserError(f"{path} is for images of shape {gaussian.image_shape}, not those of this config")
-    return gaussian

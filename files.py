@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def read_npz(path: Path, required: set[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error
     if missing := required - arrays.keys():
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(arrays))}")

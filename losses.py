@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import datasets
 from diffusion import EpsFn, NoiseSchedule
+from keys import key_for
 from models import Params, apply_model, create_model
 
 
@@ -50,7 +51,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
     """The network and its state before the first step, a function of config.seed."""
-    graphdef, params = create_model(config, jax.random.key(config.seed))
+    graphdef, params = create_model(config, key_for(config.seed, "init"))
     ema = jax.tree.map(jnp.copy, params)  # a buffer of its own, since the train step is donated both
     return graphdef, state_of(config, 0, params, ema)
 
@@ -60,11 +61,8 @@ def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> Trai
     return TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config).init(params))
 
 
-def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, rng: jax.Array) -> jax.Array:
-    """Mean squared error of predict(x_t, t) on the noise, t uniform: Ho et al. (2020), eq. 14; [B] for x0 [B, ...]."""
-    t_rng, noise_rng = jax.random.split(rng)
-    t = jax.random.randint(t_rng, x0.shape[:1], 0, schedule.num_timesteps)
-    noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
+def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """Mean squared error of predict(x_t, t) on the noise, [B] for x0 [B, ...] and t [B]: Ho et al. (2020), eq. 14."""
     errors = predict(schedule.diffuse(x0, t, noise), t.astype(x0.dtype)) - noise
     return jnp.mean(errors**2, axis=tuple(range(1, x0.ndim)))
 
@@ -79,15 +77,17 @@ def make_train_step(
     optimizer, lr = make_optimizer(config), learning_rate(config)
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss_rng, dropout_rng, dequantization_rng = jax.random.split(rng, 3)
+        rng = jax.random.fold_in(key_for(config.seed, "train"), state.step)
+        t_rng, noise_rng, dropout_rng, dequantization_rng = jax.random.split(rng, 4)
         if config.data.uniform_dequantization:
-            images = (images + jax.random.uniform(dequantization_rng, images.shape)) * (255 / 256)
+            images = images + jax.random.uniform(dequantization_rng, images.shape, minval=-0.5, maxval=0.5)
         x0 = datasets.to_network_range(images, config.data.centered)
+        t = jax.random.randint(t_rng, x0.shape[:1], 0, schedule.num_timesteps)
+        noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
 
         def loss_fn(params):
             predict = functools.partial(apply_model, graphdef, params, dropout_key=dropout_rng)
-            return jnp.mean(ddpm_loss(predict, schedule, x0, loss_rng))
+            return jnp.mean(ddpm_loss(predict, schedule, x0, t, noise))
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -106,6 +106,15 @@ def make_train_step(
 
 
 @functools.partial(jax.jit, static_argnames="centered")
-def eval_loss(eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, rng: jax.Array, centered: bool) -> jax.Array:
-    """The loss of each of uint8 images [B,H,W,C], [B], without dropout; eps_fn a pytree, compiled once."""
-    return ddpm_loss(eps_fn, schedule, datasets.to_network_range(images, centered), rng)
+def eval_loss(eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, keys: jax.Array, centered: bool) -> jax.Array:
+    """The loss of each of uint8 images [B,H,W,C], [B], without dropout; each image's t and noise come from its key.
+
+    eps_fn is a pytree, so that one compilation serves all weights.
+    """
+
+    def draw(key, x0):
+        t_rng, noise_rng = jax.random.split(key)
+        return jax.random.randint(t_rng, (), 0, schedule.num_timesteps), jax.random.normal(noise_rng, x0.shape)
+
+    x0 = datasets.to_network_range(images, centered)
+    return ddpm_loss(eps_fn, schedule, x0, *jax.vmap(draw)(keys, x0))

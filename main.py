@@ -17,22 +17,22 @@ from ml_collections import ConfigDict, config_flags
 
 from errors import UserError
 
-NEEDED = {  # the modes, and the flags that each needs besides --config
-    "train": ["workdir"],
-    "fid_stats": [],
-    "eval": ["workdir"],
-    "sweep": ["workdir"],
-    "sample": ["workdir"],
-    "import": ["workdir", "source"],
-    "export": ["workdir", "dest"],
+SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
+MODES = {  # the flags that a mode needs besides --config, and those that it may be given
+    "train": (["workdir"], ["seed"]),
+    "fid_stats": ([], ["workdir"]),
+    "eval": (["workdir"], [*SAMPLING, "seed", "eval_folder"]),
+    "sweep": (["workdir"], ["seed", "eval_folder"]),
+    "sample": (["workdir"], [*SAMPLING, "seed", "num", "format", "trajectory", "compare"]),
+    "import": (["workdir", "source"], []),
+    "export": (["workdir", "dest"], []),
 }
-SHORTHANDS = ("sampler", "n_steps", "gls", "t_start")  # flags that stand for fields of config.sampling
 USER_ERROR, INTERRUPTED = 2, 130
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
 flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
-flags.DEFINE_enum("mode", None, NEEDED, "What to do.")
+flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but fid_stats need it.")
 flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir that takes the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
@@ -58,6 +58,9 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except OSError as error:  # a workdir that cannot be written, a full disk
+        print(f"main.py: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         print("\nmain.py: interrupted; the same command goes on from what is saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -76,12 +79,10 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; --help lists them")
     if FLAGS.mode is None or config is None:
-        raise UserError(f"--mode ({', '.join(NEEDED)}) and --config are needed; --help lists all flags")
-    for mode_flag in NEEDED[FLAGS.mode]:
-        if not FLAGS[mode_flag].value:
-            raise UserError(f"--mode={FLAGS.mode} needs --{mode_flag}")
+        raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
+    check_flags(*MODES[FLAGS.mode])
 
-    for name in SHORTHANDS:
+    for name in SAMPLING:
         if FLAGS[name].present:
             config.sampling[name] = FLAGS[name].value
     if FLAGS.seed is not None:
@@ -89,6 +90,19 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if FLAGS.t_start is not None and not (config.sampling.gls or FLAGS.compare):
         raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
     return config
+
+
+def check_flags(needed: list[str], optional: list[str]) -> None:
+    """A flag that the mode lacks, or would not read, is a mistake."""
+    for name in needed:
+        if not FLAGS[name].value:
+            raise UserError(f"--mode={FLAGS.mode} needs --{name}")
+    known = {name for flags_of_mode in MODES.values() for names in flags_of_mode for name in names}
+    for name in sorted(known - {*needed, *optional}):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} means nothing to --mode={FLAGS.mode}")
+    if FLAGS.compare and (FLAGS.trajectory or FLAGS.sampler or FLAGS.gls is not None):
+        raise UserError("--compare draws all samplers of config.sweep, with and without a late start, and nothing else")
 
 
 def one_line(error: Exception) -> str:
@@ -112,7 +126,10 @@ def run(config: ConfigDict) -> None:
         case "sweep":
             run_lib.sweep(config, workdir, FLAGS.eval_folder)
         case "sample":
-            run_lib.sample(config, workdir, FLAGS.num, FLAGS.format, FLAGS.trajectory, FLAGS.compare)
+            if FLAGS.compare:
+                run_lib.compare(config, workdir, FLAGS.num)
+            else:
+                run_lib.sample(config, workdir, FLAGS.num, FLAGS.format, FLAGS.trajectory)
         case "import":
             run_lib.import_weights(config, workdir, Path(FLAGS.source))
         case "export":

@@ -17,7 +17,7 @@ class MetricsWriter:
         if self._path.exists():
             whole = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= first_step))
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self._path.open("a") as file:
@@ -41,5 +41,5 @@ class Rate:
 
     def __call__(self, step: int) -> float:
         steps, seconds = step - self._step, time.perf_counter() - self._time
-        self.__init__(step)
+        self._step, self._time = step, time.perf_counter()
         return steps / seconds

@@ -38,11 +38,14 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(12, 0.62 * len(rows)), layout="constrained", squeeze=False)
+    width = 11
+    size = (width, width / max(len(images) for _, images in rows) * len(rows))
+    edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.05}
+    figure, axes = pyplot.subplots(len(rows), 1, figsize=size, gridspec_kw=edges, squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
         axis.imshow(image_grid(images, columns=len(images)).squeeze(), cmap="gray", interpolation="nearest")
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         axis.set(xticks=[], yticks=[], frame_on=False)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")  # widened by the labels
     pyplot.close(figure)

@@ -1,10 +1,9 @@
 """One function per mode. Each checks what it needs before it starts, and reads from top to bottom."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -20,12 +19,13 @@ import scoring
 import tables
 from diffusion import EpsFn, NoiseSchedule
 from errors import UserError
+from keys import key_for
 from metrics import MetricsWriter, Rate
 from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
 from parallel import replicate, round_up, shard_batch
-from sampling.generate import generate
-from sampling.generate import trajectory as record_trajectory
+from sampling.common import image_keys
+from sampling.generate import generate, record_trajectory
 from sampling.late_start import DataGaussian
 from validation import validate
 
@@ -49,42 +49,60 @@ def load_eps_fn(config: ConfigDict, workdir: str | Path) -> EpsFn:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains to training.n_iters, from the newest checkpoint in the workdir if there is one."""
+    """Trains to training.n_iters, from the newest checkpoint in the workdir if there is one.
+
+    Raises UserError where the loss or the gradient stops being finite; the last checkpoint is then kept.
+    """
     training = config.training
     validate(config)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if training.eval_freq else None
+    if (reached := max(checkpoints.saved_steps(workdir), default=0)) >= training.n_iters:
+        checkpoints.check_network(config, workdir)
+        print(f"{workdir} is at step {reached} already; training.n_iters is {training.n_iters}")
+        return
     checkpoints.claim(config, workdir)
 
     graphdef, state = losses.create_state(config)
     train_step = losses.make_train_step(config, graphdef, make_schedule(config))
-    with checkpoints.open_manager(workdir, keep_period=training.snapshot_freq) as manager:
+    with (
+        checkpoints.open_manager(workdir, keep_period=training.snapshot_freq) as manager,
+        MetricsWriter(workdir, reached) as writer,
+    ):
         state = checkpoints.restore(manager, replicate(state))
-        first = int(state.step)
-        batches, steps_per_second = datasets.train_batches(images, config, first), Rate(first)
-        progress = tqdm(range(first + 1, training.n_iters + 1), "train", training.n_iters, initial=first, unit="step")
+        batches, steps_per_second = datasets.train_batches(images, config, reached), Rate(reached)
+        steps = range(reached + 1, training.n_iters + 1)
+        progress = tqdm(steps, "train", training.n_iters, initial=reached, unit="step")
         in_flight = None
-        with MetricsWriter(workdir, first) as writer:
-            for step in progress:
-                state, metrics = train_step(state, shard_batch(next(batches)))
-                jax.block_until_ready(in_flight)  # one step ahead keeps the device busy; more would pile up batches
-                in_flight = metrics
-                due = functools.partial(_due, step, training.n_iters)
+        for step in progress:
+            state, metrics = train_step(state, shard_batch(next(batches)))
+            _check_finite(step - 1, in_flight)  # waits for it: one step ahead keeps the device busy, more would pile up
+            in_flight = metrics
+            due = functools.partial(_due, step, training.n_iters)
 
-                if due(training.log_freq):
-                    values = {name: float(value) for name, value in metrics.items()}
-                    rate = steps_per_second(step) * training.batch_size
-                    writer.write(step, values | {"images_per_second": rate})
-                    progress.set_postfix(loss=f"{values['loss']:.4f}")
+            if due(training.log_freq):
+                values = {name: float(value) for name, value in metrics.items()}
+                writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
+                progress.set_postfix(loss=f"{values['loss']:.4f}")
 
-                if due(training.eval_freq):
-                    writer.write(step, {"eval_loss": _mean_loss(config, make_eps_fn(graphdef, state.ema), held_out)})
+            if due(training.eval_freq):
+                writer.write(step, {"eval_loss": _mean_loss(config, make_eps_fn(graphdef, state.ema), held_out)})
 
-                if due(training.snapshot_freq) or due(training.snapshot_freq_for_preemption):
-                    checkpoints.save(manager, state)
+            if due(training.snapshot_freq) or due(training.snapshot_freq_for_preemption):
+                _check_finite(step, metrics)
                 if due(training.snapshot_freq) and training.snapshot_sampling:
                     _save_snapshot(config, make_eps_fn(graphdef, state.ema), workdir / f"samples/step_{step:07d}.png")
+                checkpoints.save(manager, state)
     print(f"trained to step {training.n_iters}; checkpoints, metrics.jsonl and samples lie in {workdir}")
+
+
+def _check_finite(step: int, metrics: losses.Metrics | None) -> None:
+    """Waits for the metrics of a step, if any, and raises UserError unless they are finite."""
+    if metrics and not np.isfinite(values := [float(metrics["loss"]), float(metrics["gradient_norm"])]).all():
+        raise UserError(
+            f"step {step}: the loss is {values[0]}, the gradient's norm {values[1]}: lower optim.lr; the last "
+            "checkpoint is kept"
+        )
 
 
 def _due(step: int, last_step: int, frequency: int) -> bool:
@@ -93,11 +111,11 @@ def _due(step: int, last_step: int, frequency: int) -> bool:
 
 
 def _mean_loss(config: ConfigDict, eps_fn: EpsFn, images: np.ndarray) -> float:
-    """The loss over a split, at the same times and with the same noise at every call."""
-    schedule, rng, values = make_schedule(config), jax.random.key(config.seed), []
-    for batch, count in datasets.in_order(images, round_up(config.eval.batch_size)):
-        batch_rng, centered = jax.random.fold_in(rng, len(values)), config.data.centered
-        values.append(losses.eval_loss(eps_fn, schedule, shard_batch(batch), batch_rng, centered)[:count])
+    """The loss over a split, every image at the same time and with the same noise at every call."""
+    schedule, rng, size, values = make_schedule(config), key_for(config.seed, "eval_loss"), config.eval.batch_size, []
+    for i, (batch, count) in enumerate(datasets.in_order(images, round_up(size))):
+        keys = image_keys(rng, np.arange(i * len(batch), (i + 1) * len(batch), dtype=np.uint32))
+        values.append(losses.eval_loss(eps_fn, schedule, *shard_batch((batch, keys)), config.data.centered)[:count])
     return float(np.mean(np.concatenate(values)))
 
 
@@ -111,23 +129,25 @@ def _save_snapshot(config: ConfigDict, eps_fn: EpsFn, path: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """One pass over the training split: moments of its features for scores, its Gaussian for late starts."""
+    """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
     validate(config)
     images = datasets.load(config, "train").images
-    features = evaluation.load_features(config)
-    moments = evaluation.Moments(features.dim)
+    features = evaluation.load_features(config, may_train=True) if config.eval.enable_fid else None
+    moments = evaluation.Moments(features.dim) if features else None
 
     def pixels() -> Iterator[np.ndarray]:
         with tqdm(total=len(images), desc="statistics", unit="image") as progress:
             for batch, count in datasets.in_order(images, round_up(config.eval.batch_size)):
-                moments.update(np.asarray(features.extract(shard_batch(batch)))[:count])
+                if features:
+                    moments.update(np.asarray(features.extract(shard_batch(batch)))[:count])
                 yield np.asarray(datasets.to_network_range(batch[:count], config.data.centered))
                 progress.update(count)
 
-    gaussian, gaussian_path = DataGaussian.fit(pixels()), evaluation.stats_path(config, "gaussian")
-    gaussian.save(gaussian_path)
-    path = evaluation.save_reference(config, features, moments)
-    print(f"statistics of {moments.count} images, {features.note}:\n  {path}\n  {gaussian_path}")
+    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
+    DataGaussian.fit(pixels()).save(path)
+    print(f"the Gaussian of {len(images)} images: {path}")
+    if features:
+        print(f"moments of their features, {features.note}: {evaluation.save_reference(config, features, moments)}")
 
 
 # --mode=eval and --mode=sweep
@@ -135,7 +155,7 @@ def fid_stats(config: ConfigDict) -> None:
 
 def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> scoring.Result:
     """Draws eval.num_samples images as config.sampling says, scores them, and returns what result.json holds."""
-    bench = _prepare(config, workdir, late=config.sampling.gls)
+    bench = _prepare(config, workdir, [config])
     result = scoring.run(config, bench, workdir / eval_folder)
     print(tables.aligned(("field", "value"), [(name, str(value)) for name, value in result.items()]))
     print(f"results and samples lie in {workdir / eval_folder / scoring.folder_name(result)}")
@@ -147,68 +167,56 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
 
     A run whose result already lies in its folder is not drawn again.
     """
-    bench, folder = _prepare(config, workdir, late=True), workdir / eval_folder
-    results = []
-    for run_config in scoring.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts):
-        question = scoring.describe(run_config, bench)
-        results.append(scoring.finished(question, folder) or scoring.run(run_config, bench, folder))
-
-    files.write_json(folder / "sweep.json", {"results": results})
-    columns = ("sampler", "n_steps", "nfe", "gls", "t_start", "score")
-    files.write_text(folder / "sweep.csv", tables.to_csv(columns, [[r[name] for name in columns] for r in results]))
-    pairs = scoring.compare(results)
-    table = scoring.comparison_table(pairs)
-    files.write_text(folder / "table.txt", table + "\n")
-    plots.save_comparison(folder / "comparison.png", scoring.comparison_rows(pairs, folder))
-    starts = ", ".join(map(str, config.sweep.t_starts))
+    validate(config)
+    if not config.eval.enable_fid:
+        raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
+    runs = scoring.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
+    bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
+    results = [
+        scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
+    ]
+    table, starts = scoring.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
     return results
 
 
-def _prepare(config: ConfigDict, workdir: Path, *, late: bool) -> scoring.Bench:
-    """Finds every mistake that can be found before the network is loaded."""
-    validate(config)
+def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> scoring.Bench:
+    """What the runs share. Mistakes in them and in the files that they need are found before the network is loaded."""
+    for run in (config, *runs):
+        validate(run)
     step = checkpoints.require(config, workdir)
-    evaluation.require_stats(config, *["gaussian"] * late, *[config.eval.features] * config.eval.enable_fid)
+    late, scored = any(run.sampling.gls for run in runs), config.eval.enable_fid
+    evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * scored)
+    gaussian, digest = scoring.load_gaussian(config) if late else (None, None)
+    features = evaluation.load_features(config) if scored else None
+    reference = evaluation.load_reference(config, features) if scored else None
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
+
     eps_fn = load_eps_fn(config, workdir)
     loss = None if held_out is None else _mean_loss(config, eps_fn, held_out)
-    return scoring.prepare(config, step, eps_fn, make_schedule(config), late, loss)
+    return scoring.Bench(step, eps_fn, make_schedule(config), gaussian, digest, features, reference, loss)
 
 
 # --mode=sample
 
 
-def sample(config: ConfigDict, workdir: Path, num: int, file_format: str, trajectory: bool, compare: bool) -> None:
-    """Draws `num` images as config.sampling says, into PNGs or one npz, and a grid of the first.
+def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png", trajectory: bool = False) -> Path:
+    """Draws `num` images as config.sampling says, into PNGs or one npz ("npz"), and a grid of the first.
 
-    trajectory: also a film strip of what the network predicts x_0 to be, each time it is asked. compare: instead one
-    picture, a row for every sampler of config.sweep without and with a late start, a column for every noise.
+    trajectory: also a film strip of what the network predicts x_0 to be, each time it is asked. Returns the folder.
     """
+    config = _unscored(config, num)
+    validate(config)
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
-    config.eval.update(enable_fid=False, enable_loss=False)  # pictures need no statistics but a late start's
-    bench = _prepare(config, workdir, late=config.sampling.gls or compare)
-    if compare:
-        rows = []
-        for row_config in scoring.sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start]):
-            label = scoring.row_label(scoring.describe(row_config, bench))
-            rows.append((label, scoring.draw_all(row_config, bench, num)))
-        path = workdir / "drawn" / f"compare_n{config.sampling.n_steps}_seed{config.seed}.png"
-        plots.save_comparison(path, rows)
-        print(f"{len(rows)} rows of the same {num} noises: {path}")
-        return
-
-    folder = workdir / "drawn" / f"{scoring.folder_name(scoring.describe(config, bench))}_seed{config.seed}"
+    bench = _prepare(config, workdir, [config])
+    folder = workdir / "drawn" / scoring.folder_name(scoring.describe(config, bench))
     if trajectory:
-        gaussian = bench.gaussian if config.sampling.gls else None
-        times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, min(num, TRAJECTORIES))
-        strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
-        files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
-        plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(strips.shape[1])])
-    images = scoring.draw_all(config, bench, num)
+        _save_trajectory(config, bench, folder)
+
+    images = scoring.draw_all(config, bench)
     if file_format == "npz":
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
@@ -216,6 +224,36 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str, trajec
             plots.save_image(folder / f"{i:06d}.png", image)
     plots.save_image(folder / "grid.png", plots.image_grid(images[: scoring.GRID_SIZE]))
     print(f"{num} images: {folder}")
+    return folder
+
+
+def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
+    """One picture: a row for every sampler of config.sweep without and with a late start, a column for every noise."""
+    config = _unscored(config, num)
+    validate(config)
+    n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
+    runs = scoring.sweep_configs(config, [n_steps], [t_start])
+    bench = _prepare(config, workdir, runs)
+    rows = [(scoring.row_label(scoring.describe(run, bench)), scoring.draw_all(run, bench)) for run in runs]
+    path = workdir / "drawn" / f"compare_n{n_steps}_gls{t_start}_num{num}_seed{config.seed}.png"
+    plots.save_comparison(path, rows)
+    print(f"{len(rows)} rows of the same {num} noises: {path}")
+    return path
+
+
+def _unscored(config: ConfigDict, num: int) -> ConfigDict:
+    """Pictures need no statistics but a late start's."""
+    config = config.copy_and_resolve_references()
+    config.eval.update(enable_fid=False, enable_loss=False, num_samples=num)
+    return config
+
+
+def _save_trajectory(config: ConfigDict, bench: scoring.Bench, folder: Path) -> None:
+    gaussian, num = bench.gaussian if config.sampling.gls else None, min(config.eval.num_samples, TRAJECTORIES)
+    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, num)
+    strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
+    files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
+    plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])
 
 
 # --mode=import and --mode=export

@@ -1,5 +1,6 @@
 """One evaluation run: draw images as a config says, score them, keep the result in a folder of its own."""
 
+import hashlib
 import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -18,6 +20,7 @@ import plots
 import sampling
 import tables
 from diffusion import EpsFn, NoiseSchedule
+from errors import UserError
 from parallel import replicate
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
@@ -35,28 +38,26 @@ class Bench(NamedTuple):
     eps_fn: EpsFn
     schedule: NoiseSchedule
     gaussian: DataGaussian | None
+    gaussian_sha256: str | None
     features: evaluation.Features | None
     reference: evaluation.Reference | None
     eval_loss: float | None
 
 
-def prepare(
-    config: ConfigDict,
-    checkpoint_step: int,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    late: bool,
-    eval_loss: float | None = None,
-) -> Bench:
-    """Loads the statistics that scores, and late starts if any, need. Raises UserError where one is not usable."""
-    gaussian = replicate(evaluation.load_gaussian(config)) if late else None
-    features = evaluation.load_features(config) if config.eval.enable_fid else None
-    reference = evaluation.load_reference(config, features) if features else None
-    return Bench(checkpoint_step, eps_fn, schedule, gaussian, features, reference, eval_loss)
+def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
+    """What late starts draw from, on all devices, and the SHA-256 of its file.
+
+    Raises UserError if the file is broken or belongs to images of another shape.
+    """
+    path, size = evaluation.stats_path(config, evaluation.GAUSSIAN), config.data.image_size
+    gaussian = DataGaussian.load(path)
+    if gaussian.image_shape != (size, size, config.data.num_channels):
+        raise UserError(f"{path} is for images of shape {gaussian.image_shape}, not those of this config")
+    return replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def describe(config: ConfigDict, bench: Bench) -> Result:
-    """The question that a run answers: all that its score depends on."""
+    """The question that a run answers: all that its result depends on but the weights, which belong to the workdir."""
     settings = config.sampling
     return {
         "dataset": config.data.dataset,
@@ -69,16 +70,23 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,
+        "num_kept": config.eval.num_samples if config.eval.enable_sampling else min(GRID_SIZE, config.eval.num_samples),
         "seed": config.seed,
         "score_name": bench.features.score_name if bench.features else None,
         "features": bench.features.note if bench.features else None,
-        "statistics": bench.reference.digest if bench.reference else None,
+        "reference_sha256": bench.reference.digest if bench.reference else None,
+        "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
+        "eval_loss": bench.eval_loss,
     }
 
 
 def folder_name(question: Result) -> str:
+    """One for every question: what is not the default is part of the name."""
     start = f"gls{question['t_start']}" if question["gls"] else "full"
-    return f"{question['sampler']}_n{question['n_steps']}_{start}_step{question['checkpoint_step']}"
+    parts = [question["sampler"], f"n{question['n_steps']}", start]
+    parts += [question["spacing"]] * (question["spacing"] != "linear") + ["clipped"] * question["clip_x0"]
+    parts += [f"step{question['checkpoint_step']}", f"num{question['num_samples']}", f"seed{question['seed']}"]
+    return "_".join(parts)
 
 
 def finished(question: Result, folder: Path) -> Result | None:
@@ -94,18 +102,17 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     folder = folder / folder_name(question)
     began = time.perf_counter()
     moments = evaluation.Moments(bench.features.dim) if bench.features else None
-    keep = config.eval.num_samples if config.eval.enable_sampling else GRID_SIZE
     kept: list[np.ndarray] = []
-    for pixels, count in draw(config, bench, config.eval.num_samples):
+    for pixels, count in draw(config, bench):
         if moments:
             moments.update(np.asarray(bench.features.extract(pixels))[:count])
-        kept.append(np.asarray(pixels[: min(count, keep - sum(map(len, kept)))]))
+        if (room := question["num_kept"] - sum(map(len, kept))) > 0:
+            kept.append(np.asarray(pixels[: min(count, room)]))
     seconds = time.perf_counter() - began
 
     result = question | {
         "score": evaluation.distance(moments, bench.reference) if moments else None,
-        "eval_loss": bench.eval_loss,
-        "wall_seconds": round(seconds, 3),
+        "wall_seconds": round(seconds, 3),  # with compilation, where this run is the first of its kind
         "images_per_second": round(config.eval.num_samples / seconds, 3),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},
@@ -117,29 +124,37 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     return result
 
 
-def draw(config: ConfigDict, bench: Bench, num: int) -> Iterator[tuple[jax.Array, int]]:
-    """`num` uint8 images in batches on the devices, as `generate`, with a progress bar."""
-    gaussian = bench.gaussian if config.sampling.gls else None
-    with tqdm(total=num, desc=folder_name(describe(config, bench)), unit="image") as progress:
+def draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
+    """eval.num_samples uint8 images in batches on the devices, as `generate`, with a progress bar.
+
+    Raises UserError where a sample is not finite: rounded to a grey level, it would pass for an image.
+    """
+    gaussian, num = bench.gaussian if config.sampling.gls else None, config.eval.num_samples
+    name = folder_name(describe(config, bench))
+    with tqdm(total=num, desc=name, unit="image") as progress:
         for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size):
+            if not jnp.isfinite(x0).all():
+                raise UserError(f"{name}: samples hold NaN or infinity; did the training diverge?")
             yield datasets.to_uint8(x0, config.data.centered), count
             progress.update(count)
 
 
-def draw_all(config: ConfigDict, bench: Bench, num: int) -> np.ndarray:
-    """`num` uint8 images [num, H, W, C]."""
-    return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench, num)])
+def draw_all(config: ConfigDict, bench: Bench) -> np.ndarray:
+    """The same as one array [num_samples, H, W, C]."""
+    return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench)])
 
 
-def sweep_configs(config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int]) -> Iterator[ConfigDict]:
+def sweep_configs(config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int]) -> list[ConfigDict]:
     """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
+    configs = []
     for sampler in config.sweep.samplers:
         for steps in n_steps:
             for t_start in (None, *t_starts):
                 late = {} if t_start is None else {"t_start": t_start}
                 copy = config.copy_and_resolve_references()
                 copy.sampling.update(sampler=sampler, n_steps=steps, gls=t_start is not None, **late)
-                yield copy
+                configs.append(copy)
+    return configs
 
 
 def compare(results: Sequence[Result]) -> list[tuple[Result, Result]]:
@@ -179,3 +194,15 @@ def comparison_rows(pairs: Sequence[tuple[Result, Result]], folder: Path) -> lis
 
 def row_label(run: Result) -> str:
     return f"{run['sampler']}, n = {run['n_steps']}, from {run['t_start']}"
+
+
+def save_report(results: Sequence[Result], folder: Path) -> str:
+    """Writes sweep.csv, sweep.json, table.txt and comparison.png; returns the table."""
+    columns = ("sampler", "n_steps", "nfe", "gls", "t_start", "score")
+    files.write_text(folder / "sweep.csv", tables.to_csv(columns, [[r[name] for name in columns] for r in results]))
+    files.write_json(folder / "sweep.json", {"results": list(results)})
+    pairs = compare(results)
+    table = comparison_table(pairs)
+    files.write_text(folder / "table.txt", table + "\n")
+    plots.save_comparison(folder / "comparison.png", comparison_rows(pairs, folder))
+    return table

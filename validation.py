@@ -21,8 +21,8 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def one_of(names: Collection[str]) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+def one_of(names: Collection) -> Rule:
+    return Rule(f"one of {', '.join(map(str, names))}", lambda value: value in names)
 
 
 def at_least(low: float) -> Rule:
@@ -38,8 +38,14 @@ def from_up_to(low: float, high: float) -> Rule:
     return Rule(f"from {low} up to, but not, {high}", lambda value: low <= value < high)
 
 
-def list_of(rule: Rule) -> Rule:
-    return Rule(f"a list, each {rule.allowed}", lambda values: len(values) > 0 and all(map(rule.holds, values)))
+def list_of(rule: Rule, least: int = 1) -> Rule:
+    allowed = f"a list of {least} or more, each {rule.allowed}"
+    return Rule(allowed, lambda values: len(values) >= least and all(map(rule.holds, values)))
+
+
+def whole(rule: Rule) -> Rule:
+    """For the members of lists, whose type the config does not fix."""
+    return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
 
 
 RULES = {
@@ -53,7 +59,7 @@ RULES = {
     "training.sampling_size": at_least(1),
     "data.dataset": one_of(LOADERS),
     "data.image_size": at_least(1),
-    "data.num_channels": at_least(1),
+    "data.num_channels": one_of((1, 3)),
     "model.name": one_of(MODELS),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
@@ -61,7 +67,8 @@ RULES = {
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
     "model.nf": Rule("a positive multiple of 32, the number of groups of GroupNorm", lambda v: v > 0 and v % 32 == 0),
-    "model.ch_mult": list_of(at_least(1)),
+    "model.ch_mult": list_of(whole(at_least(1))),
+    "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
     "model.num_res_blocks": at_least(1),
     "model.normalization": one_of(["GroupNorm"]),
     "model.nonlinearity": one_of(NONLINEARITIES),
@@ -78,10 +85,11 @@ RULES = {
     "sampling.spacing": one_of(SPACINGS),
     "eval.checkpoint": at_least(-1),
     "eval.batch_size": at_least(1),
-    "eval.num_samples": at_least(2),
+    "eval.num_samples": at_least(1),
     "eval.features": one_of(FEATURES),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
-    "sweep.n_steps": list_of(at_least(1)),
+    "sweep.n_steps": list_of(whole(at_least(1))),
+    "sweep.t_starts": list_of(whole(at_least(0))),
 }
 
 
@@ -93,7 +101,9 @@ def validate(config: ConfigDict) -> None:
             value = value[name]
         _require(rule.holds(value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
     _validate_network(config)
-    _validate_starts(config)
+    _validate_start(config)
+    few = config.eval.enable_fid and config.eval.num_samples < 2
+    _require(not few, "eval.num_samples=1 is not allowed: a covariance needs at least 2")
     batch, devices = config.training.batch_size, jax.device_count()
     _require(batch % devices == 0, f"training.batch_size={batch} must be a multiple of the {devices} devices")
 
@@ -109,17 +119,15 @@ def _validate_network(config: ConfigDict) -> None:
     )
 
 
-def _validate_starts(config: ConfigDict) -> None:
-    last = config.model.num_scales - 1
-    runs = [("sampling", config.sampling.n_steps, config.sampling.t_start if config.sampling.gls else last)]
-    runs += [("sweep", n_steps, start) for n_steps in config.sweep.n_steps for start in (*config.sweep.t_starts, last)]
-    for section, n_steps, start in runs:
-        _require(0 <= start <= last, f"{section}: t_start={start} must be from 0 to {last}")
-        _require(
-            n_steps <= start + 1,
-            f"{section}: n_steps={n_steps} is too many below t_start={start}: each step has its own t, so at most "
-            f"{start + 1}",
-        )
+def _validate_start(config: ConfigDict) -> None:
+    settings, last = config.sampling, config.model.num_scales - 1
+    start = settings.t_start if settings.gls else last
+    _require(0 <= start <= last, f"sampling.t_start={start} must be from 0 to {last}")
+    _require(
+        settings.n_steps <= start + 1,
+        f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "
+        f"{start + 1}",
+    )
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,7 +1,5 @@
 """Networks by name, and the bridge from a network object to pure functions of its parameters."""
 
-import functools
-
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -36,4 +34,4 @@ def apply_model(graphdef: nnx.GraphDef, params: Params, x: jax.Array, t: jax.Arr
 
 def make_eps_fn(graphdef: nnx.GraphDef, params: Params) -> EpsFn:
     """A network as a callable pytree: jitted functions take it as an argument and compile once for all weights."""
-    return jax.tree_util.Partial(functools.partial(apply_model, graphdef), params)
+    return jax.tree_util.Partial(apply_model, graphdef, params)

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 import sampling
 from diffusion import EpsFn, NoiseSchedule
-from parallel import round_up, shard_batch
+from keys import key_for
+from parallel import replicate, round_up, shard_batch
 from sampling.common import clip_x0, image_keys, image_noise
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
@@ -29,20 +30,20 @@ def generate(
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
     timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
     clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None
-    rng = jax.random.key(config.seed)
+    rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
+    schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
     batch_size = round_up(min(batch_size, num))
     for start in range(0, num, batch_size):
         indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
-        noise, keys = _draw(rng, indices, shape)
-        x_start = noise if gaussian is None else _late_start(gaussian, noise, schedule.alpha_bar(t_start))
+        noise, keys = _draw(*rngs, indices, shape)
+        x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
         yield x0, min(batch_size, num - start)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _draw(rng, indices, shape):
+@functools.partial(jax.jit, static_argnums=3)
+def _draw(noise_rng, sampler_rng, indices, shape):
     """Each image's noise [B, *shape] and the key for what its sampler draws, from its global index alone."""
-    noise_rng, sampler_rng = jax.random.split(rng)
     like = jax.ShapeDtypeStruct((len(indices), *shape), jax.numpy.float32)
     return image_noise(image_keys(noise_rng, indices), 0, like), image_keys(sampler_rng, indices)
 
@@ -56,7 +57,7 @@ def _sample(sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys):
     return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys)
 
 
-def trajectory(
+def record_trajectory(
     config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None, num: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network predicts x_0 to be each time it is asked: (times [nfe], predictions [nfe, num, H, W, C])."""

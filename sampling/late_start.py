@@ -5,6 +5,7 @@ found once, drawing from that Gaussian, or predicting noise as if the data were 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -111,8 +112,11 @@ class DataGaussian:
     def load(cls, path: Path) -> "DataGaussian":
         """Raises UserError if the file is broken or its arrays do not fit together."""
         stored = read_npz(path, required=set(ARRAYS))
-        shape = tuple(int(size) for size in stored["image_shape"])
-        dim, rank = int(np.prod(shape)), len(np.atleast_1d(stored["eigenvalues"]))
-        if stored["mean"].shape != (dim,) or stored["eigenvectors"].shape != (dim, rank):
-            raise UserError(f"{path}: mean and eigenvectors do not belong to images of shape {shape}")
+        shape = tuple(stored["image_shape"].ravel().tolist())
+        dim, rank = math.prod(shape), stored["eigenvalues"].size
+        shapes = [stored[name].shape for name in ARRAYS]
+        if len(shape) != 3 or shapes != [(dim,), (dim, rank), (rank,), (), (3,)]:
+            raise UserError(f"{path}: arrays of shapes {shapes} are no Gaussian of images of shape {shape}")
+        if not all(np.isfinite(stored[name]).all() for name in ARRAYS):
+            raise UserError(f"{path}: holds NaN or infinity")
         return cls(*(stored[name] for name in ARRAYS[:-1]), image_shape=shape)

@@ -5,7 +5,6 @@ import scipy.linalg
 import evaluation
 from errors import UserError
 from evaluation import Moments, frechet_distance
-from sampling.late_start import DataGaussian
 
 
 def moments_of(samples):
@@ -61,10 +60,3 @@ def test_statistics_of_other_feature_weights_are_refused(config, rng):
     assert evaluation.load_reference(config, features).cov.shape == (3, 3)
     with pytest.raises(UserError, match="other feature weights"):
         evaluation.load_reference(config, features._replace(digest="two"))
-
-
-def test_gaussian_of_other_images_is_refused(config, rng):
-    """A late start drawn at the size of another data set."""
-    DataGaussian.fit([rng.standard_normal((9, 4, 4, 1))]).save(evaluation.stats_path(config, "gaussian"))
-    with pytest.raises(UserError, match="shape"):
-        evaluation.load_gaussian(config)

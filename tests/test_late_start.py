@@ -91,7 +91,7 @@ def test_load_refuses_arrays_that_do_not_fit(tmp_path):
     gaussian = fit()
     stored = {name: getattr(gaussian, name) for name in ("mean", "eigenvectors", "eigenvalues", "residual_variance")}
     np.savez(tmp_path / "gaussian.npz", **stored, image_shape=(4, 4, 3))
-    with pytest.raises(UserError, match="do not belong to images of shape"):
+    with pytest.raises(UserError, match="no Gaussian of images of shape"):
         DataGaussian.load(tmp_path / "gaussian.npz")
 
 

@@ -11,19 +11,25 @@ from sampling.late_start import DataGaussian
 SCHEDULE = NoiseSchedule.linear()
 
 
+def loss_of(predict, x0):
+    t_key, noise_key = jax.random.split(jax.random.key(0))
+    t = jax.random.randint(t_key, x0.shape[:1], 0, 1000)
+    return losses.ddpm_loss(predict, SCHEDULE, x0, t, jax.random.normal(noise_key, x0.shape))
+
+
 def test_loss_of_the_exact_prediction_on_gaussian_data(rng):
     """Wrong noise, time or weighting: the best loss on N(0, s^2) is the mean over t of ab s^2 / (ab s^2 + 1 - ab)."""
     s2 = 0.25
     x0 = jnp.asarray(rng.standard_normal((4000, 4, 4, 1)), jnp.float32) * s2**0.5
     gaussian = DataGaussian(np.zeros(16), np.eye(16), np.full(16, s2), 0.0, (4, 4, 1))
-    exact = losses.ddpm_loss(lambda x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), SCHEDULE, x0, jax.random.key(0))
+    exact = loss_of(lambda x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), x0)
     ab = np.asarray(SCHEDULE.alpha_bars)
     assert exact.shape == (4000,)
     assert float(exact.mean()) == pytest.approx(np.mean(ab * s2 / (ab * s2 + 1 - ab)), rel=0.03)
 
 
 def test_loss_of_predicting_nothing_is_the_noise_variance():
-    loss = losses.ddpm_loss(lambda x, t: jnp.zeros_like(x), SCHEDULE, jnp.ones((500, 8, 8, 1)), jax.random.key(0))
+    loss = loss_of(lambda x, t: jnp.zeros_like(x), jnp.ones((500, 8, 8, 1)))
     assert float(loss.mean()) == pytest.approx(1, rel=0.02)
 
 
@@ -75,14 +81,30 @@ def test_weight_decay_joins_the_gradient(config):
     np.testing.assert_allclose(updates["w"], [-config.optim.lr, config.optim.lr], rtol=1e-4)
 
 
-def test_eval_loss_has_no_dropout(config):
-    """Dropout left on would give another value at each call with another network state; it must be a pure function."""
+def test_eval_loss_is_a_function_of_weights_and_image_alone(config):
+    """Dropout left on; a loss tied to a place in the batch; a compilation for every set of weights."""
     graphdef, state = losses.create_state(config)
-    images = jnp.full((4, 8, 8, 1), 7, jnp.uint8)
+    images = jnp.arange(4 * 64, dtype=jnp.uint8).reshape(4, 8, 8, 1)
+    keys = jax.random.split(jax.random.key(1), 4)
     params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # past the zero initialisation that hides dropout
-    eps_fn = make_eps_fn(graphdef, params)
-    found = losses.eval_loss(eps_fn, SCHEDULE, images, jax.random.key(1), True)
+    found = losses.eval_loss(make_eps_fn(graphdef, params), SCHEDULE, images, keys, True)
+    compiled = losses.eval_loss._cache_size()
+    turned = losses.eval_loss(make_eps_fn(graphdef, params), SCHEDULE, images[::-1], keys[::-1], True)
+    np.testing.assert_allclose(turned[::-1], found, rtol=1e-5)
+    losses.eval_loss(make_eps_fn(graphdef, state.ema), SCHEDULE, images, keys, True)
+    assert losses.eval_loss._cache_size() == compiled
     config.model.dropout = 0.0
     without, _ = losses.create_state(config)
-    expected = losses.eval_loss(make_eps_fn(without, params), SCHEDULE, images, jax.random.key(1), True)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(losses.eval_loss(make_eps_fn(without, params), SCHEDULE, images, keys, True), found)
+
+
+def test_dequantization_moves_pixels_by_less_than_one_level(config):
+    """Noise of another scale, or one that shifts the mean: the loss changes, and only a little."""
+    graphdef, state = losses.create_state(config)
+    state = losses.state_of(config, 0, jax.tree.map(lambda leaf: leaf + 0.02, state.params), state.ema)
+    images = jnp.full((8, 8, 8, 1), 100, jnp.uint8)
+    metrics = []
+    for config.data.uniform_dequantization in (False, True):
+        _, found = losses.make_train_step(config, graphdef, SCHEDULE)(jax.tree.map(jnp.copy, state), images)
+        metrics.append(float(found["loss"]))
+    assert metrics[0] != metrics[1] == pytest.approx(metrics[0], rel=0.01)

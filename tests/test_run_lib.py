@@ -114,7 +114,7 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
         (sampler, nfe, start) for sampler, nfe in (("ddim", 2), ("pndm", 8)) for start in (999, 300, 500)
     ]
     assert all(np.isfinite(r["score"]) and r["num_samples"] == 10 and r["checkpoint_step"] == 6 for r in results)
-    folder = trained / "eval/pndm_n2_gls500_step6"
+    folder = trained / "eval/pndm_n2_gls500_step6_num10_seed42"
     assert json.loads((folder / "result.json").read_text()) == results[-1]
     assert np.load(folder / "samples.npz")["images"].shape == (10, 8, 8, 1)
     assert "gain" in (trained / "eval/table.txt").read_text()
@@ -135,21 +135,63 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert len(drawn) == 1 + len(results)
 
 
-def test_sample_writes_the_images_that_generate_draws(config, trained, shipped_classifier):
-    """PNGs in another order, a film strip of another run, or a comparison that needs statistics it does not use."""
+def test_sample_writes_the_images_that_generate_draws(config, trained):
+    """PNGs in another order, a film strip of another run, or pictures that need statistics that they do not use."""
     config.sampling.n_steps = 3
-    run_lib.sample(config, trained, 5, "npz", trajectory=True, compare=False)
-    folder = trained / "drawn/ddim_n3_full_step6_seed42"
-    images = np.load(folder / "samples.npz")["images"]
-    film = np.load(folder / "trajectory.npz")
+    folder = run_lib.sample(config, trained, 5, "npz", trajectory=True)
+    images, film = np.load(folder / "samples.npz")["images"], np.load(folder / "trajectory.npz")
     assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
-    np.testing.assert_allclose(datasets.to_uint8(film["predicted_x0"][-1], True), images, atol=1)
-    run_lib.sample(config, trained, 5, "png", trajectory=False, compare=False)
+    np.testing.assert_array_equal(datasets.to_uint8(film["predicted_x0"][-1], True), images)
+    assert run_lib.sample(config, trained, 5) == folder
     np.testing.assert_array_equal(np.asarray(Image.open(folder / "000003.png")), images[3, ..., 0])
+    assert config.eval.enable_fid  # the caller's config is left as it was
 
+
+def test_comparison_needs_the_gaussian_alone(config, trained):
+    """A start that no grid fits, drawn all the same; features computed for nothing."""
+    config.eval.enable_fid = False
     run_lib.fid_stats(config)
-    run_lib.sample(config, trained, 4, "png", trajectory=False, compare=True)
-    assert (trained / "drawn/compare_n3_seed42.png").exists()
+    assert run_lib.compare(config, trained, 4).exists()
+    assert not evaluation.stats_path(config, "classifier").exists()
+    config.sampling.t_start = 0
+    with pytest.raises(UserError, match="n_steps=2 is too many from t = 0"):
+        run_lib.compare(config, trained, 4)
+    with pytest.raises(UserError, match="needs eval.enable_fid"):
+        run_lib.sweep(config, trained)
+
+
+def test_training_that_diverges_is_stopped_by_name(config, tmp_path):
+    """NaN saved over a good checkpoint, and drawn and scored as if it were images."""
+    config.optim.update(lr=1e30, warmup=0, schedule="constant")
+    with pytest.raises(UserError, match="lower optim.lr"):
+        run_lib.train(config, tmp_path / "run")
+    assert checkpoints.saved_steps(tmp_path / "run") == []
+
+
+def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
+    monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: jax.tree_util.Partial(lambda x, t: x * np.nan))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        run_lib.sample(config, trained, 2)
+
+
+def test_later_frequencies_delete_nothing_and_fewer_steps_change_nothing(config, tmp_path):
+    """Checkpoints kept by one run lost to the next; a finished run's config replaced by that of a shorter one."""
+    config.training.update(n_iters=4, snapshot_freq=1, snapshot_sampling=False)
+    run_lib.train(config, tmp_path)
+    config.training.update(n_iters=8, snapshot_freq=4, snapshot_freq_for_preemption=1)
+    run_lib.train(config, tmp_path)
+    assert checkpoints.saved_steps(tmp_path) == [1, 2, 3, 4, 8]
+    before = (tmp_path / "config.json").read_bytes()
+    config.training.n_iters = 2
+    run_lib.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_statistics_of_another_range_are_not_used(config):
+    """A Gaussian of images in [-1, 1] given to a network that sees [0, 1]."""
+    centered = evaluation.stats_path(config, evaluation.GAUSSIAN)
+    config.data.centered = False
+    assert evaluation.stats_path(config, evaluation.GAUSSIAN) != centered
 
 
 def drawn_images(config, batch_size):
