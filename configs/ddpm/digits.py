@@ -8,7 +8,7 @@ from configs.default import get_default_config
 
 def get_config():
     config = get_default_config()
-    config.training.n_iters = 4000
+    config.training.n_iters = 3000
     config.training.snapshot_freq = 1000
     config.training.snapshot_freq_for_preemption = 500
     config.data.dataset = "digits"

@@ -1,0 +1,139 @@
+"""The paper's network and training step in PyTorch, to compare with; run by train_step.py, which it answers.
+
+python torch_unet.py BATCH NETWORK, NETWORK being the arguments of UNet as a JSON list. For each line of standard
+input, "forward" or "train", it prints the milliseconds of a few calls as a JSON list.
+"""
+
+import json
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from timing import milliseconds
+from torch import nn
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels, out_channels, temb_dim, dropout):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(32, channels, 1e-6), nn.GroupNorm(32, out_channels, 1e-6)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.temb, self.dropout = nn.Linear(temb_dim, out_channels), nn.Dropout(dropout)
+        self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x, temb):
+        h = self.conv1(F.silu(self.norm1(x))) + self.temb(F.silu(temb))[:, :, None, None]
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, 1e-6)
+        self.query, self.key, self.value, self.out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x, temb):
+        h = self.norm(x)
+        query, key, value = (layer(h).flatten(2) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(torch.einsum("bci,bcj->bij", query, key) * x.shape[1] ** -0.5, dim=-1)
+        return x + self.out(torch.einsum("bij,bcj->bci", weights, value).reshape(x.shape))
+
+
+class Downsample(nn.Conv2d):
+    def forward(self, x, temb):
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Conv2d):
+    def forward(self, x, temb):
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UNet(nn.Module):
+    def __init__(self, size, image_channels, nf, ch_mult, blocks, attention, dropout):
+        super().__init__()
+        self.nf, channels, skips, down, up = nf, nf, [nf], [], []
+
+        def stage(inputs, level):
+            block = ResnetBlock(inputs, nf * ch_mult[level], 4 * nf, dropout)
+            return [block, AttentionBlock(nf * ch_mult[level])] if size >> level in attention else [block]
+
+        for level, mult in enumerate(ch_mult):
+            if level:
+                down.append([Downsample(channels, channels, 3, stride=2)])
+                skips.append(channels)
+            for _ in range(blocks):
+                down.append(stage(channels, level))
+                channels = nf * mult
+                skips.append(channels)
+        middle = [ResnetBlock(channels, channels, 4 * nf, dropout) for _ in range(2)]
+        middle.insert(1, AttentionBlock(channels))
+        for level in reversed(range(len(ch_mult))):
+            for block in range(blocks + 1):
+                layers = stage(channels + skips.pop(), level)
+                channels = nf * ch_mult[level]
+                # As in the paper's code, only the last block of a level is followed by attention on the way up.
+                up.append(layers if block == blocks else layers[:1])
+            if level:
+                up[-1].append(Upsample(channels, channels, 3, padding=1))
+
+        self.temb = nn.Sequential(nn.Linear(nf, 4 * nf), nn.SiLU(), nn.Linear(4 * nf, 4 * nf))
+        self.conv_in = nn.Conv2d(image_channels, nf, 3, padding=1)
+        self.down, self.up = (nn.ModuleList(map(nn.ModuleList, stages)) for stages in (down, up))
+        self.middle = nn.ModuleList(middle)
+        self.norm_out = nn.GroupNorm(32, channels, 1e-6)
+        self.conv_out = nn.Conv2d(channels, image_channels, 3, padding=1)
+
+    def forward(self, x, t):
+        angles = t[:, None] * torch.exp(-math.log(1e4) / (self.nf // 2 - 1) * torch.arange(self.nf // 2))
+        temb = self.temb(torch.cat([angles.sin(), angles.cos()], dim=1))
+        h = self.conv_in(x)
+        skips = [h]
+        for stage in self.down:
+            for block in stage:
+                h = block(h, temb)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, temb)
+        for stage in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for block in stage:
+                h = block(h, temb)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Bench:
+    """The two things timed: a forward pass, and a training step of the paper's (loss, Adam, EMA)."""
+
+    def __init__(self, batch, size, channels, *network):
+        self.net = UNet(size, channels, *network)
+        self.images = torch.randint(0, 256, (batch, channels, size, size))
+        self.alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), 2e-4)
+        self.ema = [p.detach().clone() for p in self.net.parameters()]
+
+    def forward(self):
+        self.net.eval()
+        with torch.no_grad():
+            self.net(self.images / 127.5 - 1, torch.full((len(self.images),), 500.0))
+
+    def train(self):
+        self.net.train()
+        t, x0 = torch.randint(0, 1000, (len(self.images),)), self.images / 127.5 - 1
+        noise, ab = torch.randn_like(x0), self.alpha_bars[t][:, None, None, None]
+        loss = F.mse_loss(self.net(ab.sqrt() * x0 + (1 - ab).sqrt() * noise, t.float()), noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            for average, parameter in zip(self.ema, self.net.parameters(), strict=True):
+                average.sub_(1e-4 * (average - parameter))
+
+
+if __name__ == "__main__":
+    bench = Bench(int(sys.argv[1]), *json.loads(sys.argv[2]))
+    for line in sys.stdin:
+        print(json.dumps(milliseconds(getattr(bench, line.strip()))), flush=True)
