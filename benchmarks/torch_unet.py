@@ -71,11 +71,9 @@ class UNet(nn.Module):
         middle = [ResnetBlock(channels, channels, 4 * nf, dropout) for _ in range(2)]
         middle.insert(1, AttentionBlock(channels))
         for level in reversed(range(len(ch_mult))):
-            for block in range(blocks + 1):
-                layers = stage(channels + skips.pop(), level)
+            for _ in range(blocks + 1):
+                up.append(stage(channels + skips.pop(), level))
                 channels = nf * ch_mult[level]
-                # As in the paper's code, only the last block of a level is followed by attention on the way up.
-                up.append(layers if block == blocks else layers[:1])
             if level:
                 up[-1].append(Upsample(channels, channels, 3, padding=1))
 
