@@ -168,6 +168,20 @@ def test_training_that_diverges_is_stopped_by_name(config, tmp_path):
     assert checkpoints.saved_steps(tmp_path / "run") == []
 
 
+def test_eval_repeats_the_loss_that_training_logged(config, tmp_path, monkeypatch):
+    """Raw weights in place of the averaged, another key or batch size, or an evaluation that is never made."""
+    real_load = datasets.load
+    monkeypatch.setattr(
+        datasets, "load", lambda config, split: datasets.Split(real_load(config, "train").images[:20], None)
+    )
+    config.training.eval_freq = 3
+    run_lib.train(config, tmp_path)
+    logged = [line["eval_loss"] for line in metrics_of(tmp_path) if "eval_loss" in line]
+    assert len(logged) == 2 and logged[0] != logged[1]
+    config.eval.update(enable_loss=True, enable_fid=False, batch_size=7)
+    assert run_lib.evaluate(config, tmp_path)["eval_loss"] == pytest.approx(logged[1], rel=1e-5)
+
+
 def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
     monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: jax.tree_util.Partial(lambda x, t: x * np.nan))
     with pytest.raises(UserError, match="NaN or infinity"):

@@ -3,11 +3,10 @@
 python main.py --mode=train --config=configs/ddpm/celeba64.py --workdir=results/celeba64
 """
 
-from configs.default import get_default_config
+from configs.ddpm import celeba
 
 
 def get_config():
-    config = get_default_config()
-    config.data.dataset = "celeba"
+    config = celeba.get_config()
     config.data.image_size = 64
     return config

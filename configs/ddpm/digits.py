@@ -1,6 +1,8 @@
 """DDPM on scikit-learn's 1,797 digits of 8x8 pixels: the whole job in minutes on a CPU.
 
 python main.py --mode=train --config=configs/ddpm/digits.py --workdir=results/digits
+
+3,000 steps take 5 minutes on two cores; the README has the scores.
 """
 
 from configs.default import get_default_config
