@@ -48,16 +48,8 @@ def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nn
     return nnx.Linear(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
 
 
-class GroupNorm(nnx.GroupNorm):
-    def __call__(self, x):
-        if jax.default_backend() == "cpu":
-            # Else XLA fuses x, a sum or a concatenation, into each of its readers: 5% of a training step.
-            x = jax.lax.optimization_barrier(x)
-        return super().__call__(x)
-
-
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> GroupNorm:
-    return GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
 
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
