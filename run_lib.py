@@ -16,6 +16,7 @@ import losses
 import plots
 import sampling
 import scoring
+import sweeping
 import tables
 from diffusion import EpsFn, NoiseSchedule
 from errors import UserError
@@ -170,12 +171,12 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
-    runs = scoring.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
+    runs = sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
     bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
     results = [
         scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
     ]
-    table, starts = scoring.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
+    table, starts = sweeping.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
@@ -232,9 +233,9 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     config = _unscored(config, num)
     validate(config)
     n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
-    runs = scoring.sweep_configs(config, [n_steps], [t_start])
+    runs = sweeping.sweep_configs(config, [n_steps], [t_start])
     bench = _prepare(config, workdir, runs)
-    rows = [(scoring.row_label(scoring.describe(run, bench)), scoring.draw_all(run, bench)) for run in runs]
+    rows = [(sweeping.row_label(scoring.describe(run, bench)), scoring.draw_all(run, bench)) for run in runs]
     path = workdir / "drawn" / f"compare_n{n_steps}_gls{t_start}_num{num}_seed{config.seed}.png"
     plots.save_comparison(path, rows)
     print(f"{len(rows)} rows of the same {num} noises: {path}")
