@@ -20,7 +20,7 @@ def check_network(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError where the workdir's network is not the config's, naming each field that differs."""
     stored = files.read_json(workdir / "config.json")
     wanted = json.loads(config.to_json())
-    fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate")]
+    fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
     fields += [("data", name) for name in ("dataset", "image_size", "num_channels", "centered")]
     differing = [
         f"{section}.{name} is {wanted[section][name]}, there {stored.get(section, {}).get(name)}"

@@ -61,6 +61,7 @@ RULES = {
     "data.image_size": at_least(1),
     "data.num_channels": one_of((1, 3)),
     "model.name": one_of(MODELS),
+    "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
     "model.num_scales": at_least(2),

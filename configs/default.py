@@ -36,6 +36,8 @@ def get_default_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.name = "ddpm"
+    # What the network computes in: "float32", or "bfloat16" on a GPU or TPU. Weights are float32 in any case.
+    model.dtype = "float32"
     # Betas rise in num_scales equal steps from beta_min / num_scales to beta_max / num_scales.
     model.beta_min = 0.1
     model.beta_max = 20.0

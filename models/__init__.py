@@ -1,6 +1,7 @@
 """Networks by name, and the bridge from a network object to pure functions of its parameters."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -27,9 +28,17 @@ def _build(config: ConfigDict, rng: jax.Array) -> nnx.Module:
 
 
 def apply_model(graphdef: nnx.GraphDef, params: Params, x: jax.Array, t: jax.Array, dropout_key=None) -> jax.Array:
-    """eps(x [B,H,W,C], t [B]); dropout is on where a key is given."""
+    """eps(x [B,H,W,C], t [B]); dropout is on where a key is given.
+
+    Where config.model.dtype is bfloat16 the network sees params and x rounded to it; params, their gradients and eps
+    keep the dtype they have.
+    """
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-    return nnx.merge(graphdef, params)(x, t, rngs)
+    network = nnx.merge(graphdef, params)
+    if network.dtype == jnp.float32:  # as it comes: float64 stays float64
+        return network(x, t, rngs)
+    rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
+    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
 
 
 def make_eps_fn(graphdef: nnx.GraphDef, params: Params) -> EpsFn:

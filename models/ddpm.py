@@ -28,6 +28,7 @@ class DDPM(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model, data = config.model, config.data
         self.nf, self.centered, self.act = model.nf, data.centered, NONLINEARITIES[model.nonlinearity]
+        self.dtype = jnp.dtype(model.dtype)  # of the computation: see models.apply_model
         temb_dim = 4 * model.nf if model.conditional else 0
         sizes = [data.image_size // 2**level for level in range(len(model.ch_mult))]
         has_attention = [size in model.attn_resolutions for size in sizes]
@@ -74,7 +75,7 @@ class DDPM(nnx.Module):
 
     def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """eps [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
-        temb = self._time_embedding(t)
+        temb = self._time_embedding(t, x.dtype)
         h = self.conv_in(x if self.centered else 2 * x - 1)
         skips = [h]
         for stage in self.down:
@@ -85,10 +86,10 @@ class DDPM(nnx.Module):
             h = _apply(stage, jnp.concatenate([h, skips.pop()], axis=-1), temb, rngs)
         return self.conv_out(self.act(self.norm_out(h)))
 
-    def _time_embedding(self, t):
+    def _time_embedding(self, t, dtype):
         if not hasattr(self, "temb_dense1"):
             return None
-        return self.temb_dense2(self.act(self.temb_dense1(timestep_embedding(t, self.nf))))
+        return self.temb_dense2(self.act(self.temb_dense1(timestep_embedding(t, self.nf).astype(dtype))))
 
 
 def _apply(blocks, h, temb, rngs):

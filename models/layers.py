@@ -40,16 +40,50 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
     return init
 
 
-def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options) -> nnx.Conv:
-    return nnx.Conv(channels, out_channels, (3, 3), kernel_init=default_init(init_scale), rngs=rngs, **options)
+def add_to_pixels(x: jax.Array, values: jax.Array) -> jax.Array:
+    """x [B,...,C] + values [B,C] or [C]."""
+    if jax.default_backend() == "cpu":
+        return cpu.add_to_pixels(x, values)
+    return x + (values if values.ndim == 1 else jnp.expand_dims(values, range(1, x.ndim - 1)))
 
 
-def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
+class Conv(nnx.Conv):
+    """nnx.Conv with `add_to_pixels` for its bias."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.use_bias = False  # in super().__call__
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        return add_to_pixels(y, self.bias[...].astype(y.dtype))
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
+class Dense(nnx.Linear):
+    """nnx.Linear with `add_to_pixels` for its bias."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        return add_to_pixels(x @ kernel, bias)
+
+
+class GroupNorm(nnx.GroupNorm):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if jax.default_backend() == "cpu":
+            return cpu.group_norm(x, self.scale[...], self.bias[...], self.num_groups, self.epsilon)
+        return super().__call__(x)
+
+
+def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options) -> Conv:
+    return Conv(channels, out_channels, (3, 3), kernel_init=default_init(init_scale), rngs=rngs, **options)
+
+
+def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs) -> Dense:
+    return Dense(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
+
+
+def group_norm(channels: int, *, rngs: nnx.Rngs) -> GroupNorm:
+    return GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
 
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
@@ -86,7 +120,7 @@ class ResnetBlock(nnx.Module):
     def __call__(self, x, temb, rngs):
         h = self.conv1(self.act(self.norm1(x)))
         if self.temb_dense is not None:
-            h += self.temb_dense(self.act(temb))[:, None, None, :]
+            h = add_to_pixels(h, self.temb_dense(self.act(temb)))
         h = self.act(self.norm2(h))
         if rngs is not None and self.dropout:
             h = dropout(h, self.dropout, rngs.dropout())
@@ -129,6 +163,6 @@ class Upsample(nnx.Module):
 
     def __call__(self, x, temb, rngs):
         if self.conv is not None and jax.default_backend() == "cpu":
-            return cpu.doubled_conv3x3(x, self.conv.kernel[...]) + self.conv.bias[...]
+            return add_to_pixels(cpu.doubled_conv3x3(x, self.conv.kernel[...]), self.conv.bias[...])
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return x if self.conv is None else self.conv(x)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models import apply_model, cpu, create_model
-from models.layers import Upsample, dropout
+from models.layers import Upsample, dropout, group_norm
 
 
 def plain(monkeypatch):
@@ -42,24 +42,70 @@ def test_doubled_convolution_equals_the_plain_one(shape, x64, rng, monkeypatch):
 
 
 def test_network_equals_the_plain_one(config, rng, monkeypatch):
+    """Values, and the gradient of every weight and of the input; in float64, where rounding hides nothing."""
     config.model.update(ch_mult=(1, 1))
     graphdef, params = create_model(config, jax.random.key(0))
-    # The last layers of branches begin as almost nothing and would hide what comes before them.
+    with jax.enable_x64():
+        # The last layers of branches begin as almost nothing and would hide what comes before them.
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.05 * rng.standard_normal(leaf.shape)), params)
+        x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1))), jnp.array([3.0, 900.0])
+
+        def loss(params, x):
+            eps = apply_model(graphdef, params, x, t, jax.random.key(1))
+            return jnp.sum(eps**2), eps
+
+        def everything():
+            # A new function each time, since jit would remember the other path's trace.
+            return jax.tree.leaves(jax.jit(jax.grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))(params, x))
+
+        fast = everything()
+        plain(monkeypatch)
+        slow = everything()
+    largest = max(abs(leaf).max() for leaf in slow)
+    for found, expected in zip(fast, slow, strict=True):
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9 * largest)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 64), (3, 1, 1, 32), (2, 15, 96)])
+def test_group_norm_equals_the_plain_one(shape, rng, monkeypatch):
+    """Groups of one or several channels, one pixel, and the derivative forward as well as backward."""
+    norm = group_norm(shape[-1], rngs=nnx.Rngs(0))
+    with jax.enable_x64():
+        scale, bias, x, dx = (jnp.asarray(rng.standard_normal(s)) for s in [shape[-1:], shape[-1:], shape, shape])
+        norm.scale[...], norm.bias[...] = scale, bias
+
+        def everything():
+            y, dy = jax.jvp(norm, (x,), (dx,))
+            return y, dy, *jax.vjp(norm, x)[1](jnp.sin(y))
+
+        fast = everything()
+        plain(monkeypatch)
+        for found, expected in zip(fast, everything(), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * abs(expected).max() + 1e-12)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(config, rng):
+    """float32 weights promoting everything back, weights or averages in bfloat16, or a float32 network unasked."""
+    config.model.update(dtype="bfloat16")
+    graphdef, params = create_model(config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32), params)
     x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1)), jnp.float32), jnp.array([3.0, 900.0])
 
-    def loss(params, x):
-        eps = apply_model(graphdef, params, x, t, jax.random.key(1))
-        return jnp.sum(eps**2), eps
+    def loss(params):
+        return jnp.sum(apply_model(graphdef, params, x, t) ** 2)
 
-    def everything():
-        # A new function each time, since jit would remember the other path's trace.
-        return jax.tree.leaves(jax.jit(jax.grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))(params, x))
-
-    fast = everything()
-    plain(monkeypatch)
-    for found, expected in zip(fast, everything(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * abs(expected).max() + 1e-6)
+    convolutions = [
+        line for line in jax.jit(loss).lower(params).as_text().splitlines() if "stablehlo.convolution" in line
+    ]
+    assert len(convolutions) > 5
+    assert all("f32" not in line for line in convolutions)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, jax.grad(loss)(params)))} == {jnp.dtype("float32")}
+    eps = apply_model(graphdef, params, x, t)
+    config.model.update(dtype="float32")
+    exact = apply_model(create_model(config, jax.random.key(0))[0], params, x, t)
+    assert eps.dtype == exact.dtype == jnp.float32
+    assert 1e-4 < np.linalg.norm(eps - exact) / np.linalg.norm(exact) < 0.03
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.75])
