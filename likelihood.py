@@ -7,7 +7,7 @@ They are lengths of two codes, made of one network, and differ for reasons that 
   belongs to a chain of Gaussian steps of variance beta_t, right where the data vary by more than sigma_t. Where they
   do not, as on a black margin, it adds up to 0.49 bits over all steps, even if eps is exact.
 - The levels. The ODE knows densities alone, so it spreads a level evenly over its bin, which only adds to the length
-  (Theis et al. 2016, arXiv 1511.01844, section 3.1). The decoder L_0 has exact probabilities, and its outermost bins
+  (Theis et al. 2016, arXiv 1511.01844). The decoder L_0 has exact probabilities, and its outermost bins
   are open: a pixel known to be black takes the decoder 0.6 bits and the ODE 1.7.
 - What both share. At t = 0 noise of standard deviation sigma_0 = 0.01 is left, 1.3 grey levels where data are centered,
   and below it no network was trained. So the ODE ends there, not at t = -1, and gives the density of data with that
@@ -90,7 +90,7 @@ def ode_bits(
 ) -> jax.Array:
     """Bits per dimension, [B], of uint8 images [B,H,W,C] under the density of the probability-flow ODE at t = 0.
 
-    Song et al. (2021, arXiv 2011.13456), appendix D.2: d log p / dlambda = -div (dx / dlambda) along the flow, from
+    Song et al. (2021, arXiv 2011.13456), equation 39: d log p / dlambda = -div (dx / dlambda) along the flow, from
     the image with uniform noise of one grey level, times signal(0), to N(0, I) at T-1. The divergence is
     Hutchinson's estimate from one Rademacher probe (unbiased), or exact. Each image takes its own steps, at the
     tolerance of the sampler `ode`; its noise and probe come from its key.
