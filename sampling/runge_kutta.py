@@ -17,7 +17,7 @@ State = TypeVar("State")
 def heun(
     eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
 ) -> jax.Array:
-    """Heun's second-order method, Karras et al. (2022, arXiv 2206.00364), algorithm 1 without churn.
+    """Heun's second-order method, Karras et al. (2022, arXiv 2206.00364), algorithm 1.
 
     The ODE is d(x / signal) = eps d(sigma / signal), so a step is `transfer` with the mean of eps at its two ends. The
     step to clean data is Euler's, as in the paper: 2 n - 1 evaluations. They are scanned one by one, in turn the first
