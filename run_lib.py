@@ -12,6 +12,7 @@ import checkpoints
 import datasets
 import evaluation
 import files
+import likelihood
 import losses
 import plots
 import sampling
@@ -25,8 +26,7 @@ from metrics import MetricsWriter, Rate
 from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
 from parallel import replicate, round_up, shard_batch
-from sampling.common import image_keys
-from sampling.generate import generate, record_trajectory
+from sampling.generate import generate, keyed_batches, record_trajectory
 from sampling.late_start import DataGaussian
 from validation import validate
 
@@ -113,10 +113,9 @@ def _due(step: int, last_step: int, frequency: int) -> bool:
 
 def _mean_loss(config: ConfigDict, eps_fn: EpsFn, images: np.ndarray) -> float:
     """The loss over a split, every image at the same time and with the same noise at every call."""
-    schedule, rng, size, values = make_schedule(config), key_for(config.seed, "eval_loss"), config.eval.batch_size, []
-    for i, (batch, count) in enumerate(datasets.in_order(images, round_up(size))):
-        keys = image_keys(rng, np.arange(i * len(batch), (i + 1) * len(batch), dtype=np.uint32))
-        values.append(losses.eval_loss(eps_fn, schedule, *shard_batch((batch, keys)), config.data.centered)[:count])
+    schedule, rng, values = make_schedule(config), key_for(config.seed, "eval_loss"), []
+    for batch, keys, count in keyed_batches(images, round_up(config.eval.batch_size), rng):
+        values.append(losses.eval_loss(eps_fn, schedule, batch, keys, config.data.centered)[:count])
     return float(np.mean(np.concatenate(values)))
 
 
@@ -158,7 +157,10 @@ def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> sc
     """Draws eval.num_samples images as config.sampling says, scores them, and returns what result.json holds."""
     bench = _prepare(config, workdir, [config])
     result = scoring.run(config, bench, workdir / eval_folder)
-    print(tables.aligned(("field", "value"), [(name, str(value)) for name, value in result.items()]))
+    facts = [(name, str(value)) for name, value in result.items() if name != "bits_per_dim"]
+    print(tables.aligned(("field", "value"), facts))
+    if bench.bits_per_dim:
+        print(likelihood.table(bench.bits_per_dim))
     print(f"results and samples lie in {workdir / eval_folder / scoring.folder_name(result)}")
     return result
 
@@ -194,10 +196,12 @@ def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> s
     features = evaluation.load_features(config) if scored else None
     reference = evaluation.load_reference(config, features) if scored else None
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
+    coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
 
-    eps_fn = load_eps_fn(config, workdir)
+    eps_fn, schedule = load_eps_fn(config, workdir), make_schedule(config)
     loss = None if held_out is None else _mean_loss(config, eps_fn, held_out)
-    return scoring.Bench(step, eps_fn, make_schedule(config), gaussian, digest, features, reference, loss)
+    bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded[: config.eval.bpd_num_images])
+    return scoring.Bench(step, eps_fn, schedule, gaussian, digest, features, reference, loss, bits)
 
 
 # --mode=sample
@@ -245,7 +249,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
 def _unscored(config: ConfigDict, num: int) -> ConfigDict:
     """Pictures need no statistics but a late start's."""
     config = config.copy_and_resolve_references()
-    config.eval.update(enable_fid=False, enable_loss=False, num_samples=num)
+    config.eval.update(enable_fid=False, enable_loss=False, enable_bpd=False, num_samples=num)
     return config
 
 

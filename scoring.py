@@ -40,6 +40,7 @@ class Bench(NamedTuple):
     features: evaluation.Features | None
     reference: evaluation.Reference | None
     eval_loss: float | None
+    bits_per_dim: Result | None = None  # what likelihood.measure returns
 
 
 def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
@@ -75,6 +76,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "reference_sha256": bench.reference.digest if bench.reference else None,
         "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
         "eval_loss": bench.eval_loss,
+        "bits_per_dim": bench.bits_per_dim,
     }
 
 

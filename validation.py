@@ -88,6 +88,8 @@ RULES = {
     "eval.batch_size": at_least(1),
     "eval.num_samples": at_least(1),
     "eval.features": one_of(FEATURES),
+    "eval.bpd_dataset": one_of(["train", "test"]),
+    "eval.bpd_num_images": at_least(2),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
     "sweep.t_starts": list_of(whole(at_least(0))),

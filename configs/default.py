@@ -91,6 +91,12 @@ def get_default_config() -> ConfigDict:
     evaluation.enable_sampling = False
     # Loss of the EMA weights on the test split.
     evaluation.enable_loss = False
+    # Bits per dimension of the EMA weights on the first bpd_num_images images of the split bpd_dataset.
+    evaluation.enable_bpd = False
+    evaluation.bpd_dataset = "test"
+    evaluation.bpd_num_images = 10_000
+    # The divergence of the flow from one derivative a dimension, in place of Hutchinson's estimate from a single one.
+    evaluation.bpd_exact_divergence = False
 
     # What --mode=sweep runs: every sampler at every n_steps, without a late start and from each of t_starts.
     config.sweep = sweep = ConfigDict()

@@ -22,7 +22,7 @@ def intervals(timesteps: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Ar
 def transfer(schedule: NoiseSchedule, t: ArrayLike, s: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """The weights (a, b) of x_s = a x_t + b eps, the step from t to s that is exact while eps does not change.
 
-    It is DDIM's step, PNDM's equation 11 and DPM-Solver-1: a = signal_s / signal_t, b = sigma_s - a sigma_t. With
+    It is DDIM's step, PNDM's transfer part and DPM-Solver-1: a = signal_s / signal_t, b = sigma_s - a sigma_t. With
     expm1 of the step in lambda, b keeps its digits for near t and s, and is finite for s = -1.
     """
     a = schedule.signal(s) / schedule.signal(t)

@@ -12,7 +12,8 @@ def ddim(
 ) -> jax.Array:
     """Song et al. (2021), equation 12, with the noise of equation 16 scaled by eta.
 
-    eta = 0 is DDIM and needs no keys; eta = 1 is DDPM's ancestral sampling (Ho et al. 2020, algorithm 2) on any grid.
+    eta = 0 is DDIM and needs no keys; eta = 1 is DDPM's ancestral sampling (Ho et al. 2020, algorithm 2, with the
+    posterior variance) on any grid.
     """
 
     def step(x, i_t_s):

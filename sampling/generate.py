@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import io_callback
 from ml_collections import ConfigDict
 
+import datasets
 import sampling
 from diffusion import EpsFn, NoiseSchedule
 from keys import key_for
@@ -55,6 +56,16 @@ _late_start = jax.jit(DataGaussian.sample)
 def _sample(sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys):
     eps_fn = clip_x0(eps_fn, schedule, *clip_range) if clip_range else eps_fn
     return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys)
+
+
+def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+    """Real images in order, on the devices: (batch, a key for every image from its index alone, count).
+
+    batch_size must be a multiple of the device count; what lies beyond count is padding.
+    """
+    for i, (batch, count) in enumerate(datasets.in_order(images, batch_size)):
+        keys = image_keys(rng, np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32))
+        yield *shard_batch((batch, keys)), count
 
 
 def record_trajectory(

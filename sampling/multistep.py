@@ -64,13 +64,13 @@ def unipc(
     timesteps: jax.Array,
     keys: jax.Array | None = None,
 ) -> jax.Array:
-    """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867), algorithms 1 and 2.
+    """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867).
 
     The predictor, UniP, integrates the polynomial through the last predictions of x_0; once the network has been seen
     at the predicted point, the corrector, UniC, takes the same step again with that prediction among them, at no
     further evaluation. Solving the paper's linear system for its weights is to integrate the Lagrange basis against
-    signal_s e^(lambda - lambda_s). Only where two predictions are known does the paper put 1/2 for the solution; that
-    is to take the line through them at the middle of the step.
+    signal_s e^(lambda - lambda_s). Only where two predictions are known do the authors put 1/2 for the solution;
+    that is to take the line through them at the middle of the step.
     """
     times, _ = intervals(timesteps, x.dtype)
     sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
@@ -117,7 +117,7 @@ def ipndm(
 def deis_3(
     eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
 ) -> jax.Array:
-    """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902), equations 14 and 15.
+    """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902).
 
     x_s / signal_s = x_t / signal_t + the integral from t to s of eps d(sigma / signal), with eps the cubic in t through
     the last four predictions. The integral is summed over the schedule's own steps of 1.

@@ -19,7 +19,7 @@ def pndm(
     """
 
     def runge_kutta(x, t_s):
-        """Equation 12: four evaluations, at t, twice at the half step, and at s."""
+        """Four evaluations, at t, twice at the half step, and at s."""
         t, s = t_s
         half = (t + s) / 2
 
@@ -37,7 +37,6 @@ def pndm(
     x, slopes = jax.lax.scan(runge_kutta, x, (times[opening], next_times[opening]))
     if len(times) <= OPENING_STEPS:
         return x
-    # equation 9: the Adams-Bashforth weights of order four
     x_weights, eps_weights = transfer(schedule, times[rest], next_times[rest])
     return linear_multistep(
         eps_fn, x, times[rest], x_weights, eps_weights[:, None] * ADAMS_BASHFORTH[3], history=slopes[::-1]

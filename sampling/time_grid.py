@@ -16,7 +16,7 @@ def quadratic(n_steps: int, t_start: int, schedule: NoiseSchedule) -> np.ndarray
 
 
 def logsnr(n_steps: int, t_start: int, schedule: NoiseSchedule) -> np.ndarray:
-    """Equal steps in log(signal / sigma): the grid of DPM-Solver (Lu et al. 2022, section 3.4)."""
+    """Equal steps in log(signal / sigma): the grid of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
     if t_start >= schedule.num_timesteps:
         raise ValueError(f"t_start={t_start} is beyond the schedule's last time {schedule.num_timesteps - 1}")
     times = np.arange(schedule.num_timesteps)

@@ -26,4 +26,6 @@ def get_config():
     config.optim.schedule = "cosine"
     config.eval.batch_size = 600
     config.eval.num_samples = 1797
+    config.eval.bpd_dataset = "train"  # there is no other
+    config.eval.bpd_num_images = 512
     return config
