@@ -104,7 +104,7 @@ def test_digits_refuse_a_path(config, tmp_path):
 
 def test_idx_files_without_the_other_split_or_labels(idx_config, tmp_path):
     """A missing test split taken for a broken file; images without labels refused."""
-    config, images = idx_config
+    config, _ = idx_config
     with pytest.raises(UserError, match="no t10k-images.*the test split is missing"):
         datasets.load(config, "test")
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
