@@ -30,10 +30,10 @@ def scan(root: Path) -> tuple[list[Entry], Counter[str]]:
             entries.append(Entry(os.path.relpath(folder, root), trouble=error.strerror))
             continue
         for item in items:
-            name, ending = item.path[len(str(root)) + 1 :], Path(item.name).suffix.lower()
-            trouble, status = _look(item, here)
             if item.name.startswith("."):
                 continue
+            name, ending = item.path[len(str(root)) + 1 :], Path(item.name).suffix.lower()
+            trouble, status = _look(item, here)
             if trouble:
                 entries.append(Entry(name, trouble=trouble))
             elif stat.S_ISDIR(status.st_mode):
