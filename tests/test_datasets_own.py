@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import datasets
+import evaluation
+import run_lib
 from configs.ddpm import custom
 from datasets import own
 from errors import UserError
+from sampling.late_start import DataGaussian
 
 
 @pytest.fixture
@@ -314,3 +317,22 @@ def test_home_folder_is_found(config, photos, monkeypatch):
     picture().save(photos / "a.png")
     config.data.path = "~/photos"
     assert len(datasets.load(config, "train").images) == 1
+
+
+def test_statistics_see_every_image_once_and_unflipped(config, tmp_path):
+    """A last part-batch lost or padded with zeros, or the flips of training in the mean of lopsided images."""
+    images = np.random.default_rng(1).integers(0, 256, (23, 4, 4, 3), np.uint8)
+    images[:, :, :2] //= 4
+    np.save(tmp_path / "a.npy", images)
+    config.data.update(path=str(tmp_path / "a.npy"), random_flip=True)
+    config.assets_dir, config.model.ch_mult, config.model.attn_resolutions = str(tmp_path), (1,), ()
+    config.eval.update(enable_fid=False, batch_size=5)
+    run_lib.fid_stats(config)
+    gaussian = DataGaussian.load(evaluation.stats_path(config, "gaussian"))
+    flat = images.reshape(23, -1) / 127.5 - 1
+    np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), atol=1e-6)
+    covariance = (gaussian.eigenvectors * gaussian.eigenvalues) @ gaussian.eigenvectors.T
+    np.testing.assert_allclose(covariance, np.cov(flat, rowvar=False), atol=1e-6)
+    np.save(tmp_path / "a.npy", images[:1])
+    with pytest.raises(UserError, match="a covariance needs at least 2"):
+        run_lib.fid_stats(config)
