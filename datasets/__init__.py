@@ -11,7 +11,8 @@ from datasets.decoded import Form, Split, open_split
 from datasets.stream import in_order, to_network_range, to_uint8, train_batches
 from errors import UserError
 
-__all__ = ["Split", "in_order", "load", "load_labelled", "to_network_range", "to_uint8", "train_batches"]
+__all__ = ["Split", "in_order", "load", "load_labelled", "prepare", "slug"]
+__all__ += ["to_network_range", "to_uint8", "train_batches"]
 
 REPOSITORY = Path(__file__).parents[1]
 CUSTOM = "custom"

@@ -32,7 +32,7 @@ def scan(root: Path) -> tuple[list[Entry], Counter[str]]:
         for item in items:
             if item.name.startswith("."):
                 continue
-            name, ending = item.path[len(str(root)) + 1 :], Path(item.name).suffix.lower()
+            name, ending = item.path[len(str(root)) + 1 :], os.path.splitext(item.name)[1].lower()
             trouble, status = _look(item, here)
             if trouble:
                 entries.append(Entry(name, trouble=trouble))

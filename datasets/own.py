@@ -54,7 +54,9 @@ def _folder_source(root: Path, split: str, held_out: float) -> Source:
         raise UserError(f"{root}: no PNG, JPEG or WebP pictures{ignored}")
     classes = classes_of(entries)
     chosen = [entry for entry in entries if entry.trouble or is_held_out(entry.name, held_out) == (split == "test")]
-    digest = hashlib.sha256(os.fsencode("".join(f"{entry.name}\0{entry.stamp}\0{entry.trouble}\0" for entry in chosen)))
+    digest = hashlib.sha256()
+    for entry in chosen:
+        digest.update(os.fsencode("\0".join(entry) + "\0"))
 
     def open_one(i: int) -> tuple[Image.Image, int]:
         entry = chosen[i]
