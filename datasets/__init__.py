@@ -56,7 +56,7 @@ def prepare(config: ConfigDict) -> Split:
 
 
 def slug(config: ConfigDict) -> str:
-    """What files that belong to these images are named by: no two sets of images share it."""
+    """What statistics and classifiers of these images are named by; images of one's own also by path and split."""
     data = config.data
     if data.dataset != CUSTOM:
         return f"{data.dataset}_{data.image_size}"
