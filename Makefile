@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := --config=configs/ddpm/digits.py
 
-.PHONY: demo test
+.PHONY: demo test test-prepare
 
 # Train on real digits, compute their statistics, and score three samplers with and without a late start.
 demo: .venv/installed
@@ -15,11 +15,19 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
+# The tests that prepare a data set of TensorFlow Datasets: they need TensorFlow, which nothing else does.
+test-prepare: .venv/installed-prepare
+	$(BIN)/pytest tests/test_datasets_prepared.py
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r $<
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet -r $<
+	touch $@
+
+.venv/installed-prepare: requirements-prepare.txt .venv/installed-dev
 	$(BIN)/pip install --quiet -r $<
 	touch $@

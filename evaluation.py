@@ -46,7 +46,7 @@ def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
 def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
     """The layer under the logits of the data set's own classifier."""
     data = config.data
-    path = datasets.REPOSITORY / config.assets_dir / "classifier" / f"{data.dataset}_{data.image_size}.npz"
+    path = datasets.REPOSITORY / config.assets_dir / "classifier" / f"{datasets.slug(config)}.npz"
     if not path.exists():
         if not may_train:
             raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
@@ -110,7 +110,7 @@ def stats_path(config: ConfigDict, kind: str) -> Path:
     """Where fid_stats keeps the training split's statistics: kind is the name of some features, or GAUSSIAN."""
     data = config.data
     kind = f"{kind}_01" if kind == GAUSSIAN and not data.centered else kind  # its numbers are in the network's range
-    return datasets.REPOSITORY / config.assets_dir / "stats" / f"{data.dataset}_{data.image_size}_{kind}.npz"
+    return datasets.REPOSITORY / config.assets_dir / "stats" / f"{datasets.slug(config)}_{kind}.npz"
 
 
 def require_stats(config: ConfigDict, *kinds: str) -> None:

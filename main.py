@@ -1,5 +1,6 @@
 """Train, evaluate and study DDPMs with a Gaussian late start.
 
+python main.py --mode=prepare   --config=configs/ddpm/cifar10.py
 python main.py --mode=train     --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=fid_stats --config=configs/ddpm/digits.py
 python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=results/digits --gls --t_start=400
@@ -19,6 +20,7 @@ from errors import UserError
 
 SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
 MODES = {  # the flags that a mode needs besides --config, and those that it may be given
+    "prepare": ([], []),
     "train": (["workdir"], ["seed"]),
     "fid_stats": ([], ["workdir"]),
     "eval": (["workdir"], [*SAMPLING, "seed", "eval_folder"]),
@@ -33,7 +35,7 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
 flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but fid_stats need it.")
+flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but prepare and fid_stats need it.")
 flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir that takes the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
 flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
@@ -117,6 +119,8 @@ def run(config: ConfigDict) -> None:
 
     workdir = Path(FLAGS.workdir or "")
     match FLAGS.mode:
+        case "prepare":
+            run_lib.prepare(config)
         case "train":
             run_lib.train(config, workdir)
         case "fid_stats":

@@ -46,6 +46,16 @@ def load_eps_fn(config: ConfigDict, workdir: str | Path) -> EpsFn:
     return make_eps_fn(*checkpoints.load_ema(config, Path(workdir)))
 
 
+# --mode=prepare
+
+
+def prepare(config: ConfigDict) -> None:
+    """All that is slow before a first run: downloads, TFDS's files (with TensorFlow), the decoded training split."""
+    validate(config)
+    images = datasets.prepare(config).images
+    print(f"{config.data.dataset}: {len(images)} training images of {list(images.shape[1:])} are ready")
+
+
 # --mode=train
 
 
@@ -132,6 +142,8 @@ def fid_stats(config: ConfigDict) -> None:
     """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
     validate(config)
     images = datasets.load(config, "train").images
+    if len(images) < 2:
+        raise UserError("the training split is one image: a covariance needs at least 2")
     features = evaluation.load_features(config, may_train=True) if config.eval.enable_fid else None
     moments = evaluation.Moments(features.dim) if features else None
 

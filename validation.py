@@ -60,6 +60,7 @@ RULES = {
     "data.dataset": one_of(LOADERS),
     "data.image_size": at_least(1),
     "data.num_channels": one_of((1, 3)),
+    "data.held_out": from_up_to(0, 1),
     "model.name": one_of(MODELS),
     "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),

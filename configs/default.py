@@ -24,8 +24,16 @@ def get_default_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.dataset = "cifar10"
-    # Where the files lie; relative to the repository.
-    data.data_dir = "data"
+    # Where TFDS keeps what --mode=prepare prepares; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data.data_dir = ""
+    # Images of your own in place of TFDS's: a folder, .npy, .npz or IDX files.
+    data.path = ""
+    # The share of data.path that is the test split, where it has none of its own.
+    data.held_out = 0.1
+    # Do without the pictures that cannot be read; else one of them is a mistake.
+    data.skip_bad = False
+    # Where every decoded split is kept; relative to the repository. It may be deleted at any time.
+    data.cache_dir = "data/decoded"
     data.image_size = 32
     data.num_channels = 3
     data.random_flip = True

@@ -17,6 +17,7 @@ def config(tmp_path):
     """Real digits and a network of one level: every mode in seconds. Statistics go to the test's own folder."""
     config = digits.get_config()
     config.assets_dir = str(tmp_path / "assets")
+    config.data.cache_dir = str(tmp_path / "decoded")
     config.training.update(batch_size=8, n_iters=6, log_freq=1, snapshot_freq=6, snapshot_freq_for_preemption=3)
     config.training.sampling_size = 4
     config.model.update(ch_mult=(1,), attn_resolutions=(), dropout=0.1)

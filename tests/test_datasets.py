@@ -1,12 +1,15 @@
 import gzip
+import hashlib
 import itertools
+import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import datasets
-from configs.ddpm import cifar10, fashion_mnist, mnist
+from configs.ddpm import cifar10, custom, fashion_mnist, mnist
 from errors import UserError
 
 
@@ -38,7 +41,7 @@ def idx_bytes(array):
 @pytest.fixture
 def idx_config(tmp_path, rng):
     config = mnist.get_config()
-    config.data.data_dir = str(tmp_path)
+    config.data.update(path=str(tmp_path), cache_dir=str(tmp_path / "decoded"))
     images = rng.integers(0, 256, (5, 28, 28), np.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images))
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.arange(5, dtype=np.uint8))))
@@ -84,38 +87,53 @@ def test_damaged_gzip_is_one_line(idx_config, tmp_path):
 
 def test_missing_files_say_what_to_do(tmp_path):
     config = fashion_mnist.get_config()
-    config.data.data_dir = str(tmp_path)
-    with pytest.raises(UserError, match=r"data_dir.*dataset-fashion-mnist"):
+    config.data.path = str(tmp_path / "none")
+    prepare = "--mode=prepare --config=configs/ddpm/fashion_mnist.py --config.data.path="
+    with pytest.raises(UserError, match=f"none: set --config.data.path.*dataset-fashion-mnist.*{prepare}"):
+        datasets.load(config, "train")
+    with pytest.raises(UserError, match="custom needs --config.data.path"):
+        datasets.load(custom.get_config(), "train")
+
+
+def test_digits_refuse_a_path(config, tmp_path):
+    """A path that is read past in silence."""
+    config.data.path = str(tmp_path)
+    with pytest.raises(UserError, match="custom.py"):
         datasets.load(config, "train")
 
 
-def test_fashion_mnist_of_debian():
-    """The real files, where they are installed."""
+def test_idx_files_without_the_other_split_or_labels(idx_config, tmp_path):
+    """A missing test split taken for a broken file; images without labels refused."""
+    config, _ = idx_config
+    with pytest.raises(UserError, match="no t10k-images.*the test split is missing"):
+        datasets.load(config, "test")
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    assert datasets.load(config, "train").labels is None
+
+
+def test_fashion_mnist_of_debian(tmp_path):
+    """The real files, where they are installed: a pixel lost or an order changed on the way through the decoder."""
+    config = fashion_mnist.get_config()
+    config.data.cache_dir = str(tmp_path)
     try:
-        split = datasets.load(fashion_mnist.get_config(), "train")
+        split = datasets.load(config, "train")
     except UserError as missing:
         pytest.skip(str(missing))
     assert split.images.shape == (60000, 28, 28, 1)
     assert np.bincount(split.labels).tolist() == [6000] * 10
+    with gzip.open(Path(config.data.path) / "train-images-idx3-ubyte.gz") as file:
+        assert file.read()[16:] == split.images.tobytes()
 
 
-def test_decoded_arrays_are_mapped_and_checked(tmp_path, rng):
-    """Images of another size or type fed to the network; a whole data set read into memory."""
-    config = cifar10.get_config()
-    config.data.data_dir = str(tmp_path)
-    with pytest.raises(UserError, match="put a uint8 array"):
-        datasets.load(config, "train")
-    path = tmp_path / "cifar10_32" / "train.npy"
-    path.parent.mkdir()
-    images = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
-    np.save(path, images)
-    split = datasets.load(config, "train")
-    assert isinstance(split.images, np.memmap)
-    np.testing.assert_array_equal(split.images, images)
-    for wrong in (images[:, :16], images.astype(np.float32), images[:0]):
-        np.save(path, wrong)
-        with pytest.raises(UserError, match=r"asks for uint8 \[32, 32, 3\]|no images"):
-            datasets.load(config, "train")
+def test_statistics_of_other_images_have_another_name(tmp_path):
+    """Scores against the statistics of a folder that was there before, or of another part of it."""
+    config = custom.get_config()
+    names = set()
+    for path, held_out, channels in [("a", 0.1, 3), ("b", 0.1, 3), ("a", 0.2, 3), ("a", 0.1, 1)]:
+        config.data.update(path=path, held_out=held_out, num_channels=channels)
+        names.add(datasets.slug(config))
+    assert len(names) == 4
+    assert datasets.slug(cifar10.get_config()) == "cifar10_32"
 
 
 def numbered(count):
@@ -133,6 +151,47 @@ def test_stream_is_a_function_of_seed_and_step(config):
     np.testing.assert_array_equal(whole[4:], resumed)
     config.seed += 1
     assert (next(datasets.train_batches(images, config, 0)) != whole[0]).any()
+
+
+def test_stream_of_digits_is_the_one_that_made_the_results(config):
+    """Another order or another kind of shuffling than that of the runs in the README."""
+    config.training.batch_size = 128
+    batches = datasets.train_batches(datasets.load(config, "train").images, config, 5)
+    digest = hashlib.sha256(b"".join(batch.tobytes() for batch in itertools.islice(batches, 40)))
+    assert digest.hexdigest().startswith("fc233ee79b80223a")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_processes_share_the_batch_of_one(config, count, flip):
+    """Images that two processes see and others that none does, or flips that depend on the number of processes."""
+    config.data.random_flip = flip
+    images = numbered(20)
+    whole = list(itertools.islice(datasets.train_batches(images, config, 3), 6))
+    parts = [itertools.islice(datasets.train_batches(images, config, 3, i, count), 6) for i in range(count)]
+    np.testing.assert_array_equal([np.concatenate(rows) for rows in zip(*parts, strict=True)], whole)
+
+
+def test_batch_that_processes_cannot_share(config):
+    with pytest.raises(ValueError, match="8 does not divide among 3"):
+        datasets.train_batches(numbered(20), config, 0, 1, 3)
+
+
+@pytest.mark.parametrize("read", [0, 3])
+def test_one_batch_waits_on_the_host(config, read):
+    """Batches piled up in memory while the device is busy."""
+
+    class Counting(np.ndarray):
+        fetched = 0
+
+        def __getitem__(self, indices):
+            Counting.fetched += isinstance(indices, np.ndarray)
+            return np.asarray(self)[indices]
+
+    stream = datasets.train_batches(numbered(20).view(Counting), config, 0)
+    list(itertools.islice(stream, read))
+    time.sleep(0.2)
+    assert Counting.fetched <= read + 1
 
 
 def test_each_epoch_sees_each_image_once_in_its_own_order(config):

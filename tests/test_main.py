@@ -38,8 +38,8 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "--mode (train, fid_stats, eval, sweep, sample, import, export) and --config are needed"),
-        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep|sample|import|export>"),
+        ("", "--mode (prepare, train, fid_stats, eval, sweep, sample, import, export) and --config are needed"),
+        (f"--mode=bogus {DIGITS}", "value should be one of <prepare|train|fid_stats|eval|sweep|sample|import|export>"),
         (f"--mode=train {DIGITS} --nonsense", "nonsense"),
         (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
         (f"--mode=train {DIGITS}", "needs --workdir"),
@@ -53,7 +53,7 @@ finally:
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nff=1", 'Did you mean "nf"'),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nf=many", "many"),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nf=40", "multiple of 32"),
-        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.data.dataset=birds", "one of digits, fashion_mnist"),
+        (f"--mode=train {DIGITS} --workdir={{tmp}} --config.data.dataset=birds", "one of digits, mnist, fashion_mnist"),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.optim.lr=nan", "optim.lr"),
         (f"--mode=eval {DIGITS} --workdir={{tmp}} --sampler=euler", "one of ddpm, ddim, pndm"),
         (f"--mode=eval {DIGITS} --workdir={{tmp}} --t_start=300", "needs --gls"),
@@ -67,7 +67,17 @@ finally:
         (f"--mode=sweep {DIGITS} --workdir={{tmp}} --config.sweep.t_starts=()", "a list of 1 or more"),
         (f"--mode=train {DIGITS} --workdir=/dev/null/run", "/dev/null"),
         (f"--mode=sweep {DIGITS} --workdir={{tmp}} --config.sweep.n_steps=(2000,)", "n_steps=2000 is too many"),
-        ("--mode=fid_stats --config=configs/ddpm/cifar10.py --config.data.data_dir={tmp}", "put a uint8 array"),
+        (
+            "--mode=fid_stats --config=configs/ddpm/cifar10.py --config.data.data_dir={tmp}",
+            "run python main.py --mode=pr",
+        ),
+        (f"--mode=prepare {DIGITS} --workdir={{tmp}}", "--workdir means nothing to --mode=prepare"),
+        ("--mode=prepare --config=configs/ddpm/custom.py", "custom needs --config.data.path"),
+        (
+            "--mode=prepare --config=configs/ddpm/custom.py --config.data.path={tmp}",
+            "set --config.data.path to a folder",
+        ),
+        ("--mode=prepare --config=configs/ddpm/custom.py --config.data.held_out=1.0", "up to, but not, 1"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, says, tmp_path):

@@ -1,6 +1,7 @@
 """DDPM on CelebA at 32x32, the paper's settings.
 
-python main.py --mode=train --config=configs/ddpm/celeba.py --workdir=results/celeba32
+python main.py --mode=prepare --config=configs/ddpm/celeba.py
+python main.py --mode=train   --config=configs/ddpm/celeba.py --workdir=results/celeba32
 """
 
 from configs.default import get_default_config

@@ -1,6 +1,7 @@
 """DDPM on CelebA at 64x64, the paper's settings.
 
-python main.py --mode=train --config=configs/ddpm/celeba64.py --workdir=results/celeba64
+python main.py --mode=prepare --config=configs/ddpm/celeba64.py
+python main.py --mode=train   --config=configs/ddpm/celeba64.py --workdir=results/celeba64
 """
 
 from configs.ddpm import celeba

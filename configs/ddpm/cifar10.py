@@ -1,6 +1,7 @@
 """DDPM on CIFAR-10, the paper's settings.
 
-python main.py --mode=train --config=configs/ddpm/cifar10.py --workdir=results/cifar10
+python main.py --mode=prepare --config=configs/ddpm/cifar10.py
+python main.py --mode=train   --config=configs/ddpm/cifar10.py --workdir=results/cifar10
 """
 
 from configs.default import get_default_config

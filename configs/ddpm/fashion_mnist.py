@@ -1,6 +1,7 @@
 """DDPM on Fashion-MNIST: the paper's MNIST settings with a network small enough to train on a CPU.
 
-Debian's package dataset-fashion-mnist installs the four IDX files where data_dir says.
+Debian's package dataset-fashion-mnist installs the four IDX files where data.path says; --config.data.path= takes
+them from TFDS.
 
 python main.py --mode=train --config=configs/ddpm/fashion_mnist.py --workdir=results/fashion_mnist
 """
@@ -15,7 +16,7 @@ def get_config():
     config.training.snapshot_freq = 5000
     config.training.snapshot_freq_for_preemption = 100
     config.data.dataset = "fashion_mnist"
-    config.data.data_dir = "/usr/share/datasets/fashion-mnist"
+    config.data.path = "/usr/share/datasets/fashion-mnist"
     config.model.nf = 32
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (7,)

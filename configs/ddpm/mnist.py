@@ -1,6 +1,9 @@
-"""DDPM on MNIST, the paper's settings. The four IDX files are read from data/mnist.
+"""DDPM on MNIST, the paper's settings.
 
-python main.py --mode=train --config=configs/ddpm/mnist.py --workdir=results/mnist
+python main.py --mode=prepare --config=configs/ddpm/mnist.py
+python main.py --mode=train   --config=configs/ddpm/mnist.py --workdir=results/mnist
+
+--config.data.path=FOLDER takes the four IDX files from a folder in place of TFDS.
 """
 
 from configs.default import get_default_config
@@ -10,7 +13,6 @@ def get_config():
     config = get_default_config()
     config.training.n_iters = 500_000
     config.data.dataset = "mnist"
-    config.data.data_dir = "data/mnist"
     config.data.image_size = 28
     config.data.num_channels = 1
     config.data.random_flip = False

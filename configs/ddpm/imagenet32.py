@@ -1,0 +1,13 @@
+"""DDPM on ImageNet at 32x32, with the paper's settings of CIFAR-10.
+
+python main.py --mode=prepare --config=configs/ddpm/imagenet32.py
+python main.py --mode=train   --config=configs/ddpm/imagenet32.py --workdir=results/imagenet32
+"""
+
+from configs.default import get_default_config
+
+
+def get_config():
+    config = get_default_config()
+    config.data.dataset = "imagenet"
+    return config

@@ -1,0 +1,55 @@
+"""Images to batches: an endless shuffled stream to train on, and one pass in order."""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+
+def train_batches(
+    images: np.ndarray, config: ConfigDict, first_step: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[np.ndarray]:
+    """Endless uint8 batches [B, H, W, C] from step `first_step` on; batch k is a function of (seed, k) alone.
+
+    Every epoch sees each image once, in an order of its own. Of several processes each gets its own B / process_count
+    rows, and all of them together the batch of one process. Raises ValueError where B does not divide.
+    """
+    size = config.training.batch_size
+    if size % process_count:
+        raise ValueError(f"a batch of {size} does not divide among {process_count} processes")
+    own = slice(process_index * size // process_count, (process_index + 1) * size // process_count)
+
+    def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)
+        batch = images[indices[own]]
+        return np.where(flipped[own, None, None, None], batch[:, :, ::-1], batch)
+
+    indices = grain.MapDataset.range(len(images)).seed(config.seed).shuffle().repeat()
+    batches = indices.batch(size).random_map(fetch)
+    # One thread keeps ahead of any step measured here (benchmarks/input.py); more only compete with the CPU backend.
+    stream = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
+    stream.set_state({"next_index": first_step})
+    return stream
+
+
+def in_order(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding."""
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
+        yield np.pad(batch, padding), len(batch)
+
+
+def to_network_range(images: jax.Array, centered: bool) -> jax.Array:
+    """Pixels 0..255 of any real dtype to float32 in [-1, 1] where centered, else [0, 1]."""
+    unit = images.astype(jnp.float32) / 255
+    return 2 * unit - 1 if centered else unit
+
+
+def to_uint8(x: jax.Array, centered: bool) -> jax.Array:
+    """The network's range back to pixels, clipped and rounded to the nearest, as images on disk are."""
+    unit = (x + 1) / 2 if centered else x
+    return jnp.round(255 * jnp.clip(unit, 0, 1)).astype(jnp.uint8)
