@@ -77,11 +77,10 @@ class Mixture:
         Computed in float64. Solutions nearer to each other than 1e-5 count as one.
         """
         with jax.enable_x64(True):
-            means = jnp.asarray(self.means, float)
-            starts = jnp.concatenate([jnp.zeros_like(means[:1]), jnp.sqrt(alpha_bar) * means])
-            reached = _descend(self, starts, alpha_bar)
-            stable = jnp.linalg.eigvalsh(jax.vmap(self.hessian, (0, None))(reached, alpha_bar))[:, 0] > 0
-        found = np.empty((0, means.shape[1]))
+            mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
+            starts = jnp.concatenate([jnp.zeros_like(mixture.means[:1]), jnp.sqrt(alpha_bar) * mixture.means])
+            reached, stable = _descend(mixture, starts, jnp.asarray(alpha_bar, float))
+        found = np.empty((0, starts.shape[1]))
         for x in np.asarray(reached)[np.asarray(stable)]:
             if not (np.linalg.norm(found - x, axis=1) < 1e-5).any():
                 found = np.append(found, [x], axis=0)
@@ -93,17 +92,14 @@ class Mixture:
         Ascending, so the direction that splits first on the way from noise comes first; NaN where none does. The
         origin is a fixed point at all times if the means sum to zero, weighted, and are of equal norm.
         """
-
-        @jax.jit
-        def curvatures(alpha_bar):
-            return jnp.linalg.eigvalsh(self.hessian(jnp.zeros(np.shape(self.means)[1], float), alpha_bar))
-
-        def crossing(direction):
-            ends, curvature = (1e-6, 1 - 1e-6), lambda alpha_bar: float(curvatures(alpha_bar)[direction])
-            return brentq(curvature, *ends, xtol=1e-13) if curvature(ends[0]) > 0 > curvature(ends[1]) else np.nan
-
         with jax.enable_x64(True):
-            return np.array([crossing(direction) for direction in range(np.shape(self.means)[1])])
+            mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
+
+            def crossing(direction):
+                ends, curvature = (1e-6, 1 - 1e-6), lambda alpha_bar: float(_curvatures(mixture, alpha_bar)[direction])
+                return brentq(curvature, *ends, xtol=1e-13) if curvature(ends[0]) > 0 > curvature(ends[1]) else np.nan
+
+            return np.array([crossing(direction) for direction in range(mixture.means.shape[1])])
 
     def _noised_variances(self, alpha_bar):
         return alpha_bar * jnp.asarray(self.variances) + 1 - alpha_bar
@@ -120,22 +116,30 @@ class Mixture:
 
 
 @jax.jit
-@functools.partial(jax.vmap, in_axes=(None, 0, None))
-def _descend(mixture: Mixture, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
-    """Follows x <- theta sum_k a_k m_k / (sum_k a_k - 1/2), a_k = share_k / noised variance_k, to where it rests.
+def _curvatures(mixture: Mixture, alpha_bar: ArrayLike) -> jax.Array:
+    """[d], the eigenvalues of the Hessian at the origin, ascending."""
+    return jnp.linalg.eigvalsh(mixture.hessian(jnp.zeros_like(mixture.means[0]), alpha_bar))
 
-    A fixed point of this is one of the drift, and no step raises the potential: with the shares held, u has an upper
-    bound that is quadratic in x and touches it at x, and the step goes to that bound's minimum.
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(None, 0, None))
+def _descend(mixture: Mixture, x: jax.Array, alpha_bar: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """(x followed downhill to rest, whether that is a minimum), by x <- theta sum_k a_k m_k / (sum_k a_k - 1/2).
+
+    a_k = share_k / noised variance_k. A fixed point of this is one of the drift, and no step raises the potential:
+    with the shares held, u has an upper bound that is quadratic in x and touches it at x, and the step goes to the
+    bound's minimum.
     """
 
     def step(state):
         count, x, _ = state
         rates = mixture.shares(x, alpha_bar) / mixture._noised_variances(alpha_bar)
-        better = jnp.sqrt(alpha_bar) * rates @ jnp.asarray(mixture.means) / (rates.sum() - 0.5)
+        better = jnp.sqrt(alpha_bar) * rates @ mixture.means / (rates.sum() - 0.5)
         return count + 1, better, jnp.abs(better - x).max()
 
     def moves(state):
         count, _, change = state
         return (count < MOST_ITERATIONS) & (change > 1e-14)
 
-    return jax.lax.while_loop(moves, step, (0, x, jnp.inf))[1]
+    x = jax.lax.while_loop(moves, step, (0, x, jnp.inf))[1]
+    return x, jnp.linalg.eigvalsh(mixture.hessian(x, alpha_bar))[0] > 0

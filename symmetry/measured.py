@@ -7,6 +7,7 @@ Jacobian's are all near -1/2, and only through derivatives along directions: no 
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ from scipy.interpolate import CubicSpline
 
 from diffusion import EpsFn, NoiseSchedule
 
+ITERATIONS = 100
 NEWTON_STEPS = 20
-LOBPCG_STEPS = 30
+LOBPCG_STEPS = 20
 SETTLED = 1e-4  # the largest drift per sqrt(d) that counts as none
 
 OneImage = Callable[[jax.Array], jax.Array]  # [H, W, C] to [H, W, C]
@@ -40,23 +42,27 @@ class Followed(NamedTuple):
 def follow(
     eps_fn: EpsFn, schedule: NoiseSchedule, mean: jax.Array, times: jax.Array, num_eigenvalues: int, rng: jax.Array
 ) -> Followed:
-    """The fixed point at `times` [n], descending from where it is near the mean [H, W, C] of the data.
+    """The fixed point at `times` [n], descending from where it is stable and near the mean [H, W, C] of the data.
 
-    At each time Newton's method goes on from the time before, its linear systems solved by GMRES; so does LOBPCG from
-    the eigenvectors before. eps_fn is a pytree (see `models.make_eps_fn`). Raises ValueError unless
-    5 num_eigenvalues < H W C.
+    Found at the first time by iteration from the mean; then Newton's method goes on from the time before, its linear
+    systems solved by GMRES, and stays with the point when it becomes unstable. LOBPCG goes on from the eigenvectors
+    before. eps_fn is a pytree (see `models.make_eps_fn`). Raises ValueError unless 5 num_eigenvalues < H W C.
     """
-    schedule = _in_dtype(schedule, mean.dtype)
+    schedule, times = _in_dtype(schedule, mean.dtype), jnp.asarray(times, mean.dtype)
+
+    def eps_at(t):
+        return _eps_of_one(eps_fn, schedule.signal(t) * mean, t)
 
     def one_time(carry, t):
         y, vectors = carry
-        eps = _eps_of_one(eps_fn, schedule.signal(t) * mean, t)
+        eps = eps_at(t)
         y, residual = _newton(lambda y: y / 2 - eps(y) / schedule.sigma(t), y)
         growth, vectors, asymmetry = _leading_growth(eps, schedule, t, y, vectors)
         return (y, vectors), Followed(y, residual, growth, asymmetry)
 
-    start = jnp.zeros_like(mean), jax.random.normal(rng, (mean.size, num_eigenvalues), mean.dtype)
-    return jax.lax.scan(one_time, start, jnp.asarray(times, mean.dtype))[1]
+    y = _iterate(eps_at(times[0]), schedule, times[0], jnp.zeros_like(mean))
+    vectors = jax.random.normal(rng, (mean.size, num_eigenvalues), mean.dtype)
+    return jax.lax.scan(one_time, (y, vectors), times)[1]
 
 
 @functools.partial(jax.jit, static_argnames="num_eigenvalues")
@@ -83,7 +89,7 @@ def typical_growth(
 
 
 def critical_times(times: ArrayLike, growth: ArrayLike) -> np.ndarray:
-    """[k], the first t on the way down at which each column of growth [n, k] turns positive, between the times [n].
+    """[k], the t from which on, downwards, each column of growth [n, k] is positive for longest, between the times [n].
 
     times descend; rows that hold NaN are left out, and between the others growth is taken to be cubic. NaN where a
     column never turns positive.
@@ -92,9 +98,15 @@ def critical_times(times: ArrayLike, growth: ArrayLike) -> np.ndarray:
     known = np.isfinite(growth).all(axis=1)
     if known.sum() < 2:
         return np.full(growth.shape[1], np.nan)
-    splines = [CubicSpline(times[known], column) for column in growth[known].T]
-    crossings = [[t for t in spline.roots(extrapolate=False) if spline(t, 1) < 0] for spline in splines]
-    return np.array([max(roots, default=np.nan) for roots in crossings])
+    return np.array([_longest_growth(CubicSpline(times[known], column)) for column in growth[known].T])
+
+
+def _longest_growth(growth: CubicSpline) -> float:
+    """The upper end of the longest stretch on which a spline is positive, if it turns positive there; else NaN."""
+    ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
+    stretches = [(b - a, b) for a, b in itertools.pairwise(ends) if growth((a + b) / 2) > 0]
+    _, start = max(stretches, default=(0, np.nan))
+    return start if start < growth.x[-1] else np.nan
 
 
 def _in_dtype(schedule, dtype):
@@ -103,6 +115,15 @@ def _in_dtype(schedule, dtype):
 
 def _eps_of_one(eps_fn: EpsFn, offset: ArrayLike, t: jax.Array) -> OneImage:
     return lambda y: eps_fn((offset + y)[None], t[None])[0]
+
+
+def _iterate(eps: OneImage, schedule: NoiseSchedule, t: jax.Array, y: jax.Array) -> jax.Array:
+    """y <- 2 (y - sigma eps) / (1 + ab), damped by half: its fixed points are the drift's, and attract where stable."""
+
+    def step(_, y):
+        return y / 2 + (y - schedule.sigma(t) * eps(y)) / (1 + schedule.alpha_bar(t))
+
+    return jax.lax.fori_loop(0, ITERATIONS, step, y)
 
 
 def _newton(drift: OneImage, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +169,7 @@ def _leading_growth(
     def both_ways(vectors):
         return apply(tangent, vectors), apply(lambda v: cotangent(v)[0], vectors)
 
-    tolerance = 1e-3 / (10 * y.size)  # in LOBPCG's unit: relative residuals of 1e-3, so eigenvalues good to 1e-6
+    tolerance = 1e-3 / y.size  # in LOBPCG's unit: relative residuals of 1e-2, so eigenvalues good to about 1e-4
     values, vectors, _ = lobpcg_standard(lambda v: sum(both_ways(v)) / 2, vectors, LOBPCG_STEPS, tolerance)
     forward, backward = both_ways(vectors)
     asymmetry = jnp.linalg.norm(forward - backward) / jnp.linalg.norm(forward + backward)

@@ -89,13 +89,15 @@ def test_what_is_not_symmetric_is_reported():
     np.testing.assert_allclose(followed.growth, 0.5 - 1 / sigma, atol=1e-3)
 
 
-def test_critical_times_are_the_first_crossings_on_the_way_down():
-    """Roots of both directions confused, times of unsettled rows used, or no crossing taken for one."""
+def test_critical_times_open_the_longest_growth():
+    """A flicker above zero taken for the start, times of unsettled rows used, or a column that starts out positive."""
     times = np.arange(100.0, 0, -5)
     columns = [50 - times, (70 - times) * (times - 30) * (90 - times), times - 200, 200 - times]
     growth = np.stack(columns, axis=1)
     growth[3] = np.nan
     np.testing.assert_allclose(critical_times(times, growth), [50, 70, np.nan, np.nan], rtol=1e-9)
+    flicker = np.where(times > 85, 0.1 * np.sin(times), 40 - times)[:, None]
+    assert critical_times(times, flicker)[0] == pytest.approx(40, abs=0.01)
     assert np.isnan(critical_times(times, np.full((20, 2), np.nan))).all()
 
 
