@@ -56,8 +56,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "potential",
             "The potential between two images",
-            "Minus the drift, integrated along a path that keeps the variance, between two generated trajectories at "
-            "the same time. One valley in the middle early on; a wall between the images once the symmetry is broken.",
+            "Minus the drift, integrated along a path that keeps mean and variance, between two generated trajectories "
+            "at the same time. Early on the images are nothing special; later each has a valley, with a wall between.",
             figures.draw_potential,
         ),
         Figure(

@@ -99,8 +99,8 @@ def generation(subject: Subject) -> Arrays:
     """DDIM from pure noise: some states x_t, pixels of all as multiples of their deviation, potentials between pairs.
 
     The potential is per unit of beta, along y(a) = cos(a) y1 + sin(a) y2 between two trajectories at one time, with
-    y = x - sqrt(ab) mean so that the path keeps the mean as it keeps the variance: the line integral of minus the
-    drift, zero at y1. `strips` is what the network predicts x_0 to be along the first pair's path.
+    y = x - sqrt(ab) mean, both scaled to one norm, so that the path keeps mean and variance: the line integral of
+    minus the drift, zero at y1. `strips` is what the network predicts x_0 to be along the first pair's path.
     """
     timesteps = time_grid(subject.n_steps, subject.schedule.num_timesteps - 1)
     noise = jax.random.normal(subject.rng, (2 * PAIRS, *subject.gaussian.image_shape))
@@ -149,6 +149,8 @@ def _ddim_states(eps_fn, schedule, x, timesteps):
 def _along_paths(eps_fn, schedule, mean, t, states):
     """(du / da [P, A], predicted x_0 [P, A, H, W, C]) for states [2 P, H, W, C] at t."""
     pairs = (states - schedule.signal(t) * mean).reshape(2, -1, 1, *mean.shape)
+    squares = (pairs**2).sum(axis=(2, 3, 4, 5), keepdims=True)
+    pairs *= jnp.sqrt(squares.mean(axis=0) / squares)
     cos, sin = (np.asarray(f(ANGLES), mean.dtype).reshape(-1, 1, 1, 1) for f in (np.cos, np.sin))
     y, tangent = cos * pairs[0] + sin * pairs[1], cos * pairs[1] - sin * pairs[0]
     x = (schedule.signal(t) * mean + y).reshape(-1, *mean.shape)

@@ -109,7 +109,7 @@ def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
             axis.plot(times, arrays["eigenvalues"], ".", color=colour, markersize=4, label=NAMES[rule])
         axis.set_yscale("log")
         axis.set_ylim(bottom=max(arrays["eigenvalues"].max() * 1e-5, 1e-12))
-        over_time(axis, {}, "variance l of a direction", 999)
+        over_time(axis, {}, "variance l of a direction", arrays["t_equal_norm"].max() * 1.05)
         axis.set_xlabel("critical t")
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from scipy.stats import wasserstein_distance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -24,11 +25,11 @@ from sampling.time_grid import time_grid
 from symmetry.critical import continuous_times, critical_times
 from symmetry.exact import Mixture
 
-OUT = Path(__file__).parent.parent / "results/one_dimensional"
 DATA = Mixture.points([[1.0], [-1.0]])
 SCHEDULE = NoiseSchedule.linear()
 T = SCHEDULE.num_timesteps
 T_CRITICAL = float(critical_times(1.0, SCHEDULE, "equal_norm"))
+SPREAD = 0.1
 X = np.linspace(-2.2, 2.2, 221)
 
 
@@ -75,10 +76,25 @@ def potential(t: float) -> np.ndarray:
     return np.asarray(u - u.min())
 
 
-def few_steps(sampler: str, n_steps: int, t_start: int, noise: jax.Array) -> float:
-    """How far from +1 or -1 samples end on average. The data's Gaussian is N(0, 1) at every t: a start is noise."""
-    x0 = sampling.sample(sampler, eps_fn, SCHEDULE, noise, time_grid(n_steps, t_start), jax.random.key(2))
-    return float(jnp.abs(jnp.abs(x0) - 1).mean())
+def few_steps(sampler: str, n_steps: int, starts: np.ndarray) -> np.ndarray:
+    """[n], the Wasserstein distance from samples to data of deviation SPREAD about +1 and -1, for every late start.
+
+    The start is drawn from the Gaussian of the noised data: mean 0, variance ab (1 + SPREAD^2) + 1 - ab.
+    """
+    data = Mixture(DATA.means, np.full(2, SPREAD**2), DATA.weights)
+    noise = jax.random.normal(jax.random.key(1), (4000, 2))
+    exact = jnp.where(jnp.arange(4000) % 2, 1, -1) + SPREAD * noise[:, 1]
+
+    def exact_eps(x, t):
+        return data.eps(x, SCHEDULE.alpha_bar(t))
+
+    @jax.jit
+    def draw(t_start, timesteps):
+        x = jnp.sqrt(1 + SCHEDULE.alpha_bar(t_start) * SPREAD**2) * noise[:, 0]
+        return sampling.sample(sampler, exact_eps, SCHEDULE, x[:, None, None, None], timesteps, jax.random.key(2))
+
+    drawn = [np.ravel(draw(start, time_grid(n_steps, int(start)))) for start in starts]
+    return np.array([wasserstein_distance(x0, exact) for x0 in drawn])
 
 
 def draw_paths(axis, times: np.ndarray, paths: np.ndarray, title: str) -> None:
@@ -125,41 +141,39 @@ def animate(path: Path, times: np.ndarray) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(out: Path) -> None:
     noise_rng, forward_rng, backward_rng = jax.random.split(jax.random.key(0), 3)
     noise = jax.random.normal(noise_rng, (100,))
     down, late = np.arange(T - 1, -1, -1), np.arange(400, -1, -1)
     forward = np.asarray(forward_paths(forward_rng, jnp.where(jnp.arange(100) % 2, 1.0, -1.0)))
     backward = np.asarray(backward_paths(backward_rng, noise, down))
     late_backward = np.asarray(backward_paths(backward_rng, noise, late))
-    with plots.panels(OUT / "paths.png", (12, 3.6), 1, 3, sharey=True, layout="constrained") as axes:
+    with plots.panels(out / "paths.png", (12, 3.6), 1, 3, sharey=True, layout="constrained") as axes:
         draw_paths(axes[0, 0], np.arange(-1, T), forward, "forward: data to noise")
         draw_paths(axes[0, 1], np.append(down, -1), backward, "backward: noise to data")
         draw_paths(axes[0, 2], np.append(late, -1), late_backward, "backward, with a late start at 400")
 
     times = np.concatenate([np.arange(999, 330, -20), np.arange(330, 250, -2), np.arange(250, -1, -10)])
     stable = branches(times)
-    starts, errors = np.arange(100, 1000, 50), {}
-    many = jax.random.normal(noise_rng, (4000, 1, 1, 1))
-    for sampler in ("ddpm", "ddim"):
-        errors[sampler] = np.array([few_steps(sampler, 5, int(start), many) for start in starts])
-    with plots.panels(OUT / "bifurcation.png", (10, 3.6), 1, 2, layout="constrained") as axes:
+    starts = np.arange(50, 1000, 50)
+    errors = {sampler: few_steps(sampler, 5, starts) for sampler in ("ddpm", "ddim")}
+    with plots.panels(out / "bifurcation.png", (10, 3.6), 1, 2, layout="constrained") as axes:
         draw_bifurcation(axes[0, 0], times, stable)
         for sampler, error in errors.items():
             axes[0, 1].plot(starts, error, "o-", markersize=3, label=f"{sampler}, 5 steps")
         axes[0, 1].axvline(T_CRITICAL, color="0.3", linestyle="--", linewidth=1)
-        axes[0, 1].set(title="distance of samples from the data", xlabel="t of the late start", xlim=(999, 0))
+        axes[0, 1].set(title="distance of samples to data", xlabel="t of the late start", xlim=(999, 0))
         axes[0, 1].legend(fontsize=8)
 
-    animate(OUT / "potential.gif", np.concatenate([np.arange(999, 450, -50), np.arange(450, 100, -10), [60] * 8]))
-    files.write_npz(OUT / "paths.npz", {"forward": forward, "backward": backward, "late_backward": late_backward})
-    files.write_npz(OUT / "bifurcation.npz", {"t": times, "stable": stable, "t_start": starts, **errors})
+    animate(out / "potential.gif", np.concatenate([np.arange(999, 450, -50), np.arange(450, 100, -10), [60] * 8]))
+    files.write_npz(out / "paths.npz", {"forward": forward, "backward": backward, "late_backward": late_backward})
+    files.write_npz(out / "bifurcation.npz", {"t": times, "stable": stable, "t_start": starts, **errors})
     [alpha_bar] = DATA.splitting_alpha_bars()
     facts = {"theta_c": float(np.sqrt(alpha_bar)), "t_c": T_CRITICAL}
-    files.write_json(OUT / "critical.json", facts | {"s_c": float(continuous_times(alpha_bar, SCHEDULE))})
+    files.write_json(out / "critical.json", facts | {"s_c": float(continuous_times(alpha_bar, SCHEDULE))})
     print(f"theta_c = {np.sqrt(alpha_bar):.10f}, found by bisection; (sqrt(2) - 1)^(1/2) = {(2**0.5 - 1) ** 0.5:.10f}")
-    print(f"t_c = {T_CRITICAL:.1f}; pictures, animation and numbers: {OUT}")
+    print(f"t_c = {T_CRITICAL:.1f}; pictures, animation and numbers: {out}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).parent.parent / "results/one_dimensional")

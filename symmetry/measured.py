@@ -8,7 +8,7 @@ Jacobian's are all near -1/2, and only through derivatives along directions: no 
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -91,22 +91,24 @@ def typical_growth(
 def critical_times(times: ArrayLike, growth: ArrayLike) -> np.ndarray:
     """[k], the t from which on, downwards, each column of growth [n, k] is positive for longest, between the times [n].
 
-    times descend; rows that hold NaN are left out, and between the others growth is taken to be cubic. NaN where a
-    column never turns positive.
+    times descend. Between them growth is taken to be cubic, but not across rows that hold NaN. NaN where a column
+    never turns positive.
     """
     times, growth = np.asarray(times, np.float64)[::-1], np.asarray(growth, np.float64)[::-1]
     known = np.isfinite(growth).all(axis=1)
-    if known.sum() < 2:
-        return np.full(growth.shape[1], np.nan)
-    return np.array([_longest_growth(CubicSpline(times[known], column)) for column in growth[known].T])
+    pieces = np.split(np.arange(len(times)), np.flatnonzero(np.diff(known)) + 1)
+    pieces = [piece for piece in pieces if known[piece[0]] and len(piece) > 1]
+    return np.array([_longest_growth([CubicSpline(times[p], column[p]) for p in pieces]) for column in growth.T])
 
 
-def _longest_growth(growth: CubicSpline) -> float:
+def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
     """The upper end of the longest stretch on which a spline is positive, if it turns positive there; else NaN."""
-    ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
-    stretches = [(b - a, b) for a, b in itertools.pairwise(ends) if growth((a + b) / 2) > 0]
-    _, start = max(stretches, default=(0, np.nan))
-    return start if start < growth.x[-1] else np.nan
+    stretches = []
+    for growth in pieces:
+        ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
+        stretches += [(b - a, b, b < growth.x[-1]) for a, b in itertools.pairwise(ends) if growth((a + b) / 2) > 0]
+    _, start, turns = max(stretches, default=(0, np.nan, False))
+    return start if turns else np.nan
 
 
 def _in_dtype(schedule, dtype):

@@ -96,6 +96,8 @@ def test_critical_times_open_the_longest_growth():
     growth = np.stack(columns, axis=1)
     growth[3] = np.nan
     np.testing.assert_allclose(critical_times(times, growth), [50, 70, np.nan, np.nan], rtol=1e-9)
+    gap = np.where((times > 40) & (times < 70), np.nan, times - 55)[:, None] * -1
+    assert np.isnan(critical_times(times, gap)).all()  # it became positive unseen
     flicker = np.where(times > 85, 0.1 * np.sin(times), 40 - times)[:, None]
     assert critical_times(times, flicker)[0] == pytest.approx(40, abs=0.01)
     assert np.isnan(critical_times(times, np.full((20, 2), np.nan))).all()
