@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import analysis
+import evaluation
 import run_lib
 from analysis import experiments
 from diffusion import NoiseSchedule
@@ -76,29 +77,37 @@ def test_table_and_json_say_never_where_there_is_no_time():
     assert analysis._listed(arrays["t_gaussian"]) == [200.4, None]
 
 
-def test_analyze_writes_every_picture_and_keeps_finished_numbers(config, tmp_path, monkeypatch):
-    """A figure left out, numbers made anew that were there, or kept for another question; a page that needs files."""
-    config.analysis.update(num_images=8, num_times=4, num_eigenvalues=1, n_steps=7)
-    config.sweep.n_steps = (2,)
+@pytest.fixture
+def workdir(config, tmp_path, monkeypatch):
+    """Statistics of real digits, and in place of a trained network, whose compilation takes long, their Gaussian."""
     config.eval.enable_fid = False
-    run_lib.train(config, tmp_path / "run")
+    monkeypatch.setattr(run_lib.checkpoints, "require", lambda *_: 6)
     with pytest.raises(UserError, match="run --mode=fid_stats"):
         run_lib.analyze(config, tmp_path / "run")
     run_lib.fid_stats(config)
-    page = run_lib.analyze(config, tmp_path / "run").read_text()
+    gaussian = jax.tree.map(jnp.float32, DataGaussian.load(evaluation.stats_path(config, evaluation.GAUSSIAN)))
+    eps_fn = jax.tree_util.Partial(lambda gaussian, x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
+    monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: eps_fn)
+    return tmp_path / "run"
+
+
+def test_analyze_writes_every_picture_and_keeps_finished_numbers(config, workdir, monkeypatch):
+    """A figure left out, numbers made anew that were there, or kept for another question; a page that needs files."""
+    config.analysis.update(num_images=8, num_times=4, num_eigenvalues=1, n_steps=7)
+    page = run_lib.analyze(config, workdir).read_text()
     drawn = [figure for figures in analysis.EXPERIMENTS.values() for figure in figures if figure.name != "u_turn"]
     assert page.count("<img") == page.count("data:image/png;base64,") == len(drawn)  # no classifier, so no u-turn
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
-    assert json.loads((tmp_path / "run/analysis/critical_times.json").read_text())["eigenvalues"][0] > 2
+    assert json.loads((workdir / "analysis/critical_times.json").read_text())["eigenvalues"][0] > 2
 
     made = []
     monkeypatch.setattr(experiments, "_noising", lambda *args: made.append(args))
-    run_lib.analyze(config, tmp_path / "run")
+    run_lib.analyze(config, workdir)
     assert not made
     config.seed += 1
     monkeypatch.setattr(analysis, "EXPERIMENTS", {experiments.correlation: ()})
     with pytest.raises(TypeError):  # made again, and what the patch returns is no array
-        run_lib.analyze(config, tmp_path / "run")
+        run_lib.analyze(config, workdir)
     assert len(made) == 1
 
 
