@@ -57,7 +57,7 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "potential",
             "The potential between two images",
             "Minus the drift, integrated along a path that keeps mean and variance, between two generated trajectories "
-            "at the same time. Early on the images are nothing special; later each has a valley, with a wall between.",
+            "at the same time (mind the scales). Early on it is nearly flat; later each image lies in a valley of its own.",
             figures.draw_potential,
         ),
         Figure(
