@@ -38,8 +38,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "growth",
             "Measured instability",
             "The leading eigenvalues of the drift's Jacobian: where one rises above zero, images are pushed apart. "
-            "Left at its central fixed point, where it was never trained (gaps: no fixed point found); right at "
-            "noised images, where it was.",
+            "Left at the network's central fixed point, where it was never trained, so that its numbers there mean "
+            "little (gaps: no fixed point found); right at noised images, where it was.",
             figures.draw_growth,
         ),
     ),
@@ -48,7 +48,7 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "agreement",
             "Is the marginal still Gaussian?",
             "The share of the network's noise prediction that the Gaussian of the data's mean and covariance does "
-            "not explain. While it is small, a late start from that Gaussian loses nothing.",
+            "not explain. While it is small, a late start from that Gaussian loses little.",
             figures.draw_agreement,
         ),
     ),
@@ -57,7 +57,7 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "potential",
             "The potential between two images",
             "Minus the drift, integrated along a path that keeps mean and variance, between two generated trajectories "
-            "at the same time (mind the scales). Early on it is nearly flat; later each image lies in a valley of its own.",
+            "at the same time (mind the scales). Early on it is nearly flat; later each image has a valley of its own.",
             figures.draw_potential,
         ),
         Figure(
