@@ -43,10 +43,14 @@ def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
     return FEATURES[config.eval.features](config, may_train)
 
 
+def classifier_path(config: ConfigDict) -> Path:
+    return datasets.REPOSITORY / config.assets_dir / "classifier" / f"{datasets.slug(config)}.npz"
+
+
 def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
     """The layer under the logits of the data set's own classifier."""
     data = config.data
-    path = datasets.REPOSITORY / config.assets_dir / "classifier" / f"{datasets.slug(config)}.npz"
+    path = classifier_path(config)
     if not path.exists():
         if not may_train:
             raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")

@@ -2,7 +2,7 @@
 
 import jax
 
-PURPOSES = ("init", "train", "eval_loss", "noise", "sampler", "likelihood")
+PURPOSES = ("init", "train", "eval_loss", "noise", "sampler", "likelihood", "analysis")
 
 
 def key_for(seed: int, purpose: str) -> jax.Array:

@@ -6,6 +6,7 @@ python main.py --mode=fid_stats --config=configs/ddpm/digits.py
 python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=results/digits --gls --t_start=400
 python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=results/digits --num=16 --compare
+python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=results/digits
 
 Any field of the config is set by --config.section.field=value.
 """
@@ -26,6 +27,7 @@ MODES = {  # the flags that a mode needs besides --config, and those that it may
     "eval": (["workdir"], [*SAMPLING, "seed", "eval_folder"]),
     "sweep": (["workdir"], ["seed", "eval_folder"]),
     "sample": (["workdir"], [*SAMPLING, "seed", "num", "format", "trajectory", "compare"]),
+    "analyze": (["workdir"], ["seed", "eval_folder"]),
     "import": (["workdir", "source"], []),
     "export": (["workdir", "dest"], []),
 }
@@ -36,7 +38,7 @@ config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_co
 flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but prepare and fid_stats need it.")
-flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir that takes the results of eval and sweep.")
+flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir with the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
 flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
 flags.DEFINE_enum("format", "png", ["png", "npz"], "What sample writes: a PNG each, or one npz.")
@@ -134,6 +136,8 @@ def run(config: ConfigDict) -> None:
                 run_lib.compare(config, workdir, FLAGS.num)
             else:
                 run_lib.sample(config, workdir, FLAGS.num, FLAGS.format, FLAGS.trajectory)
+        case "analyze":
+            run_lib.analyze(config, workdir, FLAGS.eval_folder)
         case "import":
             run_lib.import_weights(config, workdir, Path(FLAGS.source))
         case "export":

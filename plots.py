@@ -1,7 +1,8 @@
 """Pictures out."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +32,30 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return tiles.reshape(-1, columns * width, channels)
 
 
-def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """One labelled row of images per (label, uint8 [N, H, W, C]); a column is one noise through every row."""
+@contextlib.contextmanager
+def panels(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options) -> Iterator[np.ndarray]:
+    """Matplotlib axes [rows, columns] to draw on, of `size` inches in all; saved as a PNG when the block succeeds."""
     import matplotlib  # takes most of a second to import
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    try:
+        yield axes
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=110, bbox_inches="tight")  # widened by labels
+    finally:
+        pyplot.close(figure)
+
+
+def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
+    """One labelled row of images per (label, uint8 [N, H, W, C]); a column is one noise through every row."""
     width = 11
     size = (width, width / max(len(images) for _, images in rows) * len(rows))
     edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.05}
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=size, gridspec_kw=edges, squeeze=False)
-    for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
-        axis.imshow(image_grid(images, columns=len(images)).squeeze(), cmap="gray", interpolation="nearest")
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        axis.set(xticks=[], yticks=[], frame_on=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, bbox_inches="tight")  # widened by the labels
-    pyplot.close(figure)
+    with panels(path, size, len(rows), gridspec_kw=edges) as axes:
+        for axis, (label, images) in zip(axes[:, 0], rows, strict=True):
+            axis.imshow(image_grid(images, columns=len(images)).squeeze(), cmap="gray", interpolation="nearest")
+            axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+            axis.set(xticks=[], yticks=[], frame_on=False)

@@ -1,13 +1,15 @@
 """One function per mode. Each checks what it needs before it starts, and reads from top to bottom."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+import analysis
 import checkpoints
 import datasets
 import evaluation
@@ -23,7 +25,7 @@ from diffusion import EpsFn, NoiseSchedule
 from errors import UserError
 from keys import key_for
 from metrics import MetricsWriter, Rate
-from models import make_eps_fn
+from models import classifier, make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
 from parallel import replicate, round_up, shard_batch
 from sampling.generate import generate, keyed_batches, record_trajectory
@@ -271,6 +273,60 @@ def _save_trajectory(config: ConfigDict, bench: scoring.Bench, folder: Path) -> 
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])
+
+
+# --mode=analyze
+
+
+def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Path:
+    """Where symmetry breaks in the network of the workdir: pictures, numbers and a report in workdir/analysis.
+
+    Experiments whose numbers are there already are not made again. Returns the report's path.
+    """
+    unscored = _unscored(config, 1)
+    unscored.sampling.update(gls=True, n_steps=1)
+    bench, settings = _prepare(unscored, workdir, [unscored]), config.analysis
+    x0 = datasets.to_network_range(
+        jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
+    )
+    results = _scores_to_show(config, workdir, eval_folder, bench.checkpoint_step)
+    subject = analysis.Subject(
+        bench.eps_fn,
+        bench.schedule,
+        bench.gaussian,
+        x0,
+        config.data.centered,
+        _class_prediction(config),
+        key_for(config.seed, "analysis"),
+        **{name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")},
+    )
+    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step, "seed": config.seed}
+    question = facts | settings.to_dict() | {"gaussian_sha256": bench.gaussian_sha256}
+    folder, title = workdir / "analysis", f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
+    print(analysis.run(subject, results, question, folder, title))
+    print(f"pictures, numbers and report.html lie in {folder}")
+    return folder / "report.html"
+
+
+def _class_prediction(config: ConfigDict) -> Callable | None:
+    path = evaluation.classifier_path(config)
+    return functools.partial(classifier.predict, classifier.load(path).network) if path.exists() else None
+
+
+def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: int) -> list[scoring.Result]:
+    """DDPM's and DDIM's scores against the start that lie in the workdir; a sweep of its own where there are none."""
+    if not config.eval.enable_fid:
+        return []
+    own_folder, samplers = "analysis/scores", ("ddpm", "ddim")
+    facts = {"dataset": config.data.dataset, "checkpoint_step": step, "seed": config.seed, "spacing": "linear"}
+    facts |= {"clip_x0": False, "num_samples": config.eval.num_samples}
+    for folder in (eval_folder, own_folder):
+        results = scoring.all_finished(facts, workdir / folder)
+        if shown := [result for result in results if result["sampler"] in samplers]:
+            return shown
+    small = config.copy_and_resolve_references()
+    small.sweep.update(samplers=samplers, n_steps=(max(config.sweep.n_steps),))
+    return sweep(small, workdir, own_folder)
 
 
 # --mode=import and --mode=export

@@ -96,6 +96,12 @@ def finished(question: Result, folder: Path) -> Result | None:
     return stored if stored.items() >= question.items() else None
 
 
+def all_finished(facts: Result, folder: Path) -> list[Result]:
+    """Every scored result in the folder that agrees with these facts."""
+    results = [files.read_json(path) for path in sorted(folder.glob("*/result.json"))]
+    return [result for result in results if result.items() >= facts.items() and result["score"] is not None]
+
+
 def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last."""
     question = describe(config, bench)

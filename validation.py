@@ -94,6 +94,10 @@ RULES = {
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
     "sweep.t_starts": list_of(whole(at_least(0))),
+    "analysis.num_images": at_least(8),
+    "analysis.num_times": at_least(4),
+    "analysis.num_eigenvalues": at_least(1),
+    "analysis.n_steps": at_least(7),
 }
 
 
@@ -106,6 +110,7 @@ def validate(config: ConfigDict) -> None:
         _require(rule.holds(value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
     _validate_network(config)
     _validate_start(config)
+    _validate_analysis(config)
     few = config.eval.enable_fid and config.eval.num_samples < 2
     _require(not few, "eval.num_samples=1 is not allowed: a covariance needs at least 2")
     batch, devices = config.training.batch_size, jax.device_count()
@@ -132,6 +137,16 @@ def _validate_start(config: ConfigDict) -> None:
         f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "
         f"{start + 1}",
     )
+
+
+def _validate_analysis(config: ConfigDict) -> None:
+    settings, last = config.analysis, config.model.num_scales - 1
+    for name in ("num_times", "n_steps"):
+        value = settings[name]
+        _require(value <= last, f"analysis.{name}={value} is too many: at most {last}, the last time")
+    most = (config.data.image_size**2 * config.data.num_channels - 1) // 5
+    count = settings.num_eigenvalues
+    _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -111,4 +111,11 @@ def get_default_config() -> ConfigDict:
     sweep.samplers = ("ddpm", "ddim", "pndm")
     sweep.n_steps = (3, 5, 10)
     sweep.t_starts = (300, 400, 500, 600, 700)
+
+    # What --mode=analyze measures with: training images, times, leading eigenvalues, and steps of a trajectory.
+    config.analysis = analysis = ConfigDict()
+    analysis.num_images = 128
+    analysis.num_times = 25
+    analysis.num_eigenvalues = 4
+    analysis.n_steps = 100
     return config.lock()

@@ -71,9 +71,14 @@ def train(train_set: Labelled, test_set: Labelled, seed: int) -> Classifier:
     return Classifier(network, _accuracy(network, test_set), len(test_set[0]), _digest(network))
 
 
+@nnx.jit
+def predict(network: Network, images: jax.Array) -> jax.Array:
+    """The classes [B] of uint8 images [B, H, W, C]."""
+    return jnp.argmax(network.logits(network.features(images)), axis=-1)
+
+
 def _accuracy(network: Network, test_set: Labelled) -> float:
     images, labels = test_set
-    predict = nnx.jit(lambda network, batch: jnp.argmax(network.logits(network.features(batch)), axis=-1))
     batches = np.array_split(images, -(-len(images) // 500))
     return float(np.mean(np.concatenate([predict(network, batch) for batch in batches]) == labels))
 

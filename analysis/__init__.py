@@ -1,0 +1,169 @@
+"""The study of one trained network: experiments, their numbers and pictures, and a report of all."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import files
+import tables
+from analysis import experiments, figures, report
+from analysis.experiments import Arrays, Subject
+from scoring import Result
+from symmetry.critical import RULES, critical_times
+
+
+class Figure(NamedTuple):
+    name: str  # of the PNG
+    title: str
+    explanation: str
+    draw: Callable[[Path, Arrays, figures.Marks], None]
+
+
+EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
+    experiments.cascade: (
+        Figure(
+            "cascade",
+            "Spectrum and critical times",
+            "Each dot is one direction of the data's covariance: its variance, and when it becomes unstable by each of "
+            "three rules. Broad directions decide first; no network is involved.",
+            figures.draw_cascade,
+        ),
+    ),
+    experiments.growth: (
+        Figure(
+            "growth",
+            "Measured instability",
+            "The leading eigenvalues of the drift's Jacobian: where one rises above zero, images are pushed apart. "
+            "Left at the network's central fixed point, where it was never trained, so that its numbers there mean "
+            "little (gaps: no fixed point found); right at noised images, where it was.",
+            figures.draw_growth,
+        ),
+    ),
+    experiments.agreement: (
+        Figure(
+            "agreement",
+            "Is the marginal still Gaussian?",
+            "The share of the network's noise prediction that the Gaussian of the data's mean and covariance does "
+            "not explain. While it is small, a late start from that Gaussian loses little.",
+            figures.draw_agreement,
+        ),
+    ),
+    experiments.generation: (
+        Figure(
+            "potential",
+            "The potential between two images",
+            "Minus the drift, integrated along a path that keeps mean and variance, between two generated trajectories "
+            "at the same time (mind the scales). Early on it is nearly flat; later each image has a valley of its own.",
+            figures.draw_potential,
+        ),
+        Figure(
+            "strips",
+            "Interpolations",
+            "What the network takes the points of the first pair's path to be. Early on it is the same blur for all; "
+            "later each side has an image of its own.",
+            figures.draw_strips,
+        ),
+        Figure(
+            "pixels",
+            "Pixels on their way",
+            "Three pixels of all trajectories, as distances from their mean in units of their deviation at that time, "
+            "coloured by where they end. Colours mix until the pixel is decided.",
+            figures.draw_pixels,
+        ),
+    ),
+    experiments.correlation: (
+        Figure(
+            "correlation",
+            "How long noising remembers",
+            "The correlation of a noised image with the image that it was, and with the noise that it ends in. Thin "
+            "lines are single images.",
+            figures.draw_correlation,
+        ),
+    ),
+    experiments.u_turn: (
+        Figure(
+            "u_turn",
+            "U-turn: is the class decided?",
+            "Images are noised to t and denoised again, and a classifier says whether the class is still the same. "
+            "Where it falls to chance, nothing of the class was left: it is decided below that time.",
+            figures.draw_u_turn,
+        ),
+    ),
+}
+
+SCORES = Figure(
+    "scores",
+    "Scores against the start",
+    "Each line is one sampler with n steps, started late at t; dotted, the same from pure noise. With few steps "
+    "the best start lies near the time at which the Gaussian stops explaining the data.",
+    figures.draw_scores,
+)
+
+INTRODUCTION = (
+    "Time runs from noise at the left to data at the right. Dashed lines mark when the broadest direction of the data "
+    "becomes unstable, by three rules. The table compares these rules with what the network does, direction by "
+    "direction: when the Jacobian of its drift turns positive at its fixed point, and at noised images."
+)
+
+
+def run(subject: Subject, results: Sequence[Result], question: dict, folder: Path, title: str) -> str:
+    """Makes every experiment, unless its numbers for the same question are there; draws them and writes report.html.
+
+    results: scored runs of this network for the figure of scores, or none. Returns the table of critical times.
+    """
+    stored, leading = json.dumps(question, sort_keys=True), np.max(subject.gaussian.eigenvalues)
+    marks = {figures.NAMES[rule]: float(critical_times(leading, subject.schedule, rule)) for rule in RULES}
+    entries, table = [], ""
+    for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):
+        numbers = folder / f"{experiment.__name__}.npz"
+        if (arrays := _kept(numbers, stored)) is None:
+            arrays = experiment(subject)
+            files.write_npz(numbers, arrays | {"question": np.array(stored)})
+        if experiment is experiments.growth:
+            table = comparison(arrays)
+            files.write_json(folder / "critical_times.json", {name: _listed(arrays[name]) for name in COMPARED})
+        if arrays.keys() - {"question"}:
+            entries += [_draw(figure, arrays, numbers, folder, marks) for figure in drawn]
+    if results:
+        files.write_json(folder / "scores.json", {"results": list(results)})
+        entries.append(_draw(SCORES, results, folder / "scores.json", folder, marks))
+    report.write(folder / "report.html", title, INTRODUCTION, table, entries)
+    return table
+
+
+def _kept(path: Path, question: str) -> Arrays | None:
+    """The arrays of an earlier analysis that asked the same."""
+    arrays = files.read_npz(path, required={"question"}) if path.exists() else {"question": ""}
+    return arrays if str(arrays["question"]) == question else None
+
+
+def _draw(figure: Figure, content, numbers: Path, folder: Path, marks: figures.Marks) -> report.Entry:
+    picture = folder / f"{figure.name}.png"
+    figure.draw(picture, content, marks)
+    return report.Entry(figure.title, figure.explanation, picture, numbers)
+
+
+COMPARED = {
+    "eigenvalues": "variance",
+    **{f"t_{rule}": figures.NAMES[rule] for rule in RULES},
+    "t_fixed_point": "fixed point",
+    "t_images": "at images",
+}
+
+
+def comparison(arrays: Arrays) -> str:
+    """A row for every leading direction: its variance, three predicted critical times and two measured ones."""
+    rows = [
+        [str(i + 1), f"{variance:.2f}", *("never" if np.isnan(t) else f"{t:.0f}" for t in times)]
+        for i, (variance, *times) in enumerate(zip(*[arrays[name] for name in COMPARED], strict=True))
+    ]
+    return tables.aligned(("direction", *COMPARED.values()), rows)
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]

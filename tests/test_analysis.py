@@ -1,0 +1,135 @@
+"""Experiments with an exact mixture in the network's place, and the whole mode on a small network."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import analysis
+import evaluation
+import run_lib
+from analysis import experiments
+from diffusion import NoiseSchedule
+from errors import UserError
+from sampling.late_start import DataGaussian
+from symmetry.exact import Mixture
+
+SHAPE = (4, 4, 1)
+SCHEDULE = NoiseSchedule.linear()
+
+
+@pytest.fixture(scope="module")
+def subject():
+    """Two images and their exact score; the class is the sign of the first pixel."""
+    images = np.zeros((2, 16))
+    images[:, :4] = [[0.9, 0.9, 0.9, 0.9], [-0.9, -0.9, -0.9, -0.9]]
+    mixture = jax.tree.map(jnp.float32, Mixture.points(images))
+    eps_fn = jax.tree_util.Partial(lambda mixture, x, t: mixture.eps(x, SCHEDULE.alpha_bar(t)), mixture)
+    x0 = jnp.asarray(np.tile(images, (16, 1)).reshape(32, *SHAPE), jnp.float32)
+    gaussian = DataGaussian.fit([np.asarray(x0)])
+
+    def predict(pixels):
+        return (pixels[:, 0, 0, 0] > 127).astype(int)
+
+    return experiments.Subject(eps_fn, SCHEDULE, gaussian, x0, True, predict, jax.random.key(0), 20, 1, 50)
+
+
+def test_class_survives_a_u_turn_only_below_the_critical_time(subject):
+    """Noise of the wrong time, the late start's grid in place of t's, or the class compared with itself."""
+    turned = experiments.u_turn(subject)
+    assert (turned["stayed"][turned["t"] < 200] == 1).all()
+    assert 0.2 < turned["stayed"][turned["t"] > 800].mean() < 0.8
+    assert turned["chance"] == pytest.approx(0.5)
+
+
+def test_noising_forgets_at_the_schedules_pace(subject):
+    """Steps whose variances do not add up: the correlation with x_0 must be that of x_t drawn in one go."""
+    found = experiments.correlation(subject)
+    assert found["with_start"][0] == pytest.approx(1) and found["with_end"][-1] == pytest.approx(1)
+    noise = jax.random.normal(jax.random.key(5), subject.x0.shape)
+    for i in (3, 6, 9):
+        x_t = np.asarray(SCHEDULE.diffuse(subject.x0, found["t"][i], noise)).reshape(32, -1)
+        expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(x_t, subject.x0.reshape(32, -1), strict=True)])
+        assert found["with_start"][i].mean() == pytest.approx(expected, abs=0.12)
+
+
+def test_potential_is_that_of_the_exact_model(subject):
+    """A line integral along another path, of another sign, or not from the mean: against the closed form."""
+    made = experiments.generation(subject)
+    level, mixture = 4, Mixture(*(np.asarray(leaf, float) for leaf in jax.tree.leaves(subject.eps_fn)))
+    t, y = made["t_shown"][level], made["states"][level].reshape(2, -1, 16)  # the data's mean is zero
+    norms = np.linalg.norm(y, axis=2, keepdims=True)
+    y *= np.sqrt((norms**2).mean(axis=0)) / norms
+    paths = np.cos(made["angle"])[:, None] * y[0][:, None] + np.sin(made["angle"])[:, None] * y[1][:, None]
+    u = jax.vmap(jax.vmap(mixture.potential, (0, None)), (0, None))(jnp.asarray(paths), SCHEDULE.alpha_bar(t))
+    u -= u[:, [np.abs(made["angle"]).argmin()]]
+    np.testing.assert_allclose(made["potential"][level], u, atol=0.02 * np.abs(u).max())
+    ends = made["states"][-1].reshape(-1, 16)
+    np.testing.assert_allclose(np.abs(ends[:, :4]), 0.9, atol=0.02)  # the trajectories reach the data
+
+
+def test_table_and_json_say_never_where_there_is_no_time():
+    arrays = {name: np.array([3.0, 1.0]) for name in analysis.COMPARED} | {"t_gaussian": np.array([200.4, np.nan])}
+    assert re.search(r"2 +1.00 +1 +never", analysis.comparison(arrays))
+    assert analysis._listed(arrays["t_gaussian"]) == [200.4, None]
+
+
+@pytest.fixture
+def workdir(config, tmp_path, monkeypatch):
+    """Statistics of real digits, and in place of a trained network, whose compilation takes long, their Gaussian."""
+    config.eval.enable_fid = False
+    monkeypatch.setattr(run_lib.checkpoints, "require", lambda *_: 6)
+    with pytest.raises(UserError, match="run --mode=fid_stats"):
+        run_lib.analyze(config, tmp_path / "run")
+    run_lib.fid_stats(config)
+    gaussian = jax.tree.map(jnp.float32, DataGaussian.load(evaluation.stats_path(config, evaluation.GAUSSIAN)))
+    eps_fn = jax.tree_util.Partial(lambda gaussian, x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
+    monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: eps_fn)
+    return tmp_path / "run"
+
+
+def test_analyze_writes_every_picture_and_keeps_finished_numbers(config, workdir, monkeypatch):
+    """A figure left out, numbers made anew that were there, or kept for another question; a page that needs files."""
+    config.analysis.update(num_images=8, num_times=4, num_eigenvalues=1, n_steps=7)
+    page = run_lib.analyze(config, workdir).read_text()
+    drawn = [figure for figures in analysis.EXPERIMENTS.values() for figure in figures if figure.name != "u_turn"]
+    assert page.count("<img") == page.count("data:image/png;base64,") == len(drawn)  # no classifier, so no u-turn
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert json.loads((workdir / "analysis/critical_times.json").read_text())["eigenvalues"][0] > 2
+
+    made = []
+    monkeypatch.setattr(experiments, "_noising", lambda *args: made.append(args))
+    run_lib.analyze(config, workdir)
+    assert not made
+    config.seed += 1
+    monkeypatch.setattr(analysis, "EXPERIMENTS", {experiments.correlation: ()})
+    with pytest.raises(TypeError):  # made again, and what the patch returns is no array
+        run_lib.analyze(config, workdir)
+    assert len(made) == 1
+
+
+def test_scores_come_from_finished_runs_or_a_sweep_of_their_own(config, tmp_path, monkeypatch):
+    """Scores of other samplers, step or sample count mixed in; a sweep made although the scores are there."""
+    swept = []
+    monkeypatch.setattr(run_lib, "sweep", lambda config, *_: swept.append(config) or ["made"])
+    base = {"dataset": "digits", "checkpoint_step": 6, "seed": 42, "spacing": "linear", "clip_x0": False, "score": 1.0}
+    base |= {"num_samples": 10, "sampler": "ddim"}
+    others = [{"sampler": "pndm"}, {"checkpoint_step": 5}, {"num_samples": 11}, {"score": None}]
+    for i, other in enumerate(others):
+        run_lib.files.write_json(tmp_path / f"eval/{i}/result.json", base | other)
+    assert run_lib._scores_to_show(config, tmp_path, "eval", 6) == ["made"]
+    assert swept[0].sweep.samplers == ("ddpm", "ddim") and config.sweep.samplers == ("ddim", "pndm")
+    run_lib.files.write_json(tmp_path / "eval/right/result.json", base)
+    assert run_lib._scores_to_show(config, tmp_path, "eval", 6) == [base]
+    assert len(swept) == 1
+
+
+def test_settings_that_cannot_be_are_refused(config, tmp_path):
+    for setting, message in (({"num_eigenvalues": 13}, "at most 12"), ({"num_times": 1000}, "at most 999")):
+        changed = config.copy_and_resolve_references()
+        changed.analysis.update(setting)
+        with pytest.raises(UserError, match=message):
+            run_lib.analyze(changed, tmp_path)

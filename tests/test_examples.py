@@ -1,0 +1,48 @@
+"""The example and its notebook, run for real."""
+
+import json
+import runpy
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+
+EXAMPLES = datasets.REPOSITORY / "examples"
+
+
+@pytest.fixture(autouse=True)
+def no_windows():
+    matplotlib.use("agg")
+
+
+def test_one_dimensional_makes_the_papers_introduction(tmp_path):
+    """A picture that is not made, a well that never splits, or a late start that does not help."""
+    example = runpy.run_path(str(EXAMPLES / "one_dimensional.py"))
+    example["main"](tmp_path)
+    critical = json.loads((tmp_path / "critical.json").read_text())
+    assert critical["theta_c"] == pytest.approx((2**0.5 - 1) ** 0.5, abs=1e-8)
+    numbers, paths = np.load(tmp_path / "bifurcation.npz"), np.load(tmp_path / "paths.npz")
+    assert (numbers["stable"][numbers["t"] > critical["t_c"]] == 0).all()
+    assert (numbers["stable"][numbers["t"] < critical["t_c"] - 1] > 0.05).all()
+    for name in ("backward", "late_backward"):  # all end at the data, on both sides
+        np.testing.assert_allclose(np.abs(paths[name][-1]), 1, atol=0.05)
+        assert abs(paths[name][-1].mean()) < 0.4
+    for sampler in ("ddpm", "ddim"):
+        assert numbers[sampler].argmin() not in (0, len(numbers["t_start"]) - 1)
+    animation = Image.open(tmp_path / "potential.gif")
+    assert animation.n_frames > 30 and Image.open(tmp_path / "paths.png").width > 1000
+
+
+def test_notebook_runs_from_top_to_bottom(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    cells = json.loads((EXAMPLES / "one_dimensional.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]  # made by whoever runs it
+            exec("".join(cell["source"]), names)
+    assert names["alpha_bar"] == pytest.approx(2**0.5 - 1, abs=1e-8)
+    names["pyplot"].close("all")
