@@ -1,12 +1,13 @@
-"""The Gaussian late start: the exact Gaussian of noised data, at every t, from one pass over the data.
+"""The Gaussian late start: the exact Gaussian of noised data, at every t, from one pass (or a few) over the data.
 
 If data have mean m and covariance S, then x_t has mean sqrt(ab) m and covariance ab S + (1 - ab) I. With S = U L U^T
 found once, drawing from that Gaussian, or predicting noise as if the data were it, is two thin products at any t.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -15,11 +16,15 @@ import numpy as np
 import scipy.linalg
 from jax.typing import ArrayLike
 
-from diffusion import per_image
+from diffusion import EpsFn, NoiseSchedule, per_image
+from eigenpairs import leading_eigenpairs
 from errors import UserError
 from files import read_npz, write_npz
 from moments import Moments
 
+Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
+
+EXACT_UP_TO = 4096  # the image dimension whose covariance is formed: 134 MB
 ARRAYS = ("mean", "eigenvectors", "eigenvalues", "residual_variance", "image_shape")
 
 
@@ -43,36 +48,67 @@ class DataGaussian:
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def fit(cls, batches: Iterable[np.ndarray], rank: int | None = None) -> "DataGaussian":
-        """One pass over batches [B,H,W,C]; keeps `rank` leading eigenpairs (all of them if None).
+    def fit(cls, batches: Batches, rank: int | None = None) -> "DataGaussian":
+        """The Gaussian of images in batches [B,H,W,C], with `rank` leading eigenpairs.
 
-        The rest of the trace is spread evenly as residual variance. Raises ValueError for fewer than 2 images, mixed
-        shapes, values that are not finite, or a rank outside 1 .. d.
+        Up to d = EXACT_UP_TO in one pass and exactly, all pairs if rank is None. Above in `eigenpairs.PASSES` passes
+        and memory for twice `rank` images: a rank must then be given, and batches be a list or a function that
+        returns an iterator for each pass. The rest of the trace is spread evenly as residual variance.
+
+        Raises ValueError for fewer than 2 images, mixed shapes, values that are not finite, a rank outside 1 .. d or
+        not below the number of images, and batches that cannot be read again.
         """
-        moments, shape = None, ()
-        for batch in batches:
-            if moments is None:
-                shape, moments = batch.shape[1:], Moments(int(np.prod(batch.shape[1:])))
-            if batch.shape[1:] != shape:
-                raise ValueError(f"images of shape {list(batch.shape[1:])} after images of shape {list(shape)}")
-            moments.update(batch.reshape(len(batch), -1))
-        if moments is None:
+        stream = iter(batches() if callable(batches) else batches)
+        first = next(stream, None)
+        if first is None:
             raise ValueError("no images to fit a Gaussian to")
-        return cls.from_moments(moments, shape, rank)
+        shape, dim = first.shape[1:], math.prod(first.shape[1:])
+        if dim <= EXACT_UP_TO:
+            moments = Moments(dim)
+            for batch in itertools.chain([first], stream):
+                moments.update(_flat(batch, shape))
+            return cls.from_moments(moments, shape, rank)
+        if rank is None:
+            raise ValueError(f"images of dimension {dim}, above {EXACT_UP_TO}, need a rank")
+        if stream is batches:
+            raise ValueError(f"images of dimension {dim} are read several times: give a list, or a function")
+        read = batches if callable(batches) else lambda: batches
+        pairs = leading_eigenpairs(lambda: (_flat(batch, shape) for batch in read()), dim, rank)
+        return cls._of_pairs(pairs.mean, pairs.values, pairs.vectors, pairs.trace, shape)
 
     @classmethod
     def from_moments(
         cls, moments: Moments, image_shape: tuple[int, int, int], rank: int | None = None
     ) -> "DataGaussian":
-        dim = moments.dim
-        rank = dim if rank is None else rank
-        if not 1 <= rank <= dim:
-            raise ValueError(f"rank={rank} must be from 1 to the image dimension {dim}")
-        covariance = moments.cov
+        """The same of what `moments` has seen, all shards merged."""
+        dim, covariance = moments.dim, moments.cov
+        if rank is not None and not 1 <= rank <= min(dim, moments.count - 1):
+            raise ValueError(
+                f"rank={rank} must be from 1 to the image dimension {dim} and below the {moments.count} images"
+            )
+        rank = rank or dim
         values, vectors = scipy.linalg.eigh(covariance, subset_by_index=(dim - rank, dim - 1))
         values = np.maximum(values[::-1], 0)  # rounding can leave a null direction slightly below zero
-        residual = max(np.trace(covariance) - values.sum(), 0) / (dim - rank) if rank < dim else 0.0
-        return cls(moments.mean, np.ascontiguousarray(vectors[:, ::-1]), values, np.float64(residual), image_shape)
+        return cls._of_pairs(moments.mean, values, vectors[:, ::-1], np.trace(covariance), image_shape)
+
+    @classmethod
+    def _of_pairs(cls, mean, values, vectors, trace: float, image_shape: tuple[int, int, int]) -> "DataGaussian":
+        outside = len(mean) - len(values)
+        residual = max(trace - values.sum(), 0) / outside if outside else 0.0
+        return cls(mean, np.ascontiguousarray(vectors), values, np.float64(residual), image_shape)
+
+    @property
+    def captured(self) -> float:
+        """The share of the variance that lies in the eigenpairs kept, 0 .. 1."""
+        inside = float(np.sum(self.eigenvalues))
+        outside = float(self.residual_variance) * (len(self.mean) - len(self.eigenvalues))
+        return inside / (inside + outside)
+
+    def isotropic(self) -> "DataGaussian":
+        """The same mean and mean variance without directions: what the covariance buys is the difference."""
+        dim, rank = np.shape(self.eigenvectors)
+        variance = (np.sum(self.eigenvalues) + self.residual_variance * (dim - rank)) / dim
+        return DataGaussian(self.mean, np.zeros((dim, 0)), np.zeros(0), variance, self.image_shape)
 
     def sample(self, noise: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
         """x_t [B,H,W,C] with exactly this Gaussian's mean and covariance at alpha_bar (scalar or [B]).
@@ -120,3 +156,22 @@ class DataGaussian:
         if not all(np.isfinite(stored[name]).all() for name in ARRAYS):
             raise UserError(f"{path}: holds NaN or infinity")
         return cls(*(stored[name] for name in ARRAYS[:-1]), image_shape=shape)
+
+
+def _flat(batch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if batch.shape[1:] != shape:
+        raise ValueError(f"images of shape {list(batch.shape[1:])} after images of shape {list(shape)}")
+    return batch.reshape(len(batch), -1)
+
+
+def analytic_first_step(eps_fn: EpsFn, schedule: NoiseSchedule, t_first: ArrayLike) -> EpsFn:
+    """eps_fn, but at times from t_first on what unit Gaussian data would have it be, sigma_t x, without a call.
+
+    AFS, Dockhorn et al. (2022, GENIE, arXiv 2210.05475): with t_first the first time of a grid it saves one
+    evaluation. All images of a batch must share their time, as they do in `sample`.
+    """
+
+    def first_step_free(x, t):
+        return jax.lax.cond(t[0] >= t_first, lambda x, t: per_image(schedule.sigma(t), x) * x, eps_fn, x, t)
+
+    return first_step_free

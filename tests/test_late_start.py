@@ -4,13 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from diffusion import NoiseSchedule, per_image
 from errors import UserError
-from sampling.late_start import DataGaussian
+from moments import Moments
+from sampling import late_start, sample
+from sampling.late_start import DataGaussian, analytic_first_step
+from sampling.time_grid import time_grid
 
 SHAPE, DIM = (2, 2, 3), 12
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(50, DIM)).cumsum(axis=1).reshape(50, *SHAPE) / 3 + 0.2
+LARGE = RNG.normal(size=(40, 40, 40, 3))  # of a dimension whose covariance is not formed
 COVARIANCE = np.cov(IMAGES.reshape(50, DIM), rowvar=False)
 
 
@@ -104,6 +111,92 @@ def test_errors():
         ([np.full((2, *SHAPE), np.nan)], None, "NaN"),
         ([IMAGES], 0, "rank=0 must be from 1 to the image dimension 12"),
         ([IMAGES], 13, "rank=13"),
+        ([IMAGES[:5]], 5, "rank=5 .* below the 5 images"),
+        (iter([LARGE]), 9, "give a list, or a function"),
+        ([LARGE], None, "need a rank"),
+        ([LARGE], 40, "rank=40 must be below the number of images, 40"),
+        ([LARGE, LARGE * np.inf], 9, "NaN"),
+        ([LARGE, LARGE[:, :, :9]], 9, "after images of shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             DataGaussian.fit(batches, rank)
+
+
+def natural(num, size):
+    """Images [num, size, size, 3] whose power falls as 1/f^2, about a mean far from zero."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None]) + 1 / size
+    spectrum = np.fft.fft2(np.random.default_rng(1).normal(size=(num, 3, size, size))) / frequency
+    return np.moveaxis(np.fft.ifft2(spectrum).real, 1, -1) + 5
+
+
+def test_streamed_eigenpairs_are_those_of_the_covariance(monkeypatch):
+    """d = 3,072, against numpy: a mean that leaks in, a subspace not turned far enough, a trace that loses a part."""
+    images = natural(500, 32)
+    monkeypatch.setattr(late_start, "EXACT_UP_TO", 3000)
+    gaussian = DataGaussian.fit(lambda: iter([images[:300], images[300:]]), rank=64)
+    flat = images.reshape(500, -1)
+    covariance = np.cov(flat, rowvar=False)
+    expected = np.linalg.eigvalsh(covariance)[::-1]
+    np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(gaussian.eigenvalues, expected[:64], rtol=0.01)
+    np.testing.assert_allclose(gaussian.captured, expected[:64].sum() / expected.sum(), rtol=0.002)
+    whole = gaussian.eigenvalues.sum() + gaussian.residual_variance * (3072 - 64)
+    np.testing.assert_allclose(whole, np.trace(covariance), rtol=1e-10)
+    vectors = gaussian.eigenvectors
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(64), atol=1e-10)
+    # The leading pairs solve S v = l v.
+    residual = covariance @ vectors[:, :8] - vectors[:, :8] * gaussian.eigenvalues[:8]
+    assert np.linalg.norm(residual, axis=0).max() < 1e-3 * expected[0]
+
+
+def test_streamed_eigenpairs_do_not_depend_on_batches_or_order(monkeypatch):
+    images = natural(60, 16)
+    monkeypatch.setattr(late_start, "EXACT_UP_TO", 700)
+    one = DataGaussian.fit([images], rank=20)
+    other = DataGaussian.fit([images[40:], images[:7], images[7:40]], rank=20)
+    for name in ("mean", "eigenvalues", "residual_variance"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-10)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 49), max_size=6), st.randoms())
+def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
+    """Shifts of shards that merge wrongly, or a partial batch counted as a whole one."""
+    order = list(range(50))
+    random.shuffle(order)
+    pieces = np.split(IMAGES.reshape(50, DIM)[order], sorted(set(cuts)))
+    left, right = Moments(DIM), Moments(DIM)
+    for i, piece in enumerate(pieces):
+        (left, right)[i % 2].update(piece)
+    gaussian = DataGaussian.from_moments(left.merge(right), SHAPE)
+    np.testing.assert_allclose(gaussian.mean, fit().mean, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(dense(gaussian), COVARIANCE, atol=1e-10)
+
+
+def test_isotropic_keeps_the_mean_and_the_trace():
+    gaussian = fit().isotropic()
+    np.testing.assert_allclose(dense(gaussian), np.trace(COVARIANCE) / DIM * np.eye(DIM), atol=1e-12)
+    noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
+    scale = np.sqrt(0.3 * np.trace(COVARIANCE) / DIM + 0.7)
+    expected = scale * noise + np.sqrt(0.3) * gaussian.mean.reshape(SHAPE)
+    np.testing.assert_allclose(gaussian.sample(noise, 0.3), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
+def test_analytic_first_step_saves_one_evaluation(sampler):
+    """A network still asked at the first time, or a direction that is not the unit Gaussian's exact one."""
+    schedule, calls = NoiseSchedule.linear(), []
+
+    def unit_gaussian(x, t):
+        jax.debug.callback(lambda t: calls.append(float(t)), t[0], ordered=True)
+        return per_image(schedule.sigma(t), x) * x
+
+    x, times = jnp.asarray(RNG.normal(size=(3, *SHAPE))), time_grid(4, 999)
+    plain = sample(sampler, unit_gaussian, schedule, x, times)
+    jax.effects_barrier()
+    asked = list(calls)
+    calls.clear()
+    saved = sample(sampler, analytic_first_step(unit_gaussian, schedule, times[0]), schedule, x, times)
+    jax.effects_barrier()
+    np.testing.assert_allclose(saved, plain, rtol=1e-12)
+    assert calls == asked[1:]
