@@ -38,8 +38,8 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "--mode (train, fid_stats, eval, sweep, sample, import, export) and --config are needed"),
-        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep|sample|import|export>"),
+        ("", "--mode (train, fid_stats, eval, sweep, score, sample, import, export) and --config are needed"),
+        (f"--mode=bogus {DIGITS}", "value should be one of <train|fid_stats|eval|sweep|score|sample|import|export>"),
         (f"--mode=train {DIGITS} --nonsense", "nonsense"),
         (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
         (f"--mode=train {DIGITS}", "needs --workdir"),

@@ -7,7 +7,7 @@ from diffusion import NoiseSchedule
 from errors import UserError
 from sampling.late_start import DataGaussian
 
-BENCH = scoring.Bench(7, None, NoiseSchedule.linear(), None, "sha", None, None, None)
+BENCH = scoring.Bench(7, None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
 
 
 @pytest.mark.parametrize(
