@@ -249,7 +249,7 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
         for i, image in enumerate(images):
-            plots.save_image(folder / f"{i:06d}.png", image)
+            plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
     plots.save_image(folder / "grid.png", plots.image_grid(images[: scoring.GRID_SIZE]))
     print(f"{num} images: {folder}")
     return folder

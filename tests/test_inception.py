@@ -47,7 +47,7 @@ def test_the_rule_is_the_golden_one(golden):
 
 @pytest.mark.parametrize("images", ["32x3", "28x1", "64x3"])
 def test_all_blocks_are_those_of_pytorch_fid(golden, network, images):
-    """A pool that counts its padding, a maximum in the wrong block, antialiasing, branches out of order, the epsilon."""
+    """A pool that counts its padding, a maximum in the wrong block, antialiasing, a branch out of order, an epsilon."""
     found = inception.block_means(network.params, golden[f"images_u8_{images}"])
     for dim in (64, 192, 768, 2048):
         expected = golden[f"features_{dim}_{images}"]

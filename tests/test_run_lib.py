@@ -183,8 +183,7 @@ def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, ship
     run_lib.fid_stats(config)
     drawn = run_lib.evaluate(config, trained)
     source = next((trained / "eval").iterdir()) / "samples.npz"
-    pngs = run_lib.sample(config, trained, 70)
-    (pngs / "grid.png").unlink()
+    pngs = run_lib.sample(config, trained, 70) / "images"
     for path in (source, pngs):
         found = run_lib.score(config, tmp_path / "score", path)
         for name in ("score", "score_error", "kid", "precision", "coverage", "label_entropy", "num_samples"):
@@ -204,7 +203,7 @@ def test_sample_writes_the_images_that_generate_draws(config, trained):
     assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(datasets.to_uint8(film["predicted_x0"][-1], True), images)
     assert run_lib.sample(config, trained, 5) == folder
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "000003.png")), images[3, ..., 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "images/000003.png")), images[3, ..., 0])
     assert config.eval.enable_fid  # the caller's config is left as it was
 
 
