@@ -22,15 +22,15 @@ class Tally:
         self.groups = [Moments(dim) for _ in range(groups)]
         self.label_counts = np.zeros(0, np.int64)
         self._stride = stride
-        self._reservoir: list[np.ndarray] = []
+        self._reservoir = [np.zeros((0, dim), np.float32)]
 
     def update(self, features: np.ndarray, label_counts: np.ndarray = ()) -> None:
         """Adds features [B, d] of the next B images, and how many of them have each label."""
         indices = np.arange(self.count, self.count + len(features))
         for number, moments in enumerate(self.groups):
             moments.update(features[indices % len(self.groups) == number])
-        room = RESERVOIR - sum(map(len, self._reservoir))
-        self._reservoir.append(np.asarray(features[indices % self._stride == 0][:room], np.float32))
+        if (room := RESERVOIR - sum(map(len, self._reservoir))) > 0:
+            self._reservoir.append(np.asarray(features[indices % self._stride == 0][:room], np.float32))
         self.label_counts = _add(self.label_counts, np.asarray(label_counts, np.int64))
         self.count += len(features)
 
