@@ -42,18 +42,23 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
         raise ValueError(f"moments of shapes {shapes} do not fit together")
     if not all(np.isfinite(array).all() for array in (mean1, cov1, mean2, cov2)):
         raise ValueError("the moments hold NaN or infinity")
-    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * _trace_root(cov1, cov2))
+    return _distance(mean1, _factor(cov1), mean2, cov2)
 
 
-def _trace_root(cov1: np.ndarray, cov2: np.ndarray) -> float:
-    """tr (C1 C2)^(1/2): with C1 = F F^T, the eigenvalues of C1 C2 are those of the symmetric F^T C2 F."""
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F with F F^T = cov."""
     try:
-        factor = np.linalg.cholesky(cov1)
+        return np.linalg.cholesky(cov)
     except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a dead feature
-        values, vectors = scipy.linalg.eigh(cov1)
-        factor = vectors * np.sqrt(np.maximum(values, 0))
-    eigenvalues = scipy.linalg.eigvalsh(factor.T @ cov2 @ factor)
-    return float(np.sqrt(np.maximum(eigenvalues, 0)).sum())
+        values, vectors = scipy.linalg.eigh(cov)
+        return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """With C1 = F F^T, tr (C1 C2)^(1/2) sums the roots of the eigenvalues of the symmetric F^T C2 F."""
+    eigenvalues = scipy.linalg.eigvalsh(factor1.T @ cov2 @ factor1)
+    root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    return float(np.sum((mean1 - mean2) ** 2) + np.sum(factor1**2) + np.trace(cov2) - 2 * root)
 
 
 class Reference(NamedTuple):
@@ -91,20 +96,21 @@ def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
             f"large to compare; draw at least {whole.dim}, better {10 * whole.dim}",
             stacklevel=2,
         )
-    value = _distance(whole, reference)
+    factor = _factor(reference.cov)  # once for all that is left out below
+
+    def to_reference(moments: Moments) -> float:
+        return _distance(reference.mean, factor, moments.mean, moments.cov)
+
+    value = to_reference(whole)
     if len(groups) < 2 or min(group.count for group in groups) < 2:
         return Distance(value, None, None)
-    rests = [_distance(merged([*groups[:k], *groups[k + 1 :]]), reference) for k in range(len(groups))]
+    rests = [to_reference(merged([*groups[:k], *groups[k + 1 :]])) for k in range(len(groups))]
     error = float(np.sqrt((len(groups) - 1) * np.var(rests)))  # Efron and Stein (1981)
     if whole.count < 4 * whole.dim:
         return Distance(value, error, None)
     halves = [merged(np.roll(groups, -k)[: len(groups) // 2]) for k in range(len(groups))]
-    size, mean = (np.mean(values) for values in zip(*((h.count, _distance(h, reference)) for h in halves), strict=True))
+    size, mean = (np.mean(values) for values in zip(*((h.count, to_reference(h)) for h in halves), strict=True))
     return Distance(value, error, float((whole.count * value - size * mean) / (whole.count - size)))
-
-
-def _distance(moments: Moments, reference: Reference) -> float:
-    return frechet_distance(reference.mean, reference.cov, moments.mean, moments.cov)
 
 
 Scores = dict[str, Any]
