@@ -20,7 +20,6 @@ def facts(features: Features | None, reference: Reference | None) -> Result:
         "feature_network": features.name if features else None,
         "features_sha256": features.digest if features else None,
         "resize": features.resize if features else None,
-        "rounding": ROUNDING,
         "reference": reference.description if reference else None,
         "reference_sha256": reference.digest if reference else None,
     }

@@ -88,6 +88,8 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "num_kept": config.eval.num_samples if config.eval.enable_sampling else min(GRID_SIZE, config.eval.num_samples),
         "seed": config.seed,
         "ema_rate": config.model.ema_rate,
+        "rounding": protocol.ROUNDING,
+        "reference_file": config.eval.reference or None,
         "classifier": bench.labeller.name if bench.labeller else None,
         **protocol.facts(bench.features, bench.reference),
         "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
@@ -101,6 +103,7 @@ def folder_name(question: Result) -> str:
     parts = [question["sampler"], f"n{question['n_steps']}", start]
     parts += [question["spacing"]] * (question["spacing"] != "linear") + ["clipped"] * question["clip_x0"]
     parts += [question["feature_network"]] * (question["feature_network"] not in (None, "classifier"))
+    parts += [f"ref{question['reference_sha256'][:8]}"] if question["reference_file"] else []
     parts += [f"step{question['checkpoint_step']}", f"num{question['num_samples']}", f"seed{question['seed']}"]
     return "_".join(parts)
 

@@ -28,6 +28,7 @@ def result(rng):
         "t_last": 0,
         "checkpoint_step": 9,
         "ema_rate": 0.9999,
+        "rounding": protocol.ROUNDING,
         "seed": 3,
         "num_samples": 60,
     }
