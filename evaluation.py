@@ -1,81 +1,39 @@
-"""Samples to scores: images -> features -> moments -> distance."""
+"""Features to scores: Fréchet distances with their error bars, and the statistics that samples are scored against."""
 
-import functools
 import hashlib
-from collections.abc import Callable
+import importlib.metadata
+import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import scipy.linalg
-from flax import nnx
 from ml_collections import ConfigDict
 
 import datasets
+import fidelity
+from diversity import Labeller, label_scores
 from errors import UserError
+from features import Features
 from files import read_npz, write_npz
-from models import classifier
 from moments import Moments
-from parallel import replicate
+from tallies import Tally, merged
 
 __all__ = ["Moments"]  # kept here for those who score, though the late start uses it too
 
 
 GAUSSIAN = "gaussian"
-
-
-class Features(NamedTuple):
-    """A feature network and what must be said beside any score made with it."""
-
-    extract: Callable[[jax.Array], jax.Array]  # uint8 [B, H, W, C] -> [B, dim], on the devices
-    dim: int
-    score_name: str
-    note: str
-    digest: str  # SHA-256 of its weights
-
-
-def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
-    """The features that config.eval.features names.
-
-    Raises UserError where they need a network that is missing, unless it may be trained, on the data set's own labels.
-    """
-    return FEATURES[config.eval.features](config, may_train)
-
-
-def classifier_path(config: ConfigDict) -> Path:
-    return datasets.REPOSITORY / config.assets_dir / "classifier" / f"{datasets.slug(config)}.npz"
-
-
-def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
-    """The layer under the logits of the data set's own classifier."""
-    data = config.data
-    path = classifier_path(config)
-    if not path.exists():
-        if not may_train:
-            raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
-        trained = classifier.train(*datasets.load_labelled(config), seed=0)
-        classifier.save(path, trained, (data.image_size, data.image_size, data.num_channels))
-    stored = classifier.load(path)
-    graphdef, params = nnx.split(stored.network)
-    extract = jax.jit(lambda params, images: nnx.merge(graphdef, params).features(images))
-    return Features(
-        functools.partial(extract, replicate(params)),
-        classifier.FEATURES,
-        "FD (classifier)",
-        f"classifier accuracy {stored.accuracy:.1%} on {stored.num_held_out} held-out images",
-        stored.digest,
-    )
-
-
-FEATURES = {"classifier": _classifier_features}
+SPLIT = "train"  # what samples are scored against
+STATISTICS = 2  # raised whenever a statistics file would hold other numbers or other names
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception's features, the FID.
 
     means [d], covariances [d, d]; computed in float64. Raises ValueError for shapes that do not fit or values that
-    are not finite.
+    are not finite; `Moments` raises it for fewer than 2 samples.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
     shapes = [array.shape for array in (mean1, cov1, mean2, cov2)]
@@ -84,30 +42,109 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
         raise ValueError(f"moments of shapes {shapes} do not fit together")
     if not all(np.isfinite(array).all() for array in (mean1, cov1, mean2, cov2)):
         raise ValueError("the moments hold NaN or infinity")
-    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * _trace_root(cov1, cov2))
+    return _distance(mean1, _factor(cov1), mean2, cov2)
 
 
-def _trace_root(cov1: np.ndarray, cov2: np.ndarray) -> float:
-    """tr (C1 C2)^(1/2): with C1 = F F^T, the eigenvalues of C1 C2 are those of the symmetric F^T C2 F."""
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F with F F^T = cov."""
     try:
-        factor = np.linalg.cholesky(cov1)
+        return np.linalg.cholesky(cov)
     except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a dead feature
-        values, vectors = scipy.linalg.eigh(cov1)
-        factor = vectors * np.sqrt(np.maximum(values, 0))
-    eigenvalues = scipy.linalg.eigvalsh(factor.T @ cov2 @ factor)
-    return float(np.sqrt(np.maximum(eigenvalues, 0)).sum())
+        values, vectors = scipy.linalg.eigh(cov)
+        return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """With C1 = F F^T, tr (C1 C2)^(1/2) sums the roots of the eigenvalues of the symmetric F^T C2 F."""
+    eigenvalues = scipy.linalg.eigvalsh(factor1.T @ cov2 @ factor1)
+    root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    return float(np.sum((mean1 - mean2) ** 2) + np.sum(factor1**2) + np.trace(cov2) - 2 * root)
 
 
 class Reference(NamedTuple):
-    """What samples are scored against: the moments of the training split's features."""
+    """What samples are scored against: the moments of a split's features, and what is known of the split."""
 
     mean: np.ndarray  # [d]
     cov: np.ndarray  # [d, d]
     digest: str  # SHA-256 of the moments
+    description: str
+    features: np.ndarray | None = None  # [at most tallies.RESERVOIR, d], spread evenly over the split
+    label_counts: np.ndarray | None = None  # [K]
 
 
-def distance(moments: Moments, reference: Reference) -> float:
-    return frechet_distance(moments.mean, moments.cov, reference.mean, reference.cov)
+class Distance(NamedTuple):
+    value: float
+    error: float | None  # one standard error, from the choice of samples; the reference counts as exact
+    at_infinity: float | None  # what the value would be for infinitely many samples, with the same standard error
+
+
+def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
+    """The Fréchet distance of all groups together, its standard error, and its limit for infinitely many samples.
+
+    The error is the grouped jackknife's: how far the distance moves as each group in turn is left out. The limit is
+    Chong and Forsyth's (2020): the bias falls as 1/N, so a line in 1/N meets the axis there. Here it passes through the
+    whole and the mean of the halves, each of half the groups, beginning at each group in turn. Since both depend on a
+    single sample alike, to first order in 1/N, the error is that of the limit as well.
+
+    The limit is None where a half has fewer than 2 samples a feature, since the line is then bent; both are None for
+    groups of fewer than 2. Warns where all groups together have fewer samples than features.
+    """
+    whole = merged(groups)
+    if whole.count < whole.dim:
+        warnings.warn(
+            f"{whole.count} samples for {whole.dim} features: the covariance is singular, and the distance far too "
+            f"large to compare; draw at least {whole.dim}, better {10 * whole.dim}",
+            stacklevel=2,
+        )
+    factor = _factor(reference.cov)  # once for all that is left out below
+
+    def to_reference(moments: Moments) -> float:
+        return _distance(reference.mean, factor, moments.mean, moments.cov)
+
+    value = to_reference(whole)
+    if len(groups) < 2 or min(group.count for group in groups) < 2:
+        return Distance(value, None, None)
+    rests = [to_reference(merged([*groups[:k], *groups[k + 1 :]])) for k in range(len(groups))]
+    error = float(np.sqrt((len(groups) - 1) * np.var(rests)))  # Efron and Stein (1981)
+    if whole.count < 4 * whole.dim:
+        return Distance(value, error, None)
+    halves = [merged(np.roll(groups, -k)[: len(groups) // 2]) for k in range(len(groups))]
+    size, mean = (np.mean(values) for values in zip(*((h.count, to_reference(h)) for h in halves), strict=True))
+    return Distance(value, error, float((whole.count * value - size * mean) / (whole.count - size)))
+
+
+Scores = dict[str, Any]
+
+
+def scores(tally: Tally, reference: Reference) -> Scores:
+    """Every score that one pass gives; None where samples, the statistics file or a classifier do not suffice.
+
+    Those of single features (KID, precision, recall, density, coverage) rest on the reservoirs, `num_compared` samples.
+    """
+    found = distance(tally.groups, reference)
+    result: Scores = {
+        "score": found.value,
+        "score_error": found.error,
+        "score_at_infinity": found.at_infinity,
+    }
+    return result | _sample_scores(tally.reservoir, reference.features) | _label_scores(tally, reference)
+
+
+def _sample_scores(fake: np.ndarray, real: np.ndarray | None) -> Scores:
+    names = ("num_compared", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    if real is None or min(len(real), len(fake)) <= fidelity.DENSITY_NEIGHBOURS:
+        return dict.fromkeys(names)
+    values = (*fidelity.kid(real, fake), *fidelity.precision_recall(real, fake), *fidelity.density_coverage(real, fake))
+    return dict(zip(names, (len(fake), *values), strict=True))
+
+
+def _label_scores(tally: Tally, reference: Reference) -> Scores:
+    if reference.label_counts is None or not len(tally.label_counts):
+        return {}
+    return label_scores(tally.label_counts, reference.label_counts)
+
+
+# Statistics files
 
 
 def stats_path(config: ConfigDict, kind: str) -> Path:
@@ -124,18 +161,82 @@ def require_stats(config: ConfigDict, *kinds: str) -> None:
             raise UserError(f"no {stats_path(config, kind)}: run --mode=fid_stats with the same --config first")
 
 
-def save_reference(config: ConfigDict, features: Features, moments: Moments) -> Path:
-    path = stats_path(config, config.eval.features)
-    facts = {"count": np.asarray(moments.count), "features": np.asarray(features.digest)}
-    write_npz(path, {"mean": moments.mean, "cov": moments.cov} | facts)
+def _origin(config: ConfigDict, features: Features) -> dict[str, Any]:
+    """What a statistics file says of itself, and must agree with the config that reads it."""
+    data = config.data
+    return {
+        "statistics": STATISTICS,
+        "dataset": data.dataset,
+        "split": SPLIT,
+        "image_size": data.image_size,
+        "num_channels": data.num_channels,
+        "features": features.name,
+        "features_sha256": features.digest,
+    }
+
+
+def save_reference(config: ConfigDict, features: Features, tally: Tally, labeller: Labeller | None = None) -> Path:
+    """Writes a split's statistics, under the names that pytorch-fid reads, with their origin."""
+    path, moments = stats_path(config, config.eval.features), tally.moments
+    origin = _origin(config, features) | {
+        "count": moments.count,
+        "classifier": labeller.name if labeller else None,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
+    }
+    arrays = {"mu": moments.mean, "sigma": moments.cov, "features": tally.reservoir, "label_counts": tally.label_counts}
+    write_npz(path, arrays | {"origin": np.asarray(json.dumps(origin))})
     return path
 
 
-def load_reference(config: ConfigDict, features: Features) -> Reference:
-    """Raises UserError if the file is broken or was made with other features."""
-    path = stats_path(config, config.eval.features)
-    stored = read_npz(path, required={"mean", "cov", "count", "features"})
-    if str(stored["features"]) != features.digest:
-        raise UserError(f"{path} was made with other feature weights: run --mode=fid_stats again with this config")
-    digest = hashlib.sha256(stored["mean"].tobytes() + stored["cov"].tobytes()).hexdigest()
-    return Reference(stored["mean"], stored["cov"], digest)
+def load_reference(config: ConfigDict, features: Features, labeller: Labeller | None = None) -> Reference:
+    """The statistics of fid_stats, or those of config.eval.reference, which may come from elsewhere.
+
+    Files from elsewhere hold `mu` [d] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's) [d, d], and say nothing of
+    where they come from. Raises UserError if the file is broken, or was made of other data, features or labels, or by
+    another version.
+    """
+    path = Path(config.eval.reference) if config.eval.reference else stats_path(config, config.eval.features)
+    stored = read_npz(path, required={"mu"} if config.eval.reference else {"mu", "sigma", "origin"})
+    mean, cov = stored["mu"], stored.get("sigma", stored.get("cov"))
+    if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
+        shapes = {name: list(array.shape) for name, array in stored.items()}
+        raise UserError(f"{path}: expected mu and sigma (or cov) of {features.dim} {features.name} features: {shapes}")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise UserError(f"{path}: its moments hold NaN or infinity")
+    digest = _digest(mean, cov)
+    if "origin" not in stored:
+        return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
+    origin = _checked_origin(config, features, path, str(stored["origin"]))
+    labelled = labeller is not None and labeller.name == origin.get("classifier")
+    if labeller and config.eval.classifier and not labelled:
+        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
+    description = f"{origin['dataset']}, {origin['split']} split, {origin['count']} images"
+    return Reference(
+        mean, cov, digest, description, stored.get("features"), stored.get("label_counts") if labelled else None
+    )
+
+
+def reference_of(tally: Tally, path: Path) -> Reference:
+    """A set of images as what others are scored against; `path` is where they lie."""
+    moments = tally.moments
+    mean, cov = moments.mean, moments.cov
+    description = f"{path}, {tally.count} images"
+    return Reference(mean, cov, _digest(mean, cov), description, tally.reservoir, tally.label_counts)
+
+
+def _digest(mean: np.ndarray, cov: np.ndarray) -> str:
+    return hashlib.sha256(np.float64(mean).tobytes() + np.float64(cov).tobytes()).hexdigest()
+
+
+AGAIN = "run --mode=fid_stats again with this config"
+
+
+def _checked_origin(config: ConfigDict, features: Features, path: Path, text: str) -> dict[str, Any]:
+    try:
+        origin = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
+    for name, value in _origin(config, features).items():
+        if origin.get(name) != value:
+            raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
+    return origin

@@ -7,6 +7,7 @@ python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=results/digits --num=16 --compare
 python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=results/digits
+python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 
 Any field of the config is set by --config.section.field=value.
 """
@@ -26,6 +27,7 @@ MODES = {  # the flags that a mode needs besides --config, and those that it may
     "fid_stats": ([], ["workdir"]),
     "eval": (["workdir"], [*SAMPLING, "seed", "eval_folder"]),
     "sweep": (["workdir"], ["seed", "eval_folder"]),
+    "score": (["source"], ["workdir", "reference"]),
     "sample": (["workdir"], [*SAMPLING, "seed", "num", "format", "trajectory", "compare"]),
     "analyze": (["workdir"], ["seed", "eval_folder"]),
     "import": (["workdir", "source"], []),
@@ -37,14 +39,15 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
 flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; all modes but prepare and fid_stats need it.")
+flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; prepare, fid_stats and score do without.")
 flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir with the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
 flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
 flags.DEFINE_enum("format", "png", ["png", "npz"], "What sample writes: a PNG each, or one npz.")
 flags.DEFINE_boolean("trajectory", False, "Makes sample write a film strip of the predicted x_0 as well.")
 flags.DEFINE_boolean("compare", False, "Makes sample draw one picture: all samplers with and without a late start.")
-flags.DEFINE_string("source", None, "What import reads: a .pth of the paper's code or a folder of diffusers.")
+flags.DEFINE_string("source", None, "What import reads (.pth, or diffusers' folder) and score scores (folder, .npz).")
+flags.DEFINE_string("reference", None, "The images, a folder or .npz, that score takes in place of the statistics.")
 flags.DEFINE_string("dest", None, "The new folder that export writes, for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
@@ -131,6 +134,9 @@ def run(config: ConfigDict) -> None:
             run_lib.evaluate(config, workdir, FLAGS.eval_folder)
         case "sweep":
             run_lib.sweep(config, workdir, FLAGS.eval_folder)
+        case "score":
+            workdir = Path(FLAGS.workdir or "results/score")
+            run_lib.score(config, workdir, Path(FLAGS.source), Path(FLAGS.reference) if FLAGS.reference else None)
         case "sample":
             if FLAGS.compare:
                 run_lib.compare(config, workdir, FLAGS.num)

@@ -1,5 +1,7 @@
 """Mean and covariance of a stream of vectors, in float64: what the FID and the late start both rest on."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -56,6 +58,17 @@ class Moments:
         """[d, d], normalised by N - 1."""
         self._require(2)
         return (self._outer - np.outer(self._sum, self._sum) / self.count) / (self.count - 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it holds, for `of_arrays`."""
+        return {"count": np.asarray(self.count), "shift": self._shift, "sum": self._sum, "outer": self._outer}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
+        moments = cls(len(arrays["shift"]))
+        moments.count = int(arrays["count"])
+        moments._shift, moments._sum, moments._outer = arrays["shift"], arrays["sum"], arrays["outer"]
+        return moments
 
     def _require(self, least: int) -> None:
         if self.count < least:

@@ -17,19 +17,22 @@ import files
 import likelihood
 import losses
 import plots
+import protocol
 import sampling
 import scoring
 import sweeping
-import tables
 from diffusion import EpsFn, NoiseSchedule
+from diversity import load_labeller
 from errors import UserError
+from features import load_features
 from keys import key_for
 from metrics import MetricsWriter, Rate
-from models import classifier, make_eps_fn
+from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
 from parallel import replicate, round_up, shard_batch
 from sampling.generate import generate, keyed_batches, record_trajectory
 from sampling.late_start import DataGaussian
+from tallies import RESERVOIR, Tally
 from validation import validate
 
 TRAJECTORIES = 12  # how many images a film strip follows
@@ -146,14 +149,15 @@ def fid_stats(config: ConfigDict) -> None:
     images = datasets.load(config, "train").images
     if len(images) < 2:
         raise UserError("the training split is one image: a covariance needs at least 2")
-    features = evaluation.load_features(config, may_train=True) if config.eval.enable_fid else None
-    moments = evaluation.Moments(features.dim) if features else None
+    features = load_features(config, may_train=True) if config.eval.enable_fid else None
+    labeller = load_labeller(config) if features else None
+    tally = Tally(features.dim if features else 0, groups=1, stride=-(-len(images) // RESERVOIR))
 
     def pixels() -> Iterator[np.ndarray]:
         with tqdm(total=len(images), desc="statistics", unit="image") as progress:
-            for batch, count in datasets.in_order(images, round_up(config.eval.batch_size)):
+            for batch, count in datasets.in_order(images, round_up(config.eval.feature_batch_size)):
                 if features:
-                    moments.update(np.asarray(features.extract(shard_batch(batch)))[:count])
+                    scoring.observe(tally, features, labeller, shard_batch(batch), count)
                 yield np.asarray(datasets.to_network_range(batch[:count], config.data.centered))
                 progress.update(count)
 
@@ -161,7 +165,8 @@ def fid_stats(config: ConfigDict) -> None:
     DataGaussian.fit(pixels()).save(path)
     print(f"the Gaussian of {len(images)} images: {path}")
     if features:
-        print(f"moments of their features, {features.note}: {evaluation.save_reference(config, features, moments)}")
+        path = evaluation.save_reference(config, features, tally, labeller)
+        print(f"moments of their features, {features.note}: {path}")
 
 
 # --mode=eval and --mode=sweep
@@ -171,8 +176,7 @@ def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> sc
     """Draws eval.num_samples images as config.sampling says, scores them, and returns what result.json holds."""
     bench = _prepare(config, workdir, [config])
     result = scoring.run(config, bench, workdir / eval_folder)
-    facts = [(name, str(value)) for name, value in result.items() if name != "bits_per_dim"]
-    print(tables.aligned(("field", "value"), facts))
+    print(protocol.card(result))
     if bench.bits_per_dim:
         print(likelihood.table(bench.bits_per_dim))
     print(f"results and samples lie in {workdir / eval_folder / scoring.folder_name(result)}")
@@ -205,17 +209,39 @@ def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> s
         validate(run)
     step = checkpoints.require(config, workdir)
     late, scored = any(run.sampling.gls for run in runs), config.eval.enable_fid
-    evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * scored)
+    own_reference = scored and not config.eval.reference
+    evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * own_reference)
     gaussian, digest = scoring.load_gaussian(config) if late else (None, None)
-    features = evaluation.load_features(config) if scored else None
-    reference = evaluation.load_reference(config, features) if scored else None
+    features, labeller = (load_features(config), load_labeller(config)) if scored else (None, None)
+    reference = evaluation.load_reference(config, features, labeller) if scored else None
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
     coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
 
     eps_fn, schedule = load_eps_fn(config, workdir), make_schedule(config)
     loss = None if held_out is None else _mean_loss(config, eps_fn, held_out)
     bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded[: config.eval.bpd_num_images])
-    return scoring.Bench(step, eps_fn, schedule, gaussian, digest, features, reference, loss, bits)
+    return scoring.Bench(step, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
+
+
+# --mode=score
+
+
+def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> scoring.Result:
+    """Scores the images of a folder or an .npz against the statistics of the config, or against another such set."""
+    validate(config)
+    if reference is None and not config.eval.reference:
+        evaluation.require_stats(config, config.eval.features)
+    for path in [source, *[reference] * (reference is not None)]:
+        if not path.exists():
+            raise UserError(f"no {path}: give a folder of PNG or JPG files, or an .npz of uint8 images")
+    features, labeller = load_features(config), load_labeller(config)
+    if reference is None:
+        against = evaluation.load_reference(config, features, labeller)
+    else:
+        against = evaluation.reference_of(scoring.tally_images(config, features, labeller, reference)[0], reference)
+    result = scoring.score_images(config, features, labeller, against, source, workdir)
+    print(protocol.card(result))
+    return result
 
 
 # --mode=sample
@@ -240,7 +266,7 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
         for i, image in enumerate(images):
-            plots.save_image(folder / f"{i:06d}.png", image)
+            plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
     plots.save_image(folder / "grid.png", plots.image_grid(images[: scoring.GRID_SIZE]))
     print(f"{num} images: {folder}")
     return folder
@@ -309,8 +335,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
 
 
 def _class_prediction(config: ConfigDict) -> Callable | None:
-    path = evaluation.classifier_path(config)
-    return functools.partial(classifier.predict, classifier.load(path).network) if path.exists() else None
+    labeller = load_labeller(config)
+    return labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1))
 
 
 def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: int) -> list[scoring.Result]:

@@ -2,10 +2,11 @@
 
 import hashlib
 import importlib.metadata
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,23 @@ import datasets
 import evaluation
 import files
 import plots
+import protocol
 import sampling
+import sources
 from diffusion import EpsFn, NoiseSchedule
+from diversity import Labeller
 from errors import UserError
+from features import Features, rebatched
 from parallel import replicate
+from protocol import Result
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
+from sampling.time_grid import time_grid
+from tallies import RESERVOIR, Tally
 
 GRID_SIZE = 64  # how many images of a run are kept to be looked at
-
-Result = dict[str, Any]
+KEPT_EVERY = 180  # seconds between two saves of a run's partial result
+PART, KEPT = "part.npz", "part_images.npy"  # in the folder of a run that is not finished
 
 
 class Bench(NamedTuple):
@@ -37,7 +45,8 @@ class Bench(NamedTuple):
     schedule: NoiseSchedule
     gaussian: DataGaussian | None
     gaussian_sha256: str | None
-    features: evaluation.Features | None
+    features: Features | None
+    labeller: Labeller | None
     reference: evaluation.Reference | None
     eval_loss: float | None
     bits_per_dim: Result | None = None  # what likelihood.measure returns
@@ -55,9 +64,15 @@ def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
     return replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    return config.data.image_size, config.data.image_size, config.data.num_channels
+
+
 def describe(config: ConfigDict, bench: Bench) -> Result:
     """The question that a run answers: all that its result depends on but the weights, which belong to the workdir."""
-    settings = config.sampling
+    settings, schedule = config.sampling, bench.schedule
+    t_start = settings.t_start if settings.gls else schedule.num_timesteps - 1
+    grid = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
     return {
         "dataset": config.data.dataset,
         "checkpoint_step": bench.checkpoint_step,
@@ -65,15 +80,19 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "n_steps": settings.n_steps,
         "nfe": sampling.nfe(settings.sampler, settings.n_steps),
         "gls": settings.gls,
-        "t_start": settings.t_start if settings.gls else bench.schedule.num_timesteps - 1,
+        "t_start": t_start,
+        "t_first": int(grid[0]),
+        "t_last": int(grid[-1]),
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,
         "num_kept": config.eval.num_samples if config.eval.enable_sampling else min(GRID_SIZE, config.eval.num_samples),
         "seed": config.seed,
-        "score_name": bench.features.score_name if bench.features else None,
-        "features": bench.features.note if bench.features else None,
-        "reference_sha256": bench.reference.digest if bench.reference else None,
+        "ema_rate": config.model.ema_rate,
+        "rounding": protocol.ROUNDING,
+        "reference_file": config.eval.reference or None,
+        "classifier": bench.labeller.name if bench.labeller else None,
+        **protocol.facts(bench.features, bench.reference),
         "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
         "eval_loss": bench.eval_loss,
         "bits_per_dim": bench.bits_per_dim,
@@ -85,6 +104,8 @@ def folder_name(question: Result) -> str:
     start = f"gls{question['t_start']}" if question["gls"] else "full"
     parts = [question["sampler"], f"n{question['n_steps']}", start]
     parts += [question["spacing"]] * (question["spacing"] != "linear") + ["clipped"] * question["clip_x0"]
+    parts += [question["feature_network"]] * (question["feature_network"] not in (None, "classifier"))
+    parts += [f"ref{question['reference_sha256'][:8]}"] if question["reference_file"] else []
     parts += [f"step{question['checkpoint_step']}", f"num{question['num_samples']}", f"seed{question['seed']}"]
     return "_".join(parts)
 
@@ -103,42 +124,85 @@ def all_finished(facts: Result, folder: Path) -> list[Result]:
 
 
 def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
-    """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last."""
+    """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last.
+
+    What is drawn so far is kept every KEPT_EVERY seconds, in memory and files that do not grow with the number of
+    samples beyond those kept. A run that was killed goes on from there, to the same result.
+    """
     question = describe(config, bench)
     folder = folder / folder_name(question)
     began = time.perf_counter()
-    moments = evaluation.Moments(bench.features.dim) if bench.features else None
-    kept: list[np.ndarray] = []
-    for pixels, count in draw(config, bench):
-        if moments:
-            moments.update(np.asarray(bench.features.extract(pixels))[:count])
-        if (room := question["num_kept"] - sum(map(len, kept))) > 0:
-            kept.append(np.asarray(pixels[: min(count, room)]))
-    seconds = time.perf_counter() - began
+    tally, seconds_before = _saved_part(folder, question) or (Tally(bench.features.dim if bench.features else 0), 0.0)
+    kept = _open_kept(folder, (question["num_kept"], *image_shape(config)), new=tally.count == 0)
+    saved = began
+    size = min(config.eval.feature_batch_size, config.eval.num_samples)
+    for pixels, count in rebatched(draw(config, bench, tally.count), size):
+        room = kept[tally.count : tally.count + count]
+        room[:] = np.asarray(pixels[: len(room)])
+        observe(tally, bench.features, bench.labeller, pixels, count)
+        if time.perf_counter() - saved > KEPT_EVERY:
+            kept.flush()
+            _save_part(folder, question, tally, seconds_before + time.perf_counter() - began)
+            saved = time.perf_counter()
+    scores = evaluation.scores(tally, bench.reference) if bench.features else {"score": None}
+    seconds = seconds_before + time.perf_counter() - began
 
-    result = question | {
-        "score": evaluation.distance(moments, bench.reference) if moments else None,
-        "wall_seconds": round(seconds, 3),  # with compilation, where this run is the first of its kind
-        "images_per_second": round(config.eval.num_samples / seconds, 3),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},
-    }
-    samples = np.concatenate(kept)
-    files.write_npz(folder / "samples.npz", {"images": samples})
-    plots.save_image(folder / "samples.png", plots.image_grid(samples[:GRID_SIZE]))
+    result = question | scores | _circumstances(seconds, config.eval.num_samples)
+    files.write_npz(folder / "samples.npz", {"images": kept})
+    plots.save_image(folder / "samples.png", plots.image_grid(kept[:GRID_SIZE]))
     files.write_json(folder / "result.json", result)
+    for name in (PART, KEPT):
+        (folder / name).unlink(missing_ok=True)
     return result
 
 
-def draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
-    """eval.num_samples uint8 images in batches on the devices, as `generate`, with a progress bar.
+def observe(tally: Tally, features: Features | None, labeller: Labeller | None, pixels: jax.Array, count: int) -> None:
+    """Adds the first `count` of uint8 images [B, H, W, C] on the devices to a tally."""
+    found = np.asarray(features.extract(pixels))[:count] if features else np.zeros((count, 0))
+    tally.update(found, labeller.count(pixels, count) if labeller else ())
+
+
+def _circumstances(seconds: float, count: int) -> Result:
+    return {
+        "wall_seconds": round(seconds, 3),  # with compilation, where this run is the first of its kind
+        "images_per_second": round(count / seconds, 3),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},
+    }
+
+
+def _saved_part(folder: Path, question: Result) -> tuple[Tally, float] | None:
+    """What a killed run left, and the seconds that it took, if it was a run of this question."""
+    if not (folder / PART).exists() or not (folder / KEPT).exists():
+        return None
+    part = files.read_npz(folder / PART, required={"question", "seconds"})
+    if str(part["question"]) != json.dumps(question):
+        return None
+    return Tally.of_arrays(part), float(part["seconds"])
+
+
+def _save_part(folder: Path, question: Result, tally: Tally, seconds: float) -> None:
+    facts = {"question": np.asarray(json.dumps(question)), "seconds": np.asarray(seconds)}
+    files.write_npz(folder / PART, tally.arrays() | facts)
+
+
+def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> np.memmap:
+    """The images that are kept, uint8 of `shape`, in a file rather than in memory."""
+    if not new:
+        return np.lib.format.open_memmap(folder / KEPT, "r+")
+    folder.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(folder / KEPT, "w+", np.uint8, shape)
+
+
+def draw(config: ConfigDict, bench: Bench, first: int = 0) -> Iterator[tuple[jax.Array, int]]:
+    """eval.num_samples uint8 images, from index `first` on, in batches on the devices, as `generate`, with progress.
 
     Raises UserError where a sample is not finite: rounded to a grey level, it would pass for an image.
     """
     gaussian, num = bench.gaussian if config.sampling.gls else None, config.eval.num_samples
     name = folder_name(describe(config, bench))
-    with tqdm(total=num, desc=name, unit="image") as progress:
-        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size):
+    with tqdm(total=num, desc=name, unit="image", initial=first) as progress:
+        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size, first):
             if not jnp.isfinite(x0).all():
                 raise UserError(f"{name}: samples hold NaN or infinity; did the training diverge?")
             yield datasets.to_uint8(x0, config.data.centered), count
@@ -148,3 +212,51 @@ def draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
 def draw_all(config: ConfigDict, bench: Bench) -> np.ndarray:
     """The same as one array [num_samples, H, W, C]."""
     return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench)])
+
+
+# Images from elsewhere
+
+
+def tally_images(config: ConfigDict, features: Features, labeller: Labeller | None, path: Path) -> tuple[Tally, str]:
+    """What the images of a folder or .npz leave in one pass, and the SHA-256 of their pixels.
+
+    Raises UserError as `sources.open_images`.
+    """
+    total, images = sources.open_images(path, image_shape(config))
+    tally, digest = Tally(features.dim, stride=-(-total // RESERVOIR)), hashlib.sha256()
+
+    def hashed():
+        for batch, count in images:
+            digest.update(batch.tobytes())
+            yield batch, count
+
+    with tqdm(total=total, desc=path.name, unit="image") as progress:
+        for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, total)):
+            observe(tally, features, labeller, pixels, count)
+            progress.update(count)
+    return tally, digest.hexdigest()
+
+
+def score_images(
+    config: ConfigDict,
+    features: Features,
+    labeller: Labeller | None,
+    reference: evaluation.Reference,
+    path: Path,
+    folder: Path,
+) -> Result:
+    """Scores a folder or .npz of images; writes result.json into a folder named after them and their hash."""
+    began = time.perf_counter()
+    tally, digest = tally_images(config, features, labeller, path)
+    question = {
+        "dataset": config.data.dataset,
+        "source": str(path),
+        "source_sha256": digest,
+        "num_samples": tally.count,
+        "classifier": labeller.name if labeller else None,
+        **protocol.facts(features, reference),
+    }
+    result = question | evaluation.scores(tally, reference)
+    result |= _circumstances(time.perf_counter() - began, tally.count)
+    files.write_json(folder / f"{path.stem}_{digest[:8]}_{reference.digest[:8]}" / "result.json", result)
+    return result

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from datasets import LOADERS
 from errors import UserError
-from evaluation import FEATURES
+from features import FEATURES
 from models import MODELS
 from models.layers import NONLINEARITIES
 from sampling import SAMPLERS
@@ -46,6 +47,10 @@ def list_of(rule: Rule, least: int = 1) -> Rule:
 def whole(rule: Rule) -> Rule:
     """For the members of lists, whose type the config does not fix."""
     return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
+
+
+def empty_or_file() -> Rule:
+    return Rule("a file that is there", lambda value: not value or Path(value).is_file())
 
 
 RULES = {
@@ -91,6 +96,9 @@ RULES = {
     "eval.features": one_of(FEATURES),
     "eval.bpd_dataset": one_of(["train", "test"]),
     "eval.bpd_num_images": at_least(2),
+    "eval.feature_batch_size": at_least(1),
+    "eval.inception_weights": empty_or_file(),
+    "eval.reference": empty_or_file(),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
     "sweep.t_starts": list_of(whole(at_least(0))),

@@ -94,7 +94,16 @@ def get_default_config() -> ConfigDict:
     evaluation.num_samples = 50_000
     # Score the samples by the distance between their features and the training split's.
     evaluation.enable_fid = True
+    # "inception" for FID proper, "classifier" for the data set's own.
     evaluation.features = "classifier"
+    # Images that the feature network sees at once.
+    evaluation.feature_batch_size = 100
+    # A .pth or .npz with PyTorch's names in place of the published weights, which are fetched on first use.
+    evaluation.inception_weights = ""
+    # Statistics in place of fid_stats' own: any file with mu and sigma, or mu and cov.
+    evaluation.reference = ""
+    # "module:function", from uint8 images [B, H, W, C] to scores [B, K], whose labels are counted; "" the data's own.
+    evaluation.classifier = ""
     # Keep every sample in samples.npz, not only those of the grid.
     evaluation.enable_sampling = False
     # Loss of the EMA weights on the test split.

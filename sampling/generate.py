@@ -19,13 +19,20 @@ from sampling.time_grid import time_grid
 
 
 def generate(
-    config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None, num: int, batch_size: int
+    config: ConfigDict,
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    gaussian: DataGaussian | None,
+    num: int,
+    batch_size: int,
+    first: int = 0,
 ) -> Iterator[tuple[jax.Array, int]]:
     """Predicted x_0 as config.sampling says, `num` images in all: (batch [B, H, W, C] on the devices, count).
 
     The last batch is drawn whole rather than compiled anew for its size; what lies beyond its count is to be dropped.
     eps_fn is a pytree (see `run_lib.load_eps_fn`), so that one compilation serves all weights and all starts.
     gaussian is what a late start draws from; without one the samplers start at T-1 from pure noise.
+    The images before index `first` are left out, and all others are what they are with them, bit by bit.
     """
     settings, shape = config.sampling, (config.data.image_size, config.data.image_size, config.data.num_channels)
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
@@ -34,12 +41,13 @@ def generate(
     rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
     schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
     batch_size = round_up(min(batch_size, num))
-    for start in range(0, num, batch_size):
+    for start in range(first // batch_size * batch_size, num, batch_size):
         indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
         noise, keys = _draw(*rngs, indices, shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
-        yield x0, min(batch_size, num - start)
+        skipped = max(first - start, 0)
+        yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -1,10 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 import scipy.linalg
 
 import evaluation
+from diversity import Labeller
 from errors import UserError
-from evaluation import Moments, frechet_distance
+from evaluation import Reference, frechet_distance
+from features import Features
+from tallies import Tally
 
 
 def moments_of(samples):
@@ -53,10 +58,94 @@ def test_distance_refuses_moments_that_give_no_number(broken):
         frechet_distance(**moments | broken)
 
 
-def test_statistics_of_other_feature_weights_are_refused(config, rng):
-    """A score between features of two different networks."""
-    features = evaluation.Features(extract=None, dim=3, score_name="FD", note="", digest="one")
-    evaluation.save_reference(config, features, Moments(3).update(rng.standard_normal((9, 3))))
-    assert evaluation.load_reference(config, features).cov.shape == (3, 3)
-    with pytest.raises(UserError, match="other feature weights"):
-        evaluation.load_reference(config, features._replace(digest="two"))
+FEATURES = Features(None, 3, "classifier", "FD", "", "one", "none")
+LABELLER = Labeller(None, "digits")
+
+
+def tally_of(vectors, labels=(), **options):
+    tally = Tally(vectors.shape[1], **options)
+    tally.update(vectors, labels)
+    return tally
+
+
+@pytest.fixture
+def stored(config, rng):
+    """The statistics of ten vectors in the test's own folder."""
+    tally = tally_of(rng.standard_normal((10, 3)), [4, 6], groups=1)
+    return evaluation.save_reference(config, FEATURES, tally, LABELLER)
+
+
+def test_statistics_come_back_as_they_were_saved(config, stored):
+    reference = evaluation.load_reference(config, FEATURES, LABELLER)
+    np.testing.assert_allclose(reference.cov, np.cov(reference.features, rowvar=False), rtol=1e-6)
+    assert reference.description == "digits, train split, 10 images"
+    assert reference.label_counts.tolist() == [4, 6]
+    assert evaluation.load_reference(config, FEATURES).label_counts is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("dataset", "mnist"), ("split", "test"), ("image_size", 9), ("statistics", 1)]
+)
+def test_statistics_of_anything_else_are_refused(config, stored, field, value):
+    """A number from statistics of another data set, split, size or version."""
+    arrays = dict(np.load(stored))
+    arrays["origin"] = np.asarray(json.dumps(json.loads(str(arrays["origin"])) | {field: value}))
+    np.savez(stored, **arrays)
+    with pytest.raises(UserError, match=f"its {field} is {value}.*run --mode=fid_stats again"):
+        evaluation.load_reference(config, FEATURES)
+
+
+def test_statistics_of_other_features_or_labels_are_refused(config, stored):
+    """A score between features of two networks, or labels of two classifiers."""
+    with pytest.raises(UserError, match="features_sha256 is one, this config's two"):
+        evaluation.load_reference(config, FEATURES._replace(digest="two"))
+    config.eval.classifier = "faces:attributes"
+    with pytest.raises(UserError, match="labels of digits, not of faces:attributes"):
+        evaluation.load_reference(config, FEATURES, Labeller(None, "faces:attributes"))
+
+
+@pytest.mark.parametrize("name", ["sigma", "cov"])
+def test_published_statistics_are_read(config, tmp_path, rng, name):
+    """pytorch-fid's and EDM's mu and sigma, and the paper's mu and cov."""
+    mean, cov = moments_of(rng.standard_normal((50, 3)))
+    np.savez(tmp_path / "theirs.npz", mu=mean, **{name: cov})
+    config.eval.reference = str(tmp_path / "theirs.npz")
+    reference = evaluation.load_reference(config, FEATURES)
+    np.testing.assert_array_equal(reference.cov, cov)
+    assert reference.features is None and "does not say" in reference.description
+    with pytest.raises(UserError, match="of 4 classifier features"):
+        evaluation.load_reference(config, FEATURES._replace(dim=4))
+
+
+def repeated(rng, repeats, count, dim):
+    """Distances of `repeats` sets of standard normal vectors to a Gaussian of mean 0.3 and variance 2."""
+    reference = Reference(np.full(dim, 0.3), 2 * np.eye(dim), "", "")
+    return [evaluation.distance(tally_of(rng.standard_normal((count, dim))).groups, reference) for _ in range(repeats)]
+
+
+def test_error_bar_is_the_spread_of_repeated_runs(rng):
+    """An error bar that is wrong by the number of groups, or by its root. 300 runs know their spread to 4%."""
+    found = repeated(rng, 300, 200, 5)
+    error = np.sqrt(np.mean([run.error**2 for run in found]))
+    assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
+    assert error == pytest.approx(np.std([run.at_infinity for run in found]), rel=0.15)
+
+
+def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
+    """A line through the wrong points, or not in 1/N: 200 samples in 20 dimensions have a large bias."""
+    found, dim = repeated(rng, 40, 200, 20), 20
+    truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)
+    bias = np.mean([run.value for run in found]) - truth
+    assert bias > 0.7
+    assert abs(np.mean([run.at_infinity for run in found]) - truth) < 0.15 * bias
+
+
+def test_what_samples_cannot_tell_is_not_told(rng):
+    """A number where there are fewer samples than features, or groups of one; nothing said of a singular covariance."""
+    reference = Reference(np.zeros(20), np.eye(20), "", "")
+    found = evaluation.distance(tally_of(rng.standard_normal((70, 20))).groups, reference)
+    assert found.error is not None and found.at_infinity is None
+    with pytest.warns(UserWarning, match="15 samples for 20 features"):
+        assert evaluation.distance(tally_of(rng.standard_normal((15, 20))).groups, reference).error is None
+    with pytest.raises(ValueError, match="at least 2 vectors, has 1"), pytest.warns(UserWarning):
+        evaluation.distance(tally_of(rng.standard_normal((1, 20))).groups, reference)

@@ -35,15 +35,21 @@ finally:
     assert "AssertionError" not in done.stderr
 
 
+ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample", "analyze", "import", "export"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "--mode (prepare, train, fid_stats, eval, sweep, sample, import, export) and --config are needed"),
-        (f"--mode=bogus {DIGITS}", "value should be one of <prepare|train|fid_stats|eval|sweep|sample|import|export>"),
+        ("", f"--mode ({', '.join(ALL_MODES)}) and --config are needed"),
+        (f"--mode=bogus {DIGITS}", f"value should be one of <{'|'.join(ALL_MODES)}>"),
         (f"--mode=train {DIGITS} --nonsense", "nonsense"),
         (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
         (f"--mode=train {DIGITS}", "needs --workdir"),
         (f"--mode=import {DIGITS} --workdir={{tmp}}", "needs --source"),
+        (f"--mode=score {DIGITS} --workdir={{tmp}}", "needs --source"),
+        (f"--mode=score {DIGITS} --workdir={{tmp}} --source=absent.npz --reference=absent", "no absent.npz: give a"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that is there"),
         (f"--mode=import {DIGITS} --workdir={{tmp}} --source=absent.pth", "absent.pth"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --num=0", "num"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --sampler=ode --trajectory", "adaptive"),

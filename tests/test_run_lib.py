@@ -15,7 +15,9 @@ import datasets
 import evaluation
 import losses
 import run_lib
+import scoring
 from errors import UserError
+from features import load_features
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
 
@@ -99,7 +101,7 @@ def test_statistics_are_those_of_every_training_image(config, shipped_classifier
     covariance = (gaussian.eigenvectors * gaussian.eigenvalues) @ gaussian.eigenvectors.T
     np.testing.assert_allclose(covariance, np.cov(flat, rowvar=False), atol=1e-6)
 
-    features = evaluation.load_features(config)
+    features = load_features(config)
     expected = np.asarray(features.extract(images), np.float64)
     reference = evaluation.load_reference(config, features)
     np.testing.assert_allclose(reference.mean, expected.mean(axis=0), atol=1e-5)
@@ -135,6 +137,64 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert len(drawn) == 1 + len(results)
 
 
+def test_killed_eval_goes_on_to_the_same_result(config, tmp_path, trained, shipped_classifier):
+    """An image lost, doubled or drawn anew in another batch at the resume; a part of another question taken for it."""
+    config.eval.update(num_samples=40, feature_batch_size=5, enable_sampling=True)
+    run_lib.fid_stats(config)
+    (tmp_path / "config.json").write_text(config.to_json())
+    code = f"""
+import json, os, signal
+from pathlib import Path
+from configs.ddpm import digits
+import run_lib, scoring
+config = digits.get_config()
+config.update(json.loads(Path({str(tmp_path / "config.json")!r}).read_text()))
+observe, scoring.KEPT_EVERY = scoring.observe, -1
+def observe_and_die(tally, *rest):
+    if tally.count == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+    observe(tally, *rest)
+scoring.observe = observe_and_die
+run_lib.evaluate(config, Path({str(trained)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=datasets.REPOSITORY, capture_output=True)
+    assert done.returncode == -9
+    [folder] = (trained / "eval").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["part.npz", "part_images.npy"]
+
+    drawn = []
+    real_generate = scoring.generate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "generate", lambda *args: drawn.append(args[-1]) or real_generate(*args))
+        resumed, straight = run_lib.evaluate(config, trained), run_lib.evaluate(config, trained, "straight")
+    assert drawn == [15, 0]
+    timing = {"wall_seconds", "images_per_second"}
+    for name in resumed.keys() - timing:
+        close = pytest.approx(straight[name], rel=1e-9) if isinstance(straight[name], float) else straight[name]
+        assert resumed[name] == close, name
+    samples = [np.load(trained / name / folder.name / "samples.npz")["images"] for name in ("eval", "straight")]
+    np.testing.assert_array_equal(*samples)
+    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "samples.npz", "samples.png"]
+
+
+def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, shipped_classifier):
+    """Images scored in part, twice, or after a change on the way to disk and back."""
+    config.eval.update(num_samples=70, feature_batch_size=32, enable_sampling=True, batch_size=70)
+    run_lib.fid_stats(config)
+    drawn = run_lib.evaluate(config, trained)
+    source = next((trained / "eval").iterdir()) / "samples.npz"
+    pngs = run_lib.sample(config, trained, 70) / "images"
+    for path in (source, pngs):
+        found = run_lib.score(config, tmp_path / "score", path)
+        for name in ("score", "score_error", "kid", "precision", "coverage", "label_entropy", "num_samples"):
+            assert found[name] == pytest.approx(drawn[name], rel=1e-6), name
+    assert len(list((tmp_path / "score").glob("*/result.json"))) == 2
+
+    itself = run_lib.score(config, tmp_path / "score", source, reference=pngs)
+    assert itself["score"] == pytest.approx(0, abs=1e-6) and itself["label_distance"] == 0
+    assert (itself["precision"], itself["recall"]) == (1, 1) and "70 images" in itself["reference"]
+
+
 def test_sample_writes_the_images_that_generate_draws(config, trained):
     """PNGs in another order, a film strip of another run, or pictures that need statistics that they do not use."""
     config.sampling.n_steps = 3
@@ -143,7 +203,7 @@ def test_sample_writes_the_images_that_generate_draws(config, trained):
     assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(datasets.to_uint8(film["predicted_x0"][-1], True), images)
     assert run_lib.sample(config, trained, 5) == folder
-    np.testing.assert_array_equal(np.asarray(Image.open(folder / "000003.png")), images[3, ..., 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "images/000003.png")), images[3, ..., 0])
     assert config.eval.enable_fid  # the caller's config is left as it was
 
 

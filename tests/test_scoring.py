@@ -5,9 +5,13 @@ import evaluation
 import scoring
 from diffusion import NoiseSchedule
 from errors import UserError
+from evaluation import Reference
+from features import Features
 from sampling.late_start import DataGaussian
 
-BENCH = scoring.Bench(7, None, NoiseSchedule.linear(), None, "sha", None, None, None)
+BENCH = scoring.Bench(7, None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
+
+INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,18 @@ def test_every_question_has_a_folder_of_its_own(config, field, value):
     after = scoring.describe(config, BENCH)
     assert before != after
     assert scoring.folder_name(before) != scoring.folder_name(after)
+
+
+def test_scores_of_other_features_or_statistics_lie_elsewhere(config):
+    """A FID that replaces the distance of a classifier's features, or one against published statistics."""
+    features = Features(None, 3, "classifier", "FD", "", "", "none")
+    reference = Reference(None, None, "f" * 64, "theirs")
+    config.eval.reference = ""
+    benches = [BENCH._replace(features=network, reference=reference) for network in (features, INCEPTION)]
+    names = {scoring.folder_name(scoring.describe(config, bench)) for bench in benches}
+    config.eval.reference = "theirs.npz"
+    names |= {scoring.folder_name(scoring.describe(config, bench)) for bench in benches}
+    assert len(names) == 4
 
 
 def test_gaussian_of_other_images_is_refused(config, rng):

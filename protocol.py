@@ -1,0 +1,85 @@
+"""What must be said beside a score for another to repeat it, and the card that says it."""
+
+from typing import Any
+
+from evaluation import Reference
+from features import Features
+from fidelity import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, SUBSET_SIZE, SUBSETS
+from tallies import GROUPS
+
+ROUNDING = "clipped, to the nearest of 256 grey levels"
+
+Result = dict[str, Any]
+
+
+def facts(features: Features | None, reference: Reference | None) -> Result:
+    """What a score depends on besides the samples, for result.json; all None where nothing is scored."""
+    return {
+        "score_name": features.score_name if features else None,
+        "features": features.note if features else None,
+        "feature_network": features.name if features else None,
+        "features_sha256": features.digest if features else None,
+        "resize": features.resize if features else None,
+        "reference": reference.description if reference else None,
+        "reference_sha256": reference.digest if reference else None,
+    }
+
+
+def card(result: Result) -> str:
+    """The scores of a result with their error bars, and under them how they were made, for people."""
+    rows = [*_score_rows(result), ("", "")] if result["score"] is not None else []
+    rows += _protocol_rows(result)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _score_rows(result: Result) -> list[tuple[str, str]]:
+    rows = [(result["score_name"], _with_error(result["score"], result["score_error"], f"jackknife, {GROUPS} groups"))]
+    if (limit := result["score_at_infinity"]) is not None:
+        rows.append(("for infinitely many samples", _with_error(limit, result["score_error"], "the same")))
+    if (compared := result["num_compared"]) is not None:
+        subsets = f"over {SUBSETS} subsets of {min(SUBSET_SIZE, compared)}"
+        rows += [
+            ("KID, same features", _with_error(result["kid"], result["kid_std"], f"standard deviation {subsets}")),
+            *_pair(result, "precision", "recall", PRECISION_NEIGHBOURS),
+            *_pair(result, "density", "coverage", DENSITY_NEIGHBOURS),
+        ]
+    if "label_entropy" in result:
+        bits = f"{result['label_entropy']:.3f} bits, the data's {result['data_label_entropy']:.3f}"
+        shares = " ".join(f"{100 * share:.1f}" for share in result["label_histogram"])
+        rows += [
+            ("label entropy", bits),
+            ("label distance", f"{result['label_distance']:.4f} (total variation)"),
+            ("labels, %", shares),
+        ]
+    return rows
+
+
+def _with_error(value: float, error: float | None, kind: str) -> str:
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g} ({kind})"
+
+
+def _pair(result: Result, first: str, second: str, k: int) -> list[tuple[str, str]]:
+    return [(f"{name}, k = {k}", f"{result[name]:.4f}") for name in (first, second)]
+
+
+def _protocol_rows(result: Result) -> list[tuple[str, str]]:
+    """Of those facts that the result has; images from elsewhere have no sampler."""
+    rows = [("samples", f"{result['num_samples']}, {result.get('source') or 'seed {}'.format(result['seed'])}")]
+    if result["score"] is not None:
+        rows += [
+            ("against", f"{result['reference']} (SHA-256 {result['reference_sha256'][:16]})"),
+            ("features", f"{result['features']} (SHA-256 {result['features_sha256'][:16]})"),
+            ("resize", result["resize"]),
+        ]
+    if "sampler" in result:
+        nfe = result["nfe"] or "adaptive"
+        clipped = "clipped" if result["clip_x0"] else "not clipped"
+        start = "Gaussian late start" if result["gls"] else "from pure noise"
+        rows += [
+            ("rounding", result["rounding"]),
+            ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),
+            ("time grid", f"{result['spacing']}, t = {result['t_first']} to {result['t_last']}, {start}"),
+            ("weights", f"step {result['checkpoint_step']}, EMA {result['ema_rate']}"),
+        ]
+    return rows
