@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from errors import UserError
+from parallel import own_rows
 
 REPOSITORY = Path(__file__).parent
 
@@ -122,12 +123,13 @@ LOADERS = {
 def train_batches(images: np.ndarray, config: ConfigDict, first_step: int) -> Iterator[np.ndarray]:
     """Endless uint8 batches [B, H, W, C] from step `first_step` on; batch k is a function of (seed, k) alone.
 
-    Every epoch sees each image once, in an order of its own.
+    Every epoch sees each image once, in an order of its own. A process reads only its own rows of each batch.
     """
+    own = own_rows(config.training.batch_size)
 
     def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        batch = images[indices]
-        flipped = config.data.random_flip & (rng.random(len(batch)) < 0.5)
+        flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)[own]
+        batch = images[indices[own]]
         return np.where(flipped[:, None, None, None], batch[:, :, ::-1], batch)
 
     indices = grain.MapDataset.range(len(images)).seed(config.seed).shuffle().repeat()
@@ -139,10 +141,14 @@ def train_batches(images: np.ndarray, config: ConfigDict, first_step: int) -> It
 
 
 def in_order(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding."""
+    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding.
+
+    A process reads only its own rows, and count is how many of them are images.
+    """
+    own = own_rows(batch_size)
     for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
+        batch = np.asarray(images[start + own.start : start + own.stop])
+        padding = ((0, own.stop - own.start - len(batch)), (0, 0), (0, 0), (0, 0))
         yield np.pad(batch, padding), len(batch)
 
 

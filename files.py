@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +13,21 @@ from zipfile import BadZipFile
 import numpy as np
 
 from errors import UserError
+from parallel import is_first
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, removes it if not."""
+    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, removes it if not.
+
+    Of several processes, which all come here, only the first keeps what it wrote.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        if is_first():
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from errors import UserError
+from errors import Stopped, UserError
 
 SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
 MODES = {  # the flags that a mode needs besides --config, and those that it may be given
@@ -61,6 +61,9 @@ def main(argv: list[str]) -> None:
     except OSError as error:  # a workdir that cannot be written, a full disk
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except Stopped as stopped:
+        print(f"\nmain.py: {stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         print("\nmain.py: interrupted; the same command goes on from what is saved", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import datasets
 import evaluation
 import files
+import parallel
 import plots
 import sampling
 from diffusion import EpsFn, NoiseSchedule
@@ -103,13 +104,14 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     kept: list[np.ndarray] = []
     for pixels, count in draw(config, bench):
         if moments:
-            moments.update(np.asarray(bench.features.extract(pixels))[:count])
+            own = parallel.own_rows(len(pixels))
+            moments.update(parallel.local_rows(bench.features.extract(pixels))[: max(count - own.start, 0)])
         if (room := question["num_kept"] - sum(map(len, kept))) > 0:
-            kept.append(np.asarray(pixels[: min(count, room)]))
+            kept.append(parallel.all_rows(pixels)[: min(count, room)])
     seconds = time.perf_counter() - began
 
     result = question | {
-        "score": evaluation.distance(moments, bench.reference) if moments else None,
+        "score": evaluation.distance(moments.of_all_processes(), bench.reference) if moments else None,
         "wall_seconds": round(seconds, 3),  # with compilation, where this run is the first of its kind
         "images_per_second": round(config.eval.num_samples / seconds, 3),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -139,4 +141,4 @@ def draw(config: ConfigDict, bench: Bench) -> Iterator[tuple[jax.Array, int]]:
 
 def draw_all(config: ConfigDict, bench: Bench) -> np.ndarray:
     """The same as one array [num_samples, H, W, C]."""
-    return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench)])
+    return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in draw(config, bench)])

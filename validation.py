@@ -56,6 +56,7 @@ RULES = {
     "training.eval_freq": at_least(0),
     "training.snapshot_freq": at_least(1),
     "training.snapshot_freq_for_preemption": at_least(1),
+    "training.max_to_keep": at_least(1),
     "training.sampling_size": at_least(1),
     "data.dataset": one_of(LOADERS),
     "data.image_size": at_least(1),

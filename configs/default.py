@@ -15,9 +15,13 @@ def get_default_config() -> ConfigDict:
     training.log_freq = 50
     # Loss of the EMA weights on the test split; 0 never.
     training.eval_freq = 0
-    # Checkpoints at multiples of snapshot_freq are kept, the newest at multiples of the other is replaced.
+    # Checkpoints at multiples of snapshot_freq are kept, those at multiples of the other replaced by newer ones.
     training.snapshot_freq = 50_000
     training.snapshot_freq_for_preemption = 10_000
+    # How many of the newest checkpoints there are, whatever their steps.
+    training.max_to_keep = 2
+    # Splits the optimiser's state and the EMA over the devices, which then gather the weights at every step.
+    training.shard_state = False
     # A grid of sampling_size images at each snapshot, drawn as config.sampling says but without a late start.
     training.snapshot_sampling = True
     training.sampling_size = 64

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import sampling
 from diffusion import EpsFn, NoiseSchedule
 from keys import key_for
-from parallel import replicate, round_up, shard_batch
+from parallel import own_rows, replicate, round_up, shard_batch
 from sampling.common import clip_x0, image_keys, image_noise
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
@@ -34,8 +34,8 @@ def generate(
     schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
     batch_size = round_up(min(batch_size, num))
     for start in range(0, num, batch_size):
-        indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
-        noise, keys = _draw(*rngs, indices, shape)
+        indices = np.arange(start, start + batch_size, dtype=np.uint32)[own_rows(batch_size)]
+        noise, keys = _draw(*rngs, shard_batch(indices), shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
         yield x0, min(batch_size, num - start)
