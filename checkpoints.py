@@ -190,15 +190,30 @@ def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None
     multiples of training.snapshot_freq, and what an earlier run kept. Raises UserError where the disk takes no more.
     """
     training = config.training
-    with open_manager(workdir, newest=training.max_to_keep, keep_period=training.snapshot_freq) as manager:
+    manager = open_manager(workdir, newest=training.max_to_keep, keep_period=training.snapshot_freq)
 
-        def save(state: State) -> None:
-            step = int(state.step)
-            if step not in manager.all_steps():
-                items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+    def save(state: State) -> None:
+        step = int(state.step)
+        if step not in manager.all_steps():
+            items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+            with _disk_trouble(workdir):
                 manager.save(step, args=ocp.args.Composite(facts=ocp.args.JsonSave(_facts(config, step)), **items))
 
+    try:
         yield save
+    finally:
+        with _disk_trouble(workdir):
+            manager.close()
+
+
+@contextlib.contextmanager
+def _disk_trouble(workdir: Path) -> Iterator[None]:
+    """Raises UserError for what orbax and tensorstore raise where a file of this save or the last cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{workdir}: a checkpoint cannot be saved; those before it are whole ({reason})") from error
 
 
 def _facts(config: ConfigDict, step: int) -> dict[str, Any]:

@@ -3,14 +3,38 @@
 A process feeds and reads only its own rows of a batch; they lie together, in the order of the processes.
 """
 
+import os
+import sys
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from errors import UserError
 
 T = TypeVar("T")
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Makes this process one of several; without arguments the cluster (TPU pod, SLURM, Open MPI) says which.
+
+    All but the first then print errors alone. To be called before JAX touches a device. Raises UserError where the
+    arguments make no sense, no cluster is found, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator, count, index, cluster_detection_method="deactivate" if coordinator else None
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        hint = "give --coordinator, --process_count and --process_id where no TPU pod, SLURM or Open MPI tells them"
+        raise UserError(f"--distributed: {str(error).splitlines()[0]}; {hint}") from error
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, until the process ends
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 def mesh() -> Mesh:
@@ -24,7 +48,8 @@ def is_first() -> bool:
 
 
 def replicate(tree: T) -> T:
-    return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec()))
+    sharding = NamedSharding(mesh(), PartitionSpec())
+    return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
 
 
 def split(tree: T) -> T:
@@ -35,7 +60,15 @@ def split(tree: T) -> T:
         axes = ["batch" if axis == whole.index(True) else None for axis in range(len(whole))] if any(whole) else []
         return NamedSharding(mesh(), PartitionSpec(*axes))
 
-    return jax.device_put(tree, jax.tree.map(sharding, tree))
+    return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
+
+
+def _put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """As device_put, which would first send what every process has to every other, to see that they are equal."""
+    if jax.process_count() == 1 or isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(jnp.asarray(leaf))  # of the type that JAX makes of it
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def abstract(tree: T) -> T:
