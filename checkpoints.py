@@ -141,12 +141,17 @@ def resume(config: ConfigDict, workdir: Path, state: State) -> State:
     step = newest_whole(workdir)
     if step is None:
         return state
-    folder = workdir / "checkpoints" / str(step)
-    _check_facts(config, folder)
+    state = load(config, workdir, step, state)
+    _set_aside(workdir, after=step)
+    return state
+
+
+def load(config: ConfigDict, workdir: Path, step: int, state: State) -> State:
+    """The checkpoint of a step, shaped and sharded like `state`. Raises UserError where it is of another network."""
+    _check_facts(config, workdir / "checkpoints" / str(step))
     items = {name: ocp.args.StandardRestore(parallel.abstract(item)) for name, item in _items(state).items()}
     with open_manager(workdir, read_only=True) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(**items))
-    _set_aside(workdir, after=step)
     return type(state)(ema=restored["ema"], **restored["train"])
 
 
