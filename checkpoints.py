@@ -10,8 +10,6 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,15 +65,11 @@ def only_writer(workdir: Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+", encoding="utf-8") as file:
+    with (workdir / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(f"{workdir} is in use by {file.read()}: wait for it, or take another --workdir") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+            raise UserError(f"another process trains in {workdir}: wait for it, or take another --workdir") from error
         yield
 
 
@@ -114,23 +108,25 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(workdir: Path, item: str = "") -> int | None:
-    """The newest step at which the checkpoint, or the item of it, is as it was written; warns of each that is not.
+    """The newest step at which the checkpoint, or the item of it, is as it was written; warns of those after it.
 
     None where the workdir holds no checkpoint; raises UserError where it holds damaged ones alone. All processes get
     the answer of the first.
     """
-    found = -1
-    steps = saved_steps(workdir)
-    if parallel.is_first():
-        for step in reversed(steps):
-            if (wrong := damage(workdir / "checkpoints" / str(step) / item)) is None:
-                found = step
-                break
-            warn(f"the checkpoint of step {step} in {workdir} is damaged ({wrong}); looking for one before it")
+    steps, damages = saved_steps(workdir), []
+    found = -1 if steps else 0
+    for step in reversed(steps) if parallel.is_first() else ():
+        if (wrong := damage(workdir / "checkpoints" / str(step) / item)) is None:
+            found = step
+            break
+        damages.append(f"the checkpoint of step {step} in {workdir} is damaged ({wrong})")
     found = int(parallel.gather(np.asarray(found))[0])
-    if steps and found == -1:
-        raise UserError(f"no checkpoint in {workdir / 'checkpoints'} is whole: move them away to start anew")
-    return None if found == -1 else found
+    if found == -1:
+        hint = "move them away to start anew"
+        raise UserError(f"no checkpoint in {workdir / 'checkpoints'} is whole ({'; '.join(damages[:1])}): {hint}")
+    for text in damages:
+        warn(f"{text}; the one of step {found} is taken")
+    return found if steps else None
 
 
 def resume(config: ConfigDict, workdir: Path, state: State) -> State:

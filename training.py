@@ -46,9 +46,9 @@ def run(
     with checkpoints.only_writer(workdir), catching_signals() as signals:
         state = checkpoints.resume(config, workdir, losses.place(config, state))
         reached = int(state.step)
-        if reached < training.n_iters:
-            checkpoints.write_config(config, workdir)
         with checkpoints.saving(config, workdir) as save, MetricsWriter(workdir, reached) as writer:
+            if reached < training.n_iters:
+                checkpoints.write_config(config, workdir)
             look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, signals)
             look(reached, state.ema)  # in case that a signal cut it off
             batches, steps_per_second = datasets.train_batches(images, config, reached), Rate(reached)

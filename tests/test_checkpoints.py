@@ -147,7 +147,7 @@ def test_checkpoints_without_checksums_are_still_read(config, workdir):
 
 def test_one_writer_and_any_number_of_readers(config, workdir):
     with checkpoints.only_writer(workdir):
-        with pytest.raises(UserError, match="in use by process"), checkpoints.only_writer(workdir):
+        with pytest.raises(UserError, match="another process trains"), checkpoints.only_writer(workdir):
             pass
         assert checkpoints.newest_whole(workdir, "ema") == 9
     with checkpoints.only_writer(workdir):
