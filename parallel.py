@@ -65,7 +65,9 @@ def split(tree: T) -> T:
 
 def _put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
     """As device_put, which would first send what every process has to every other, to see that they are equal."""
-    if jax.process_count() == 1 or isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+    if isinstance(leaf, jax.core.Tracer):
+        return jax.lax.with_sharding_constraint(leaf, sharding)  # device_put is but a hint inside of jit
+    if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
         return jax.device_put(leaf, sharding)
     host = np.asarray(jnp.asarray(leaf))  # of the type that JAX makes of it
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -68,6 +68,8 @@ def fid_stats(config: ConfigDict) -> None:
     """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
     validate(config)
     images = datasets.load(config, "train").images
+    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
+    files.require_writable(path.parent)
     features = evaluation.load_features(config, may_train=True) if config.eval.enable_fid else None
     moments = evaluation.Moments(features.dim) if features else None
     pixels = evaluation.Moments(images[0].size)
@@ -78,7 +80,6 @@ def fid_stats(config: ConfigDict) -> None:
         in_range = datasets.to_network_range(batch[:count], config.data.centered)
         pixels.update(np.asarray(in_range).reshape(count, pixels.dim))
 
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
     DataGaussian.from_moments(pixels.of_all_processes(), images.shape[1:]).save(path)
     print(f"the Gaussian of {len(images)} images: {path}")
     if features:
