@@ -74,7 +74,7 @@ def test_eval_says_what_is_missing(config, tmp_path, trained):
     with pytest.raises(UserError, match="run --mode=fid_stats"):
         run_lib.evaluate(config, trained)
     config.eval.checkpoint = 5
-    with pytest.raises(UserError, match="no checkpoint of step 5.*there are 6"):
+    with pytest.raises(UserError, match="no checkpoint of step 5.*there are 3, 6"):
         run_lib.evaluate(config, trained)
 
 
