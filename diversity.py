@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+import parallel
 from errors import UserError
 from features import classifier_path
 from models import classifier
@@ -26,7 +28,7 @@ class Labeller(NamedTuple):
 
         Raises UserError where the classifier's answer has another shape or is not finite.
         """
-        scores = np.asarray(self.scores(images))
+        scores = parallel.all_rows(jnp.asarray(self.scores(images)))
         if scores.ndim != 2 or len(scores) != len(images) or not np.isfinite(scores).all():
             raise UserError(
                 f"eval.classifier={self.name!r}: expected finite scores [{len(images)}, K], got {list(scores.shape)}"

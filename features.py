@@ -14,7 +14,7 @@ import datasets
 from downloads import fetch
 from errors import UserError
 from models import classifier, inception
-from parallel import replicate, round_up, shard_batch
+from parallel import replicate, resharded, round_up
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -101,9 +101,9 @@ def rebatched(batches: Batches, size: int) -> Iterator[tuple[jax.Array, int]]:
         count += filled
         while count >= size:
             joined = jnp.concatenate(held)
-            yield shard_batch(joined[:size]), size
+            yield resharded(joined[:size]), size
             held, count = [joined[size:]], count - size
     if count:
         joined = jnp.concatenate(held)
         padding = ((0, size - count), *((0, 0),) * (joined.ndim - 1))
-        yield shard_batch(jnp.pad(joined, padding)), count
+        yield resharded(jnp.pad(joined, padding)), count

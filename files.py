@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import socket
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,16 +15,21 @@ from zipfile import BadZipFile
 import numpy as np
 
 from errors import UserError
+from parallel import is_first
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, removes it if not."""
+    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, removes it if not.
+
+    Of several processes, which all come here, only the first keeps what it wrote.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        if is_first():
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,6 +49,12 @@ def making_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder; raises OSError where no file can be made in it, before there is something to lose."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_text(path: Path, text: str) -> None:

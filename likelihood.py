@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
+import parallel
 import tables
 from diffusion import EpsFn, NoiseSchedule
 from errors import UserError
@@ -60,7 +61,7 @@ def measure(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, images: 
             ode = ode_bits(eps_fn, schedule, batch, keys, centered, settings.bpd_exact_divergence)
             terms = bound_bits(eps_fn, schedule, batch, keys, centered)
             columns = {"ode": ode, "bound": sum(terms.values())} | terms
-            bits.append(np.stack([np.asarray(columns[name], np.float64) for name in ROWS])[:, :count])
+            bits.append(np.stack([parallel.all_rows(columns[name]).astype(np.float64) for name in ROWS])[:, :count])
             progress.update(count)
     values = np.concatenate(bits, axis=1)
     if not np.isfinite(values).all():

@@ -14,6 +14,7 @@ import datasets
 from diffusion import EpsFn, NoiseSchedule
 from keys import key_for
 from models import Params, apply_model, create_model
+from parallel import replicate, split
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +62,12 @@ def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> Trai
     return TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config).init(params))
 
 
+def place(config: ConfigDict, state: TrainState) -> TrainState:
+    """Copies on every device; with training.shard_state the optimiser's state and the EMA are split over them."""
+    share = split if config.training.shard_state else replicate
+    return TrainState(replicate(state.step), replicate(state.params), share(state.ema), share(state.opt_state))
+
+
 def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
     """Mean squared error of predict(x_t, t) on the noise, [B] for x0 [B, ...] and t [B]: Ho et al. (2020), eq. 14."""
     errors = predict(schedule.diffuse(x0, t, noise), t.astype(x0.dtype)) - noise
@@ -100,7 +107,7 @@ def make_train_step(
             "learning_rate": lr(state.opt_state[-1].count),
             "gradient_norm": optax.tree.norm(grads),
         }
-        return TrainState(step, params, ema, opt_state), metrics
+        return place(config, TrainState(step, params, ema, opt_state)), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -10,15 +10,22 @@ python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 
 Any field of the config is set by --config.section.field=value.
+
+Exit codes: 0 done; 1 a bug, with its traceback; 2 a mistake, or a disk or memory that is full, said in one line;
+3 another process of a distributed run was lost (134 where JAX noticed it first); 130 and 143 stopped by SIGINT and
+SIGTERM, training with its state saved. After 3, 130, 134 and 143 the same command goes on.
 """
 
+import os
+import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from errors import UserError
+from errors import Stopped, UserError
 
 SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
 MODES = {  # the flags that a mode needs besides --config, and those that it may be given
@@ -33,7 +40,9 @@ MODES = {  # the flags that a mode needs besides --config, and those that it may
     "import": (["workdir", "source"], []),
     "export": (["workdir", "dest"], []),
 }
-USER_ERROR, INTERRUPTED = 2, 130
+DISTRIBUTED = ["train", "fid_stats", "eval", "sweep"]  # modes that run in several processes
+BUG, USER_ERROR, PEER_LOST, INTERRUPTED = 1, 2, 3, 130
+SIGNS_OF_LOSS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "heartbeat", "oordination")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
@@ -46,6 +55,10 @@ flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
 flags.DEFINE_enum("format", "png", ["png", "npz"], "What sample writes: a PNG each, or one npz.")
 flags.DEFINE_boolean("trajectory", False, "Makes sample write a film strip of the predicted x_0 as well.")
 flags.DEFINE_boolean("compare", False, "Makes sample draw one picture: all samplers with and without a late start.")
+flags.DEFINE_boolean("distributed", False, "This is one of several processes; a TPU pod or SLURM says which one.")
+flags.DEFINE_string("coordinator", None, "With --distributed: host:port of the first process, where nothing says it.")
+flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
 flags.DEFINE_string("source", None, "What import reads (.pth, or diffusers' folder) and score scores (folder, .npz).")
 flags.DEFINE_string("reference", None, "The images, a folder or .npz, that score takes in place of the statistics.")
 flags.DEFINE_string("dest", None, "The new folder that export writes, for diffusers.")
@@ -62,15 +75,39 @@ def main(argv: list[str]) -> None:
             print(f"{__doc__}\n{FLAGS.main_module_help()}")
         else:
             run(config)
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except OSError as error:  # a workdir that cannot be written, a full disk
-        print(f"main.py: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        print("\nmain.py: interrupted; the same command goes on from what is saved", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except (Exception, KeyboardInterrupt) as error:
+        if (ending := explain(error)) is None:
+            if not FLAGS["distributed"].value:
+                raise
+            traceback.print_exc()
+            ending = None, BUG
+        leave(*ending)
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The line that tells a user what happened, and the exit code; None for a bug."""
+    text = one_line(error)
+    match error:
+        case UserError() | OSError():  # of the latter: a workdir that cannot be written, a full disk
+            return str(error), USER_ERROR
+        case Stopped():
+            return f"{error}; the same command goes on from there", 128 + error.number
+        case KeyboardInterrupt():
+            return "interrupted; the same command goes on from what is saved", INTERRUPTED
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory: lower training.batch_size, eval.batch_size or model.nf ({text})", USER_ERROR
+    if FLAGS["distributed"].value and any(sign in text for sign in SIGNS_OF_LOSS):
+        return f"another process was lost; the same commands go on from the last checkpoint ({text})", PEER_LOST
+    return None
+
+
+def leave(message: str | None, code: int) -> None:
+    """Ends the program; one of several processes does not wait for the others, which may not come."""
+    if message:
+        print(f"main.py: {message}", file=sys.stderr, flush=True)
+    if FLAGS["distributed"].value and code in (BUG, USER_ERROR, PEER_LOST):
+        os._exit(code)
+    sys.exit(code)
 
 
 def parse(argv: list[str]) -> ConfigDict | None:
@@ -108,11 +145,24 @@ def check_flags(needed: list[str], optional: list[str]) -> None:
     for name in sorted(known - {*needed, *optional}):
         if FLAGS[name].present:
             raise UserError(f"--{name} means nothing to --mode={FLAGS.mode}")
+    if FLAGS.distributed and FLAGS.mode not in DISTRIBUTED:
+        raise UserError(f"--distributed means nothing to --mode={FLAGS.mode}")
+    check_processes(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     if FLAGS.compare and (FLAGS.trajectory or FLAGS.sampler or FLAGS.gls is not None):
         raise UserError("--compare draws all samplers of config.sweep, with and without a late start, and nothing else")
 
 
-def one_line(error: Exception) -> str:
+def check_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
+    given = [value is not None for value in (coordinator, count, index)]
+    if any(given) and not (FLAGS.distributed and all(given)):
+        raise UserError("--coordinator, --process_count and --process_id go together, with --distributed")
+    if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise UserError(f"--coordinator={coordinator} must be host:port")
+    if count and not index < count:
+        raise UserError(f"--process_id={index} must be below --process_count={count}")
+
+
+def one_line(error: BaseException) -> str:
     if isinstance(error, AttributeError | KeyError):  # ml_collections, on an unknown field; its text is quoted twice
         return "no such config field: " + str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -120,6 +170,10 @@ def one_line(error: Exception) -> str:
 
 
 def run(config: ConfigDict) -> None:
+    if FLAGS.distributed:
+        import parallel
+
+        parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     import run_lib  # here, since it takes seconds that --help and a wrong flag should not cost
 
     workdir = Path(FLAGS.workdir or "")
@@ -151,5 +205,5 @@ def run(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # orbax logs with a traceback what it raises as well
     main(sys.argv)

@@ -6,20 +6,31 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from files import write_text
+import files
+import parallel
+from errors import UserError
 
 
 class MetricsWriter:
-    """Appends one JSON line per call. A resumed run first drops the lines that it is going to write again."""
+    """Appends one JSON line per call. A resumed run first drops the lines that it is going to write again.
+
+    Of several processes only the first writes.
+    """
 
     def __init__(self, workdir: Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            whole = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= first_step))
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._held = _rows_up_to(first_step, self._path)
+        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._held))
+        board = {"logdir": str(workdir / "tensorboard"), "purge_step": first_step + 1}
+        self._board = SummaryWriter(**board, write_to_disk=parallel.is_first())
+
+    def holds(self, step: int, name: str) -> bool:
+        """Whether an earlier run wrote a value of this step."""
+        return any(row["step"] == step and name in row for row in self._held)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not parallel.is_first():
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -31,6 +42,16 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self._board.close()
+
+
+def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
+    """The rows of the file, if it is there, without a last line that a kill cut; UserError where another is broken."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for row in rows if row["step"] <= step]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: holds a line that training did not write ({error!r})") from error
 
 
 class Rate:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+import parallel
+
 
 class Moments:
     """Accumulates N vectors of length d in O(d^2) memory; the same result for any batch size, order or sharding.
@@ -46,6 +48,16 @@ class Moments:
         self._sum += other._sum + other.count * offset
         self.count += other.count
         return self
+
+    def of_all_processes(self) -> "Moments":
+        """What the accumulators of all processes have seen together; every process must ask."""
+        merged = Moments(self.dim)
+        parts = [parallel.gather(part) for part in (self.count, self._shift, self._sum, self._outer)]
+        for count, shift, total, outer in zip(*parts, strict=True):
+            other = Moments(self.dim)
+            other.count, other._shift, other._sum, other._outer = int(count), shift, total, outer
+            merged.merge(other)
+        return merged
 
     @property
     def mean(self) -> np.ndarray:

@@ -1,6 +1,5 @@
 """One function per mode. Each checks what it needs before it starts, and reads from top to bottom."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,22 +15,25 @@ import evaluation
 import files
 import likelihood
 import losses
+import parallel
 import plots
 import protocol
 import sampling
 import scoring
 import sweeping
+import training
 from diffusion import EpsFn, NoiseSchedule
 from diversity import load_labeller
+from eigenpairs import ROWS
 from errors import UserError
 from features import load_features
 from keys import key_for
-from metrics import MetricsWriter, Rate
 from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
+from moments import Moments
 from parallel import replicate, round_up, shard_batch
-from sampling.generate import generate, keyed_batches, record_trajectory
-from sampling.late_start import DataGaussian
+from sampling.generate import record_trajectory
+from sampling.late_start import EXACT_UP_TO, DataGaussian
 from tallies import RESERVOIR, Tally
 from validation import validate
 
@@ -48,7 +50,8 @@ def load_eps_fn(config: ConfigDict, workdir: str | Path) -> EpsFn:
 
     Raises UserError where there is no such checkpoint or the workdir holds another network.
     """
-    return make_eps_fn(*checkpoints.load_ema(config, Path(workdir)))
+    _, graphdef, ema = checkpoints.load_ema(config, Path(workdir))
+    return make_eps_fn(graphdef, ema)
 
 
 # --mode=prepare
@@ -65,79 +68,16 @@ def prepare(config: ConfigDict) -> None:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains to training.n_iters, from the newest checkpoint in the workdir if there is one.
-
-    Raises UserError where the loss or the gradient stops being finite; the last checkpoint is then kept.
-    """
-    training = config.training
+    """Trains to training.n_iters, from the newest whole checkpoint in the workdir if there is one; see training.run."""
     validate(config)
+    checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
-    held_out = datasets.load(config, "test").images if training.eval_freq else None
-    if (reached := max(checkpoints.saved_steps(workdir), default=0)) >= training.n_iters:
-        checkpoints.check_network(config, workdir)
-        print(f"{workdir} is at step {reached} already; training.n_iters is {training.n_iters}")
-        return
-    checkpoints.claim(config, workdir)
-
-    graphdef, state = losses.create_state(config)
-    train_step = losses.make_train_step(config, graphdef, make_schedule(config))
-    with (
-        checkpoints.open_manager(workdir, keep_period=training.snapshot_freq) as manager,
-        MetricsWriter(workdir, reached) as writer,
-    ):
-        state = checkpoints.restore(manager, replicate(state))
-        batches, steps_per_second = datasets.train_batches(images, config, reached), Rate(reached)
-        steps = range(reached + 1, training.n_iters + 1)
-        progress = tqdm(steps, "train", training.n_iters, initial=reached, unit="step")
-        in_flight = None
-        for step in progress:
-            state, metrics = train_step(state, shard_batch(next(batches)))
-            _check_finite(step - 1, in_flight)  # waits for it: one step ahead keeps the device busy, more would pile up
-            in_flight = metrics
-            due = functools.partial(_due, step, training.n_iters)
-
-            if due(training.log_freq):
-                values = {name: float(value) for name, value in metrics.items()}
-                writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
-                progress.set_postfix(loss=f"{values['loss']:.4f}")
-
-            if due(training.eval_freq):
-                writer.write(step, {"eval_loss": _mean_loss(config, make_eps_fn(graphdef, state.ema), held_out)})
-
-            if due(training.snapshot_freq) or due(training.snapshot_freq_for_preemption):
-                _check_finite(step, metrics)
-                if due(training.snapshot_freq) and training.snapshot_sampling:
-                    _save_snapshot(config, make_eps_fn(graphdef, state.ema), workdir / f"samples/step_{step:07d}.png")
-                checkpoints.save(manager, state)
-    print(f"trained to step {training.n_iters}; checkpoints, metrics.jsonl and samples lie in {workdir}")
-
-
-def _check_finite(step: int, metrics: losses.Metrics | None) -> None:
-    """Waits for the metrics of a step, if any, and raises UserError unless they are finite."""
-    if metrics and not np.isfinite(values := [float(metrics["loss"]), float(metrics["gradient_norm"])]).all():
-        raise UserError(
-            f"step {step}: the loss is {values[0]}, the gradient's norm {values[1]}: lower optim.lr; the last "
-            "checkpoint is kept"
-        )
-
-
-def _due(step: int, last_step: int, frequency: int) -> bool:
-    """Whether what happens every `frequency` steps (0: never) happens now; the last step is always one of them."""
-    return frequency > 0 and (step % frequency == 0 or step == last_step)
-
-
-def _mean_loss(config: ConfigDict, eps_fn: EpsFn, images: np.ndarray) -> float:
-    """The loss over a split, every image at the same time and with the same noise at every call."""
-    schedule, rng, values = make_schedule(config), key_for(config.seed, "eval_loss"), []
-    for batch, keys, count in keyed_batches(images, round_up(config.eval.batch_size), rng):
-        values.append(losses.eval_loss(eps_fn, schedule, batch, keys, config.data.centered)[:count])
-    return float(np.mean(np.concatenate(values)))
-
-
-def _save_snapshot(config: ConfigDict, eps_fn: EpsFn, path: Path) -> None:
-    size = config.training.sampling_size
-    [(x0, count)] = generate(config, eps_fn, make_schedule(config), None, size, batch_size=size)
-    plots.save_image(path, plots.image_grid(np.asarray(datasets.to_uint8(x0, config.data.centered))[:count]))
+    held_out = datasets.load(config, "test").images if config.training.eval_freq else None
+    reached = training.run(config, workdir, make_schedule(config), images, held_out)
+    if reached >= config.training.n_iters:
+        print(f"{workdir} is at step {reached} already; training.n_iters is {config.training.n_iters}")
+    else:
+        print(f"trained to step {config.training.n_iters}; checkpoints, metrics.jsonl and samples lie in {workdir}")
 
 
 # --mode=fid_stats
@@ -147,26 +87,42 @@ def fid_stats(config: ConfigDict) -> None:
     """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
     validate(config)
     images = datasets.load(config, "train").images
+    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
     if len(images) < 2:
         raise UserError("the training split is one image: a covariance needs at least 2")
+    files.require_writable(path.parent)
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
     tally = Tally(features.dim if features else 0, groups=1, stride=-(-len(images) // RESERVOIR))
+    formed = images[0].size <= EXACT_UP_TO
+    pixels = Moments(images[0].size if formed else 0)
+    batch_size = round_up(config.eval.feature_batch_size)
+    for batch, own in tqdm(datasets.in_order(images, batch_size), "statistics", -(-len(images) // batch_size)):
+        count = min(batch_size, len(images) - tally.count)
+        scoring.observe(tally, features, labeller, shard_batch(batch), count)
+        if formed:
+            in_range = datasets.to_network_range(batch[:own], config.data.centered)
+            pixels.update(np.asarray(in_range).reshape(own, pixels.dim))
 
-    def pixels() -> Iterator[np.ndarray]:
-        with tqdm(total=len(images), desc="statistics", unit="image") as progress:
-            for batch, count in datasets.in_order(images, round_up(config.eval.feature_batch_size)):
-                if features:
-                    scoring.observe(tally, features, labeller, shard_batch(batch), count)
-                yield np.asarray(datasets.to_network_range(batch[:count], config.data.centered))
-                progress.update(count)
-
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    DataGaussian.fit(pixels()).save(path)
-    print(f"the Gaussian of {len(images)} images: {path}")
+    if formed:
+        gaussian = DataGaussian.from_moments(pixels.of_all_processes(), images.shape[1:])
+    else:
+        gaussian = _fit_leading(config, images)
+    gaussian.save(path)
+    print(f"the Gaussian of {len(images)} images, {gaussian.captured:.1%} of the variance in its directions: {path}")
     if features:
-        path = evaluation.save_reference(config, features, tally, labeller)
-        print(f"moments of their features, {features.note}: {path}")
+        reference = evaluation.save_reference(config, features, tally, labeller)
+        print(f"moments of their features, {features.note}: {reference}")
+
+
+def _fit_leading(config: ConfigDict, images: np.ndarray) -> DataGaussian:
+    """Every process reads all the images, several times."""
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in tqdm(range(0, len(images), ROWS), "directions"):
+            yield np.asarray(datasets.to_network_range(images[start : start + ROWS], config.data.centered))
+
+    return DataGaussian.fit(batches, min(config.sampling.rank, len(images) - 1))
 
 
 # --mode=eval and --mode=sweep
@@ -196,6 +152,8 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     results = [
         scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
     ]
+    if not parallel.is_first():  # the report reads what the first process alone has written
+        return results
     table, starts = sweeping.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
@@ -207,7 +165,7 @@ def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> s
     """What the runs share. Mistakes in them and in the files that they need are found before the network is loaded."""
     for run in (config, *runs):
         validate(run)
-    step = checkpoints.require(config, workdir)
+    checkpoints.require(config, workdir)
     late, scored = any(run.sampling.gls for run in runs), config.eval.enable_fid
     own_reference = scored and not config.eval.reference
     evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * own_reference)
@@ -217,8 +175,9 @@ def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> s
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
     coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
 
-    eps_fn, schedule = load_eps_fn(config, workdir), make_schedule(config)
-    loss = None if held_out is None else _mean_loss(config, eps_fn, held_out)
+    step, graphdef, ema = checkpoints.load_ema(config, workdir)
+    eps_fn, schedule = make_eps_fn(graphdef, ema), make_schedule(config)
+    loss = None if held_out is None else training.mean_loss(config, eps_fn, schedule, held_out)
     bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded[: config.eval.bpd_num_images])
     return scoring.Bench(step, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
 
@@ -364,15 +323,15 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     if any(workdir.glob("checkpoints/*")):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
     foreign = load_foreign(source, config)
-    checkpoints.claim(config, workdir)
-    with checkpoints.open_manager(workdir) as manager:
-        checkpoints.save(manager, replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
+    with checkpoints.only_writer(workdir), checkpoints.saving(config, workdir) as save:
+        checkpoints.write_config(config, workdir)
+        save(replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 
 def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
     """Writes the EMA weights of config.eval.checkpoint as a folder that diffusers' UNet2DModel loads."""
     validate(config)
-    _, ema = checkpoints.load_ema(config, workdir)
+    step, _, ema = checkpoints.load_ema(config, workdir)
     export_diffusers(destination, config, ema)
-    print(f"exported step {checkpoints.require(config, workdir)} of {workdir} to {destination}")
+    print(f"exported step {step} of {workdir} to {destination}")

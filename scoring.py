@@ -17,6 +17,7 @@ from tqdm import tqdm
 import datasets
 import evaluation
 import files
+import parallel
 import plots
 import protocol
 import sampling
@@ -137,10 +138,10 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     saved = began
     size = min(config.eval.feature_batch_size, config.eval.num_samples)
     for pixels, count in rebatched(draw(config, bench, tally.count), size):
-        room = kept[tally.count : tally.count + count]
-        room[:] = np.asarray(pixels[: len(room)])
+        if len(room := kept[tally.count : tally.count + count]):
+            room[:] = parallel.all_rows(pixels)[: len(room)]
         observe(tally, bench.features, bench.labeller, pixels, count)
-        if time.perf_counter() - saved > KEPT_EVERY:
+        if time.perf_counter() - saved > KEPT_EVERY and parallel.is_first():
             kept.flush()
             _save_part(folder, question, tally, seconds_before + time.perf_counter() - began)
             saved = time.perf_counter()
@@ -151,14 +152,15 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     files.write_npz(folder / "samples.npz", {"images": kept})
     plots.save_image(folder / "samples.png", plots.image_grid(kept[:GRID_SIZE]))
     files.write_json(folder / "result.json", result)
-    for name in (PART, KEPT):
-        (folder / name).unlink(missing_ok=True)
+    if parallel.is_first():
+        for name in (PART, KEPT):
+            (folder / name).unlink(missing_ok=True)
     return result
 
 
 def observe(tally: Tally, features: Features | None, labeller: Labeller | None, pixels: jax.Array, count: int) -> None:
-    """Adds the first `count` of uint8 images [B, H, W, C] on the devices to a tally."""
-    found = np.asarray(features.extract(pixels))[:count] if features else np.zeros((count, 0))
+    """Adds the first `count` of uint8 images [B, H, W, C] on the devices to a tally, the same on every process."""
+    found = parallel.all_rows(features.extract(pixels))[:count] if features else np.zeros((count, 0))
     tally.update(found, labeller.count(pixels, count) if labeller else ())
 
 
@@ -186,8 +188,10 @@ def _save_part(folder: Path, question: Result, tally: Tally, seconds: float) -> 
     files.write_npz(folder / PART, tally.arrays() | facts)
 
 
-def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> np.memmap:
-    """The images that are kept, uint8 of `shape`, in a file rather than in memory."""
+def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> np.ndarray:
+    """The images that are kept, uint8 of `shape`, in a file rather than in memory; only the first process has one."""
+    if not parallel.is_first():
+        return np.zeros(shape, np.uint8)
     if not new:
         return np.lib.format.open_memmap(folder / KEPT, "r+")
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +215,7 @@ def draw(config: ConfigDict, bench: Bench, first: int = 0) -> Iterator[tuple[jax
 
 def draw_all(config: ConfigDict, bench: Bench) -> np.ndarray:
     """The same as one array [num_samples, H, W, C]."""
-    return np.concatenate([np.asarray(pixels)[:count] for pixels, count in draw(config, bench)])
+    return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in draw(config, bench)])
 
 
 # Images from elsewhere

@@ -15,9 +15,13 @@ def get_default_config() -> ConfigDict:
     training.log_freq = 50
     # Loss of the EMA weights on the test split; 0 never.
     training.eval_freq = 0
-    # Checkpoints at multiples of snapshot_freq are kept, the newest at multiples of the other is replaced.
+    # Checkpoints at multiples of snapshot_freq are kept, those at multiples of the other replaced by newer ones.
     training.snapshot_freq = 50_000
     training.snapshot_freq_for_preemption = 10_000
+    # How many of the newest checkpoints there are, whatever their steps.
+    training.max_to_keep = 2
+    # Splits the optimiser's state and the EMA over the devices, which then gather the weights at every step.
+    training.shard_state = False
     # A grid of sampling_size images at each snapshot, drawn as config.sampling says but without a late start.
     training.snapshot_sampling = True
     training.sampling_size = 64
@@ -86,6 +90,8 @@ def get_default_config() -> ConfigDict:
     # The Gaussian late start, and where it starts. Without it every sampler starts at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
+    # How many directions of the data's covariance fid_stats keeps where it is too large to form, above d = 4,096.
+    sampling.rank = 256
 
     config.eval = evaluation = ConfigDict()
     # The step of the checkpoint; -1 is the newest.

@@ -116,7 +116,7 @@ def _decode(source: Source, split: str, form: Form, home: Path, question: Mappin
         manifest = {"name": source.name, **facts, "labelled": labels is not None, **question}
         if manifest["count"] == 0:
             raise UserError(_skipped(manifest))
-        files.write_json(folder / "manifest.json", manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_images(

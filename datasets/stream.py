@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from parallel import own_rows
+
 
 def train_batches(
     images: np.ndarray, config: ConfigDict, first_step: int, process_index: int = 0, process_count: int = 1
@@ -36,10 +38,14 @@ def train_batches(
 
 
 def in_order(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding."""
+    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding.
+
+    A process reads only its own rows, and count is how many of them are images.
+    """
+    own = own_rows(batch_size)
     for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        padding = ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
+        batch = np.asarray(images[start + own.start : start + own.stop])
+        padding = ((0, own.stop - own.start - len(batch)), (0, 0), (0, 0), (0, 0))
         yield np.pad(batch, padding), len(batch)
 
 

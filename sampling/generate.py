@@ -12,7 +12,7 @@ import datasets
 import sampling
 from diffusion import EpsFn, NoiseSchedule
 from keys import key_for
-from parallel import replicate, round_up, shard_batch
+from parallel import own_rows, replicate, round_up, shard_batch
 from sampling.common import clip_x0, image_keys, image_noise
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
@@ -42,8 +42,8 @@ def generate(
     schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
     batch_size = round_up(min(batch_size, num))
     for start in range(first // batch_size * batch_size, num, batch_size):
-        indices = shard_batch(np.arange(start, start + batch_size, dtype=np.uint32))
-        noise, keys = _draw(*rngs, indices, shape)
+        indices = np.arange(start, start + batch_size, dtype=np.uint32)[own_rows(batch_size)]
+        noise, keys = _draw(*rngs, shard_batch(indices), shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
         skipped = max(first - start, 0)
@@ -71,9 +71,10 @@ def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterat
 
     batch_size must be a multiple of the device count; what lies beyond count is padding.
     """
-    for i, (batch, count) in enumerate(datasets.in_order(images, batch_size)):
-        keys = image_keys(rng, np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32))
-        yield *shard_batch((batch, keys)), count
+    for i, (batch, _) in enumerate(datasets.in_order(images, batch_size)):
+        indices = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32)[own_rows(batch_size)]
+        batch, indices = shard_batch((batch, indices))
+        yield batch, image_keys(rng, indices), min(batch_size, len(images) - i * batch_size)
 
 
 def record_trajectory(

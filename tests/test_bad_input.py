@@ -1,0 +1,283 @@
+"""Wrong inputs in every mode: an exit code that is not 0, one line that says what is wrong, and nothing touched."""
+
+import ctypes
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from absl import logging
+
+import datasets
+import run_lib
+from tests import tiny
+from tests.test_checkpoints import contents, truncate
+
+PROCESSES = multiprocessing.get_context("forkserver")
+TINY = "--config=tests/tiny.py --config.assets_dir={w}/assets"
+TRAIN = f"--mode=train {TINY} --workdir={{w}}/new"
+AGAIN = f"--mode=train {TINY} --workdir={{w}}/run"
+STATS = f"--mode=fid_stats {TINY}"
+EVAL = f"--mode=eval {TINY} --workdir={{w}}/run"
+LATE = f"{EVAL} --gls --t_start=300"
+SWEEP = f"--mode=sweep {TINY} --workdir={{w}}/run"
+SAMPLE = f"--mode=sample {TINY} --workdir={{w}}/run"
+IMPORT = f"--mode=import {TINY} --workdir={{w}}/new"
+EXPORT = f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/out"
+IDX = f"{TRAIN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.data_dir={{w}}"
+NPY = f"{TRAIN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
+
+WRONG = {
+    # flags
+    f"--mode=tarin {TINY}": "should be one of",
+    f"{TRAIN} --num=abc": "num",
+    f"{TRAIN} --no_such_flag=1": "no_such_flag",
+    f"{TRAIN} --num=3": "--num means nothing to --mode=train",
+    f"{TRAIN} --gls": "--gls means nothing to --mode=train",
+    f"{STATS} --seed=3": "--seed means nothing to --mode=fid_stats",
+    f"{SWEEP} --n_steps=3": "--n_steps means nothing to --mode=sweep",
+    f"{SAMPLE} --format=gif": "should be one of",
+    f"{SAMPLE} --compare --sampler=ddim": "and nothing else",
+    f"--mode=export {TINY} --workdir={{w}}/run": "needs --dest",
+    f"{SAMPLE} --distributed": "--distributed means nothing to --mode=sample",
+    f"{TRAIN} --coordinator=localhost:1": "go together, with --distributed",
+    f"{TRAIN} --distributed --process_count=2": "go together, with --distributed",
+    f"{TRAIN} --distributed --coordinator=nowhere --process_count=2 --process_id=0": "must be host:port",
+    f"{TRAIN} --distributed --coordinator=h:1 --process_count=2 --process_id=2": "must be below --process_count=2",
+    f"{TRAIN} --distributed --coordinator=h:1 --process_count=0 --process_id=0": "process_count",
+    f"{TRAIN} --distributed": "--distributed: ",
+    # config files
+    "--mode=train --config={w}/run --workdir={w}/new": "directory",
+    "--mode=train --config={w}/broken.py --workdir={w}/new": "invalid syntax",
+    "--mode=train --config={w}/empty.py --workdir={w}/new": "get_config",
+    "--mode=train --config={w}/raising.py --workdir={w}/new": "no luck",
+    "--mode=train --config={w}/run/config.json --workdir={w}/new": "is not defined",
+    # types and ranges of fields
+    f"{TRAIN} --config.training.batch_size=0": "at least 1",
+    f"{TRAIN} --config.training.batch_size=1.5": "1.5",
+    f"{TRAIN} --config.training.n_iters=-1": "at least 1",
+    f"{TRAIN} --config.training.max_to_keep=0": "at least 1",
+    f"{TRAIN} --config.training.shard_state=perhaps": "perhaps",
+    f"{TRAIN} --config.training.snapshot_freq=0": "at least 1",
+    f"{TRAIN} --config.optim.lr=inf": "above 0",
+    f"{TRAIN} --config.optim.lr=-1e-3": "above 0",
+    f"{TRAIN} --config.optim.optimizer=SGD": "one of Adam",
+    f"{TRAIN} --config.optim.schedule=linear": "one of constant, cosine",
+    f"{TRAIN} --config.model.dropout=1": "from 0 up to",
+    f"{TRAIN} --config.model.ema_rate=2": "from 0 up to",
+    f"{TRAIN} --config.model.ch_mult=()": "a list of 1 or more",
+    f"{TRAIN} --config.model.ch_mult=(1,1,1,1,1)": "multiple of 2^4",
+    f"{TRAIN} --config.model.beta_max=5000": "between 0 and 1",
+    f"{TRAIN} --config.model.nonlinearity=tanh": "one of swish",
+    f"{TRAIN} --config.training=3": "training",
+    f"{TRAIN} --config.seed=-1": "seed=-1",
+    f"{EVAL} --config.eval.num_samples=1": "at least 2",
+    f"{EVAL} --config.eval.features=vgg": "one of",
+    f"{EVAL} --config.eval.checkpoint=-2": "at least -1",
+    f"{EVAL} --n_steps=0": "at least 1",
+    f"{EVAL} --n_steps=1001": "at most 1000",
+    f"{EVAL} --config.sampling.spacing=random": "one of linear",
+    f"{EVAL} --gls --t_start=-1": "from 0 to 999",
+    f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
+    f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
+    # files: missing, cut, of another kind, hostile
+    f"{EVAL} --config.eval.checkpoint=5": "no checkpoint of step 5",
+    f"{EVAL} --config.model.num_res_blocks=2": "model.num_res_blocks is 2, there 1",
+    f"{AGAIN} --config.model.nf=64": "model.nf is 64, there 32",
+    f"{AGAIN} --config.data.centered=false": "data.centered is False, there True",
+    f"--mode=eval {TINY} --workdir={{w}}/nowhere": "no checkpoint in",
+    f"--mode=eval {TINY} --workdir={{w}}/empty.py": "no checkpoint in",
+    f"--mode=train {TINY} --workdir={{w}}/empty.py": "empty.py",
+    f"--mode=eval {TINY} --workdir={{w}}/no_config": "config.json: cannot be read",
+    f"--mode=train {TINY} --workdir={{w}}/bad_config": "cannot be read as JSON",
+    f"--mode=train {TINY} --workdir={{w}}/list_config": "expected a JSON object, found list",
+    f"--mode=train {TINY} --workdir={{w}}/deep_config": "cannot be read as JSON",
+    f"--mode=train {TINY} --workdir={{w}}/bad_metrics": "a line that training did not write",
+    f"--mode=train {TINY} --workdir={{w}}/damaged": "is whole",
+    f"--mode=eval {TINY} --workdir={{w}}/damaged": "is whole",
+    f"--mode=export {TINY} --workdir={{w}}/damaged --dest={{w}}/out": "is whole",
+    f"{EVAL} --config.assets_dir={{w}}/nothing": "run --mode=fid_stats",
+    f"{EVAL} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
+    f"{EVAL} --config.assets_dir={{w}}/pickled_assets": "not a readable .npz file",
+    f"{LATE} --config.assets_dir={{w}}/other_assets": "lacks",
+    f"{LATE} --config.assets_dir={{w}}/nan_assets": "NaN",
+    f"{STATS} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
+    f"{IMPORT} --source={{w}}/nothing.pth": "nothing.pth",
+    f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
+    f"{IMPORT} --source={{w}}/cut.pth": "cut.pth",
+    f"{IMPORT} --source=tests/data/torch_zip.pth": "torch_zip.pth",
+    f"{IMPORT} --source={{w}}/run": "run",
+    f"--mode=import {TINY} --workdir={{w}}/run --source={{w}}/cut.pth": "holds checkpoints already",
+    f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/assets": "exists already",
+    f"{EXPORT} --config.model.resamp_with_conv=false": "model.resamp_with_conv",
+    f"{TRAIN} --config.training.eval_freq=2": "digits has no test split",
+    f"{IDX}/nothing": "no train-images",
+    f"{IDX}/cut_idx": "cut or broken",
+    f"{IDX}/other_idx": "not an IDX file",
+    f"{IDX}/cut_gz": "cannot be read",
+    f"{IDX}/mixed_idx": "do not match",
+    f"{NPY}/nothing --config.data.image_size=8": "put a uint8 array",
+    f"{NPY}/cut_npy --config.data.image_size=8": "not a readable .npy file",
+    f"{NPY}/pickled_npy --config.data.image_size=8": "not a readable .npy file",
+    f"{NPY}/float_npy --config.data.image_size=8": "found float32 images",
+    f"{NPY}/empty_npy --config.data.image_size=8": "holds no images",
+    # places that cannot be written
+    f"--mode=train {TINY} --workdir=/proc/run": "/proc/run",
+    f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
+    f"{EXPORT.replace('{w}/out', '/proc/out')}": "/proc",
+}
+NEEDS_RIGHTS = {  # to write
+    AGAIN: "ermission denied",
+    TRAIN: "ermission denied",
+    STATS: "ermission denied",
+    EXPORT: "ermission denied",
+}
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A finished run with statistics, and every kind of file that is not what it should be."""
+    w = tmp_path_factory.mktemp("world")
+    config = tiny.get_config()
+    config.assets_dir = str(w / "assets")
+    config.training.update(n_iters=2, snapshot_freq=2)
+    (w / "assets").mkdir()
+    shutil.copytree(datasets.REPOSITORY / "assets/classifier", w / "assets/classifier")
+    run_lib.train(config, w / "run")
+    run_lib.fid_stats(config)
+
+    for name, text in {
+        "broken": "def",
+        "empty": "",
+        "raising": "def get_config():\n    raise RuntimeError('no luck')",
+    }.items():
+        (w / f"{name}.py").write_text(text)
+    make_workdirs(w)
+    make_assets(w)
+    make_data(w)
+    with (w / "hostile.pth").open("wb") as file:
+        pickle.dump(Hostile(), file, protocol=2)
+    shutil.copy("tests/data/torch_zip.pth", w / "cut.pth")
+    truncate(w / "cut.pth")
+    return w
+
+
+def make_workdirs(w):
+    for name in ("no_config", "bad_config", "list_config", "deep_config", "bad_metrics", "damaged"):
+        shutil.copytree(w / "run", w / name)
+    (w / "no_config/config.json").unlink()
+    (w / "bad_config/config.json").write_bytes(b"\xff{")
+    (w / "list_config/config.json").write_text("[1]")
+    (w / "deep_config/config.json").write_text("[" * 10**5)
+    (w / "bad_metrics/metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": 2}\n')
+    for step in (w / "damaged/checkpoints").iterdir():
+        truncate(step / "ema/_METADATA")
+        truncate(step / "train/_METADATA")
+
+
+def make_assets(w):
+    for name in ("cut_assets", "pickled_assets", "other_assets", "nan_assets"):
+        shutil.copytree(w / "assets", w / name)
+    for path in (w / "cut_assets").rglob("*.npz"):
+        truncate(path)
+    np.savez(
+        w / "pickled_assets/stats/digits_8_classifier.npz", mean=np.array([Hostile()]), cov=1, count=1, features=""
+    )
+    np.savez(w / "other_assets/stats/digits_8_gaussian.npz", mean=np.zeros(64))
+    path = w / "nan_assets/stats/digits_8_gaussian.npz"
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "mean": np.full(64, np.nan)})
+
+
+def make_data(w):
+    def idx(shape):
+        return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes() + bytes(int(np.prod(shape)))
+
+    def make(folder, images, labels, ending=""):
+        (w / folder).mkdir()
+        (w / folder / f"train-images-idx3-ubyte{ending}").write_bytes(images)
+        (w / folder / f"train-labels-idx1-ubyte{ending}").write_bytes(labels)
+
+    make("cut_idx", idx((3, 28, 28))[:-1], idx((3,)))
+    make("other_idx", b"GIF89a..........", idx((3,)))
+    make("cut_gz", gzip.compress(idx((3, 28, 28)))[:-9], idx((3,)), ".gz")
+    make("mixed_idx", idx((3, 28, 28)), idx((4,)))
+    arrays = {
+        "cut_npy": np.zeros((4, 8, 8, 3), np.uint8),
+        "pickled_npy": np.array([Hostile()]),
+        "float_npy": np.zeros((4, 8, 8, 3), np.float32),
+        "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
+    }
+    for folder, array in arrays.items():
+        (w / folder / "cifar10_8").mkdir(parents=True)
+        np.save(w / folder / "cifar10_8/train.npy", array)
+    truncate(w / "cut_npy/cifar10_8/train.npy")
+
+
+def run_main(arguments, log, rights):
+    """What a child does: the whole program, without root's rights to read and write everything if so told."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    if not rights:
+        version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(version_3, none) == 0
+    import main
+
+    logging.set_verbosity(logging.FATAL)  # as main.py does where it is the program
+    sys.argv = ["main.py", *arguments]  # where ml_collections looks for overrides
+    try:
+        main.main(sys.argv)
+    except SystemExit as ended:
+        sys.stdout.flush()
+        os._exit(ended.code or 0)
+
+
+def ends_in_one_line(arguments, says, world, tmp_path, rights=True):
+    os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
+    PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
+    before, log = contents(world), tmp_path / "log"
+    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log, rights))
+    process.start()
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 2, said
+    assert says in said
+    assert said.startswith("main.py: ") and said.count("\n") == 1
+    assert contents(world) == before
+    assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_input_ends_in_one_line_and_touches_nothing(arguments, world, tmp_path):
+    """A traceback, a second line, a success, or a file of the user's that is another afterwards."""
+    ends_in_one_line(arguments, WRONG[arguments], world, tmp_path)
+
+
+@pytest.fixture
+def read_only(world):
+    kept = {path: path.stat().st_mode for path in (world, *world.rglob("*"))}
+    for path, mode in kept.items():
+        path.chmod(mode & ~0o222)
+    yield world
+    for path, mode in kept.items():
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize("arguments", NEEDS_RIGHTS)
+def test_without_rights_it_ends_in_one_line(arguments, read_only, tmp_path):
+    ends_in_one_line(arguments, NEEDS_RIGHTS[arguments], read_only, tmp_path, rights=False)
+
+
+def test_there_are_enough_of_them():
+    assert len(WRONG) + len(NEEDS_RIGHTS) >= 60 and json.dumps(WRONG)
