@@ -26,6 +26,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from errors import Stopped, UserError
+from huge_pages import restart_with_huge_pages
 
 SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
 MODES = {  # the flags that a mode needs besides --config, and those that it may be given
@@ -205,5 +206,6 @@ def run(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     logging.set_verbosity(logging.FATAL)  # orbax logs with a traceback what it raises as well
     main(sys.argv)

@@ -8,6 +8,7 @@ own, whose interpreter --torch_python names; where it has no torch, only our tim
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 import losses
 from configs.default import get_default_config
 from diffusion import NoiseSchedule
+from huge_pages import restart_with_huge_pages
 from models import apply_model
 
 DROPOUT = 0.1
@@ -41,7 +43,8 @@ class Ours:
 
     def __init__(self, batch, *network):
         config = self._config(*network)
-        graphdef, self.state = losses.create_state(config)
+        graphdef, state = losses.create_state(config)
+        self.state = losses.place(config, state)
         self.step = losses.make_train_step(config, graphdef, NoiseSchedule.linear())
         self.predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x, t))
         shape = (batch, config.data.image_size, config.data.image_size, config.data.num_channels)
@@ -71,7 +74,10 @@ class PyTorch:
 
     def __init__(self, python: str, batch: int, *network):
         command = [python, Path(__file__).with_name("torch_unet.py"), str(batch), json.dumps([*network, DROPOUT])]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # else its idle threads spin, and take the cores from us
+        environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def milliseconds(self, work: str) -> list[float]:
         print(work, file=self.process.stdin, flush=True)
@@ -116,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as main.py does; PyTorch's process inherits it
     main()
