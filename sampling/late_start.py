@@ -102,7 +102,7 @@ class DataGaussian:
         """The share of the variance that lies in the eigenpairs kept, 0 .. 1."""
         inside = float(np.sum(self.eigenvalues))
         outside = float(self.residual_variance) * (len(self.mean) - len(self.eigenvalues))
-        return inside / (inside + outside)
+        return inside / (inside + outside) if inside else 1.0  # images that are all the same
 
     def isotropic(self) -> "DataGaussian":
         """The same mean and mean variance without directions: what the covariance buys is the difference."""

@@ -18,6 +18,7 @@ import run_lib
 import scoring
 from errors import UserError
 from features import load_features
+from sampling import late_start
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
 
@@ -105,6 +106,21 @@ def test_statistics_are_those_of_every_training_image(config, shipped_classifier
     reference = evaluation.load_reference(config, features)
     np.testing.assert_allclose(reference.mean, expected.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(reference.cov, np.cov(expected, rowvar=False), atol=1e-4)
+
+
+def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypatch):
+    """Images too large to form their covariance: a part-batch lost, padding counted, or another range."""
+    monkeypatch.setattr(late_start, "EXACT_UP_TO", 63)
+    monkeypatch.setattr(run_lib, "EXACT_UP_TO", 63)
+    config.eval.enable_fid = False
+    config.sampling.rank = 5
+    run_lib.fid_stats(config)
+    flat = datasets.load(config, "train").images.reshape(-1, 64) / 127.5 - 1
+    gaussian = DataGaussian.load(evaluation.stats_path(config, "gaussian"))
+    expected = np.linalg.eigvalsh(np.cov(flat, rowvar=False))
+    np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(gaussian.eigenvalues, expected[:-6:-1], rtol=1e-4)
+    np.testing.assert_allclose(gaussian.residual_variance, expected[:-5].mean(), rtol=1e-4)
 
 
 def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_classifier, monkeypatch):
