@@ -87,7 +87,8 @@ def workdir(config, tmp_path, monkeypatch):
     run_lib.fid_stats(config)
     gaussian = jax.tree.map(jnp.float32, DataGaussian.load(evaluation.stats_path(config, evaluation.GAUSSIAN)))
     eps_fn = jax.tree_util.Partial(lambda gaussian, x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
-    monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: eps_fn)
+    monkeypatch.setattr(run_lib.checkpoints, "load_ema", lambda *_: (6, None, None))
+    monkeypatch.setattr(run_lib, "make_eps_fn", lambda *_: eps_fn)
     return tmp_path / "run"
 
 
