@@ -76,6 +76,7 @@ def _protocol_rows(result: Result) -> list[tuple[str, str]]:
         nfe = result["nfe"] or "adaptive"
         clipped = "clipped" if result["clip_x0"] else "not clipped"
         start = "Gaussian late start" if result["gls"] else "from pure noise"
+        start += f" ({result['baseline']})" if result["baseline"] else ""
         rows += [
             ("rounding", result["rounding"]),
             ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),

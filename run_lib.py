@@ -147,7 +147,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
-    runs = sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
+    runs = sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts, config.sweep.baselines)
     bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
     results = [
         scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
@@ -304,7 +304,7 @@ def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: i
         return []
     own_folder, samplers = "analysis/scores", ("ddpm", "ddim")
     facts = {"dataset": config.data.dataset, "checkpoint_step": step, "seed": config.seed, "spacing": "linear"}
-    facts |= {"clip_x0": False, "num_samples": config.eval.num_samples}
+    facts |= {"baseline": "", "clip_x0": False, "num_samples": config.eval.num_samples}
     for folder in (eval_folder, own_folder):
         results = scoring.all_finished(facts, workdir / folder)
         if shown := [result for result in results if result["sampler"] in samplers]:

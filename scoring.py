@@ -74,16 +74,18 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
     settings, schedule = config.sampling, bench.schedule
     t_start = settings.t_start if settings.gls else schedule.num_timesteps - 1
     grid = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+    nfe = sampling.nfe(settings.sampler, settings.n_steps)
     return {
         "dataset": config.data.dataset,
         "checkpoint_step": bench.checkpoint_step,
         "sampler": settings.sampler,
         "n_steps": settings.n_steps,
-        "nfe": sampling.nfe(settings.sampler, settings.n_steps),
+        "nfe": nfe and nfe - (settings.baseline == "afs"),
         "gls": settings.gls,
         "t_start": t_start,
         "t_first": int(grid[0]),
         "t_last": int(grid[-1]),
+        "baseline": settings.baseline,
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,
@@ -103,7 +105,12 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
 def folder_name(question: Result) -> str:
     """One for every question: what is not the default is part of the name."""
     start = f"gls{question['t_start']}" if question["gls"] else "full"
-    parts = [question["sampler"], f"n{question['n_steps']}", start]
+    parts = [
+        question["sampler"],
+        f"n{question['n_steps']}",
+        start,
+        *[question["baseline"]] * bool(question["baseline"]),
+    ]
     parts += [question["spacing"]] * (question["spacing"] != "linear") + ["clipped"] * question["clip_x0"]
     parts += [question["feature_network"]] * (question["feature_network"] not in (None, "classifier"))
     parts += [f"ref{question['reference_sha256'][:8]}"] if question["reference_file"] else []

@@ -14,65 +14,76 @@ from scoring import Result, folder_name
 COMPARED = 24  # how many images of a run stand in a row of a comparison
 
 
-def sweep_configs(config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int]) -> list[ConfigDict]:
+def sweep_configs(
+    config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int], baselines: Sequence[str] = ()
+) -> list[ConfigDict]:
     """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
+    starts = [{"gls": False, "baseline": baseline} for baseline in ("", *{"afs"} & {*baselines})]
+    for baseline in ("", *{"isotropic"} & {*baselines}):
+        starts += [{"gls": True, "baseline": baseline, "t_start": t_start} for t_start in t_starts]
     configs = []
     for sampler in config.sweep.samplers:
         for steps in n_steps:
-            for t_start in (None, *t_starts):
-                late = {} if t_start is None else {"t_start": t_start}
+            for start in starts:
                 copy = config.copy_and_resolve_references()
-                copy.sampling.update(sampler=sampler, n_steps=steps, gls=t_start is not None, **late)
+                copy.sampling.update(sampler=sampler, n_steps=steps, **start)
                 configs.append(copy)
     return configs
 
 
-def compare(results: Sequence[Result]) -> list[tuple[Result, Result]]:
-    """For each sampler and n_steps: the run from pure noise, and the late start that scored best."""
-    pairs = []
-    for full in (result for result in results if not result["gls"]):
-        rivals = [r for r in results if r["gls"] and all(r[key] == full[key] for key in ("sampler", "n_steps"))]
-        pairs.append((full, min(rivals, key=lambda result: result["score"])))
-    return pairs
+def compare(results: Sequence[Result]) -> list[list[Result]]:
+    """For each sampler and n_steps: the run from pure noise, then the best of every other kind of start."""
+    cells: dict[tuple, dict[tuple, Result]] = {}
+    for run in results:
+        kinds = cells.setdefault((run["sampler"], run["n_steps"]), {})
+        kind = run["gls"], run["baseline"]
+        if kind not in kinds or run["score"] < kinds[kind]["score"]:
+            kinds[kind] = run
+    full_start = False, ""
+    return [[kinds[full_start], *[kinds[kind] for kind in kinds if kind != full_start]] for kinds in cells.values()]
 
 
-def comparison_table(pairs: Sequence[tuple[Result, Result]]) -> str:
+def comparison_table(cells: Sequence[Sequence[Result]]) -> str:
     """The paper's Table 1 with the columns that it leaves out: NFE, the start, and the gain."""
     rows = [
         [
             run["sampler"],
             str(run["n_steps"]),
-            str(run["nfe"] or "adaptive"),
-            str(run["t_start"]),
+            "adaptive" if run["nfe"] is None else str(run["nfe"]),
+            start_label(run),
             f"{run['score']:.2f}",
-            gain,
+            "" if run is full else f"{full['score'] / run['score']:.1f}x",
         ]
-        for full, late in pairs
-        for run, gain in ((full, ""), (late, f"{full['score'] / late['score']:.1f}x"))
+        for full, *others in cells
+        for run in (full, *others)
     ]
     return tables.aligned(("sampler", "n", "NFE", "start", "score", "gain"), rows)
 
 
-def comparison_rows(pairs: Sequence[tuple[Result, Result]], folder: Path) -> list[tuple[str, np.ndarray]]:
-    """A label and the first images of every run in `pairs`."""
+def comparison_rows(cells: Sequence[Sequence[Result]], folder: Path) -> list[tuple[str, np.ndarray]]:
+    """A label and the first images of every run in `cells`."""
     rows = []
-    for run in (run for pair in pairs for run in pair):
+    for run in (run for cell in cells for run in cell):
         images = files.read_npz(folder / folder_name(run) / "samples.npz", required={"images"})["images"]
         rows.append((row_label(run), images[:COMPARED]))
     return rows
 
 
 def row_label(run: Result) -> str:
-    return f"{run['sampler']}, n = {run['n_steps']}, from {run['t_start']}"
+    return f"{run['sampler']}, n = {run['n_steps']}, from {start_label(run)}"
+
+
+def start_label(run: Result) -> str:
+    return f"{run['t_start']} {run['baseline']}".strip()
 
 
 def save_report(results: Sequence[Result], folder: Path) -> str:
     """Writes sweep.csv, sweep.json, table.txt and comparison.png; returns the table."""
-    columns = ("sampler", "n_steps", "nfe", "gls", "t_start", "score")
+    columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "t_start", "score")
     files.write_text(folder / "sweep.csv", tables.to_csv(columns, [[r[name] for name in columns] for r in results]))
     files.write_json(folder / "sweep.json", {"results": list(results)})
-    pairs = compare(results)
-    table = comparison_table(pairs)
+    cells = compare(results)
+    table = comparison_table(cells)
     files.write_text(folder / "table.txt", table + "\n")
-    plots.save_comparison(folder / "comparison.png", comparison_rows(pairs, folder))
+    plots.save_comparison(folder / "comparison.png", comparison_rows(cells, folder))
     return table

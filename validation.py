@@ -14,6 +14,7 @@ from features import FEATURES
 from models import MODELS
 from models.layers import NONLINEARITIES
 from sampling import SAMPLERS
+from sampling.late_start import BASELINES
 from sampling.time_grid import SPACINGS
 
 
@@ -91,6 +92,7 @@ RULES = {
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
     "sampling.spacing": one_of(SPACINGS),
+    "sampling.baseline": one_of(["", *BASELINES]),
     "sampling.rank": at_least(1),
     "eval.checkpoint": at_least(-1),
     "eval.batch_size": at_least(1),
@@ -104,6 +106,7 @@ RULES = {
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
     "sweep.t_starts": list_of(whole(at_least(0))),
+    "sweep.baselines": list_of(one_of(BASELINES), least=0),
     "analysis.num_images": at_least(8),
     "analysis.num_times": at_least(4),
     "analysis.num_eigenvalues": at_least(1),
@@ -147,6 +150,11 @@ def _validate_start(config: ConfigDict) -> None:
         f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "
         f"{start + 1}",
     )
+    baseline = settings.baseline
+    late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
+    _require(baseline != "isotropic" or settings.gls, late)
+    full = f"sampling.baseline={baseline!r} replaces the first of several steps of a full start: no --gls, n_steps >= 2"
+    _require(baseline != "afs" or (not settings.gls and settings.n_steps >= 2), full)
 
 
 def _validate_analysis(config: ConfigDict) -> None:

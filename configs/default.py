@@ -90,6 +90,9 @@ def get_default_config() -> ConfigDict:
     # The Gaussian late start, and where it starts. Without it every sampler starts at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
+    # What a late start is to be compared with: "afs" takes the first noise prediction of a full start from the prior in
+    # place of the network, "isotropic" draws a late start from the data's mean and mean variance alone.
+    sampling.baseline = ""
     # How many directions of the data's covariance fid_stats keeps where it is too large to form, above d = 4,096.
     sampling.rank = 256
 
@@ -126,6 +129,8 @@ def get_default_config() -> ConfigDict:
     sweep.samplers = ("ddpm", "ddim", "pndm")
     sweep.n_steps = (3, 5, 10)
     sweep.t_starts = (300, 400, 500, 600, 700)
+    # Of "afs" and "isotropic", which to run beside them.
+    sweep.baselines = ()
 
     # What --mode=analyze measures with: training images, times, leading eigenvalues, and steps of a trajectory.
     config.analysis = analysis = ConfigDict()

@@ -14,7 +14,7 @@ from diffusion import EpsFn, NoiseSchedule
 from keys import key_for
 from parallel import own_rows, replicate, round_up, shard_batch
 from sampling.common import clip_x0, image_keys, image_noise
-from sampling.late_start import DataGaussian
+from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
 
 
@@ -38,6 +38,8 @@ def generate(
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
     timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
     clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None
+    if gaussian is not None and settings.baseline == "isotropic":
+        gaussian = replicate(gaussian.isotropic())
     rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
     schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
     batch_size = round_up(min(batch_size, num))
@@ -45,7 +47,9 @@ def generate(
         indices = np.arange(start, start + batch_size, dtype=np.uint32)[own_rows(batch_size)]
         noise, keys = _draw(*rngs, shard_batch(indices), shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
-        x0 = _sample(settings.sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys)
+        x0 = _sample(
+            settings.sampler, clip_range, settings.baseline == "afs", eps_fn, schedule, x_start, timesteps, keys
+        )
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
 
@@ -60,8 +64,9 @@ def _draw(noise_rng, sampler_rng, indices, shape):
 _late_start = jax.jit(DataGaussian.sample)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _sample(sampler, clip_range, eps_fn, schedule, x_start, timesteps, keys):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def _sample(sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys):
+    eps_fn = analytic_first_step(eps_fn, schedule, timesteps[0]) if afs else eps_fn
     eps_fn = clip_x0(eps_fn, schedule, *clip_range) if clip_range else eps_fn
     return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys)
 

@@ -25,6 +25,7 @@ from moments import Moments
 Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 
 EXACT_UP_TO = 4096  # the image dimension whose covariance is formed: 134 MB
+BASELINES = ("afs", "isotropic")  # what also shortens the early phase: `analytic_first_step`, `isotropic`
 ARRAYS = ("mean", "eigenvectors", "eigenvalues", "residual_variance", "image_shape")
 
 

@@ -117,8 +117,8 @@ def test_scores_come_from_finished_runs_or_a_sweep_of_their_own(config, tmp_path
     swept = []
     monkeypatch.setattr(run_lib, "sweep", lambda config, *_: swept.append(config) or ["made"])
     base = {"dataset": "digits", "checkpoint_step": 6, "seed": 42, "spacing": "linear", "clip_x0": False, "score": 1.0}
-    base |= {"num_samples": 10, "sampler": "ddim"}
-    others = [{"sampler": "pndm"}, {"checkpoint_step": 5}, {"num_samples": 11}, {"score": None}]
+    base |= {"num_samples": 10, "sampler": "ddim", "baseline": ""}
+    others = [{"sampler": "pndm"}, {"baseline": "afs"}, {"checkpoint_step": 5}, {"num_samples": 11}, {"score": None}]
     for i, other in enumerate(others):
         run_lib.files.write_json(tmp_path / f"eval/{i}/result.json", base | other)
     assert run_lib._scores_to_show(config, tmp_path, "eval", 6) == ["made"]

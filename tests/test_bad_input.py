@@ -29,8 +29,10 @@ SWEEP = f"--mode=sweep {TINY} --workdir={{w}}/run"
 SAMPLE = f"--mode=sample {TINY} --workdir={{w}}/run"
 IMPORT = f"--mode=import {TINY} --workdir={{w}}/new"
 EXPORT = f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/out"
-IDX = f"{TRAIN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.data_dir={{w}}"
-NPY = f"{TRAIN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
+OWN = f"{TRAIN} --config.data.cache_dir={{w}}_decoded"
+IDX = f"{OWN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.path={{w}}"
+NPY = f"{OWN} --config.data.dataset=custom --config.data.num_channels=3 --config.data.path={{w}}"
+TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
 WRONG = {
     # flags
@@ -116,16 +118,17 @@ WRONG = {
     f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/assets": "exists already",
     f"{EXPORT} --config.model.resamp_with_conv=false": "model.resamp_with_conv",
     f"{TRAIN} --config.training.eval_freq=2": "digits has no test split",
-    f"{IDX}/nothing": "no train-images",
+    f"{IDX}/nothing": "nothing: set --config.data.path",
     f"{IDX}/cut_idx": "cut or broken",
     f"{IDX}/other_idx": "not an IDX file",
     f"{IDX}/cut_gz": "cannot be read",
     f"{IDX}/mixed_idx": "do not match",
-    f"{NPY}/nothing --config.data.image_size=8": "put a uint8 array",
-    f"{NPY}/cut_npy --config.data.image_size=8": "not a readable .npy file",
-    f"{NPY}/pickled_npy --config.data.image_size=8": "not a readable .npy file",
-    f"{NPY}/float_npy --config.data.image_size=8": "found float32 images",
-    f"{NPY}/empty_npy --config.data.image_size=8": "holds no images",
+    f"{NPY}/nothing": "nothing",
+    f"{TFDS}/nothing": "--mode=prepare",
+    f"{NPY}/cut_npy/train.npy": "not a readable .npy file",
+    f"{NPY}/pickled_npy/train.npy": "not a readable .npy file",
+    f"{NPY}/float_npy/train.npy": "found float32",
+    f"{NPY}/empty_npy/train.npy": "holds no images",
     # places that cannot be written
     f"--mode=train {TINY} --workdir=/proc/run": "/proc/run",
     f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
@@ -219,9 +222,9 @@ def make_data(w):
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
     }
     for folder, array in arrays.items():
-        (w / folder / "cifar10_8").mkdir(parents=True)
-        np.save(w / folder / "cifar10_8/train.npy", array)
-    truncate(w / "cut_npy/cifar10_8/train.npy")
+        (w / folder).mkdir()
+        np.save(w / folder / "train.npy", array)
+    truncate(w / "cut_npy/train.npy")
 
 
 def run_main(arguments, log, rights):

@@ -22,6 +22,7 @@ INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
         ("sampling.spacing", "quadratic"),
         ("sampling.clip_x0", True),
         ("sampling.gls", True),
+        ("sampling.baseline", "afs"),
         ("eval.num_samples", 99),
         ("seed", 1),
     ],

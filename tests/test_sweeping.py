@@ -1,8 +1,10 @@
 import sweeping
+from validation import validate
 
 
-def run(sampler, start, score, nfe=3):
-    return {"sampler": sampler, "n_steps": 3, "nfe": nfe, "gls": start != 999, "t_start": start, "score": score}
+def run(sampler, start, score, nfe=3, baseline=""):
+    facts = {"sampler": sampler, "n_steps": 3, "nfe": nfe, "gls": start != 999, "t_start": start, "score": score}
+    return facts | {"baseline": baseline}
 
 
 RESULTS = [run("ddim", 999, 100.0), run("ddim", 300, 20.0), run("ddim", 400, 10.0), run("ode", 999, 4.0, nfe=None)]
@@ -21,8 +23,28 @@ def test_each_run_is_compared_with_its_own_best_late_start():
     ]
 
 
+def test_baselines_stand_beside_the_late_start():
+    """A baseline taken for the late start or for the run from pure noise, or an NFE of 0 for one that is unknown."""
+    others = [
+        run("ddim", 999, 50.0, 2, "afs"),
+        run("ddim", 300, 15.0, 3, "isotropic"),
+        run("ddim", 400, 14.0, 3, "isotropic"),
+    ]
+    [cell, _] = sweeping.compare(others + RESULTS)
+    assert [(r["score"], r["baseline"]) for r in cell] == [(100, ""), (50, "afs"), (14, "isotropic"), (10, "")]
+    lines = sweeping.comparison_table([cell]).splitlines()
+    assert lines[3].split() == ["ddim", "3", "2", "999", "afs", "50.00", "2.0x"]
+    assert lines[4].split() == ["ddim", "3", "3", "400", "isotropic", "14.00", "7.1x"]
+
+
 def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
     runs = sweeping.sweep_configs(config, [2, 5], [300])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.t_start if r.sampling.gls else None) for r in runs]
     assert cells[:4] == [("ddim", 2, None), ("ddim", 2, 300), ("ddim", 5, None), ("ddim", 5, 300)]
     assert len(set(cells)) == len(cells) == 8
+
+    runs = sweeping.sweep_configs(config, [2], [300], ["isotropic", "afs"])
+    cells = [(r.sampling.gls, r.sampling.baseline) for r in runs[:4]]
+    assert cells == [(False, ""), (False, "afs"), (True, ""), (True, "isotropic")]
+    for each in runs:
+        validate(each)
