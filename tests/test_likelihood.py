@@ -187,7 +187,8 @@ np.save({str(tmp_path / "four.npy")!r}, measured(digits.get_config(), 3))
 def test_eval_prints_both_routes_and_names_the_split(config, tmp_path, capsys, monkeypatch):
     """Bits that are printed and not kept, or of training images that pass for others."""
     monkeypatch.setattr(run_lib.checkpoints, "require", lambda *_: 1)
-    monkeypatch.setattr(run_lib, "load_eps_fn", lambda *_: jax.tree_util.Partial(lambda x, t: 0.5 * x))
+    monkeypatch.setattr(run_lib.checkpoints, "load_ema", lambda *_: (1, None, None))
+    monkeypatch.setattr(run_lib, "make_eps_fn", lambda *_: jax.tree_util.Partial(lambda x, t: 0.5 * x))
     config.eval.update(enable_fid=False, enable_bpd=True, bpd_num_images=7, bpd_dataset="test", num_samples=2)
     with pytest.raises(UserError, match="digits has no test split"):
         run_lib.evaluate(config, tmp_path)
