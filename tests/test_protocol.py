@@ -22,6 +22,7 @@ def result(rng):
         "n_steps": 5,
         "nfe": 14,
         "gls": True,
+        "baseline": "",
         "clip_x0": False,
         "spacing": "linear",
         "t_first": 400,
