@@ -14,7 +14,6 @@ import parallel
 from errors import UserError
 from features import classifier_path
 from models import classifier
-from parallel import replicate
 
 
 class Labeller(NamedTuple):
@@ -55,7 +54,7 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
         network = nnx.merge(graphdef, params)
         return network.logits(network.features(images))
 
-    return Labeller(jax.tree_util.Partial(scores, replicate(params)), f"{path.name} {stored.digest[:16]}")
+    return Labeller(jax.tree_util.Partial(scores, parallel.replicate(params)), f"{path.name} {stored.digest[:16]}")
 
 
 def _import(entry: str) -> Callable[[jax.Array], Any]:

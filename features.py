@@ -49,12 +49,12 @@ def classifier_path(config: ConfigDict) -> Path:
 
 def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
     """The layer under the logits of the data set's own classifier."""
-    data, path = config.data, classifier_path(config)
+    path = classifier_path(config)
     if not path.exists():
         if not may_train:
             raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
         trained = classifier.train(*datasets.load_labelled(config), seed=0)
-        classifier.save(path, trained, (data.image_size, data.image_size, data.num_channels))
+        classifier.save(path, trained, datasets.image_shape(config))
     stored = classifier.load(path)
     graphdef, params = nnx.split(stored.network)
     extract = jax.jit(lambda params, images: nnx.merge(graphdef, params).features(images))

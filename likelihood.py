@@ -34,7 +34,6 @@ from diffusion import EpsFn, NoiseSchedule
 from errors import UserError
 from keys import key_for
 from losses import ddpm_loss
-from parallel import round_up
 from sampling.common import image_keys, image_noise
 from sampling.generate import keyed_batches
 from sampling.runge_kutta import integrate, probability_flow
@@ -55,7 +54,7 @@ def measure(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, images: 
     alone, not on batch size or device count. Raises UserError where it is not finite.
     """
     settings, centered, bits = config.eval, config.data.centered, []
-    batch_size = round_up(min(settings.batch_size, len(images)))
+    batch_size = parallel.round_up(min(settings.batch_size, len(images)))
     with tqdm(total=len(images), desc="bits per dimension", unit="image") as progress:
         for batch, keys, count in keyed_batches(images, batch_size, key_for(config.seed, "likelihood")):
             ode = ode_bits(eps_fn, schedule, batch, keys, centered, settings.bpd_exact_divergence)

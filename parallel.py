@@ -84,8 +84,10 @@ def abstract(tree: T) -> T:
 
 
 def own_rows(batch_size: int) -> slice:
-    """Which rows of a batch this process feeds; batch_size must be a multiple of the device count."""
-    own = batch_size // jax.process_count()
+    """Which rows of a batch this process feeds. Raises ValueError where the processes cannot share it evenly."""
+    own, rest = divmod(batch_size, jax.process_count())
+    if rest:
+        raise ValueError(f"a batch of {batch_size} does not divide among {jax.process_count()} processes")
     return slice(own * jax.process_index(), own * (jax.process_index() + 1))
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-import analysis
 import checkpoints
 import datasets
 import evaluation
@@ -31,7 +30,6 @@ from keys import key_for
 from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
 from moments import Moments
-from parallel import replicate, round_up, shard_batch
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
 from tallies import RESERVOIR, Tally
@@ -94,17 +92,16 @@ def fid_stats(config: ConfigDict) -> None:
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
     tally = Tally(features.dim if features else 0, groups=1, stride=-(-len(images) // RESERVOIR))
-    formed = images[0].size <= EXACT_UP_TO
-    pixels = Moments(images[0].size if formed else 0)
-    batch_size = round_up(config.eval.feature_batch_size)
+    pixels = Moments(images[0].size) if images[0].size <= EXACT_UP_TO else None
+    batch_size = parallel.round_up(config.eval.feature_batch_size)
     for batch, own in tqdm(datasets.in_order(images, batch_size), "statistics", -(-len(images) // batch_size)):
         count = min(batch_size, len(images) - tally.count)
-        scoring.observe(tally, features, labeller, shard_batch(batch), count)
-        if formed:
+        scoring.observe(tally, features, labeller, parallel.shard_batch(batch), count)
+        if pixels:
             in_range = datasets.to_network_range(batch[:own], config.data.centered)
             pixels.update(np.asarray(in_range).reshape(own, pixels.dim))
 
-    if formed:
+    if pixels:
         gaussian = DataGaussian.from_moments(pixels.of_all_processes(), images.shape[1:])
     else:
         gaussian = _fit_leading(config, images)
@@ -268,8 +265,10 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
 
     Experiments whose numbers are there already are not made again. Returns the report's path.
     """
+    import analysis  # here, since what it imports takes a third of a second that other modes should not cost
+
     unscored = _unscored(config, 1)
-    unscored.sampling.update(gls=True, n_steps=1)
+    unscored.sampling.update(gls=True, n_steps=1, baseline="")
     bench, settings = _prepare(unscored, workdir, [unscored]), config.analysis
     x0 = datasets.to_network_range(
         jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
@@ -325,7 +324,7 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     foreign = load_foreign(source, config)
     with checkpoints.only_writer(workdir), checkpoints.saving(config, workdir) as save:
         checkpoints.write_config(config, workdir)
-        save(replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
+        save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 

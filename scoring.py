@@ -26,7 +26,6 @@ from diffusion import EpsFn, NoiseSchedule
 from diversity import Labeller
 from errors import UserError
 from features import Features, rebatched
-from parallel import replicate
 from protocol import Result
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
@@ -58,15 +57,11 @@ def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
 
     Raises UserError if the file is broken or belongs to images of another shape.
     """
-    path, size = evaluation.stats_path(config, evaluation.GAUSSIAN), config.data.image_size
+    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
     gaussian = DataGaussian.load(path)
-    if gaussian.image_shape != (size, size, config.data.num_channels):
+    if gaussian.image_shape != datasets.image_shape(config):
         raise UserError(f"{path} is for images of shape {gaussian.image_shape}, not those of this config")
-    return replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    return config.data.image_size, config.data.image_size, config.data.num_channels
+    return parallel.replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def describe(config: ConfigDict, bench: Bench) -> Result:
@@ -104,18 +99,20 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
 
 def folder_name(question: Result) -> str:
     """One for every question: what is not the default is part of the name."""
-    start = f"gls{question['t_start']}" if question["gls"] else "full"
     parts = [
         question["sampler"],
         f"n{question['n_steps']}",
-        start,
-        *[question["baseline"]] * bool(question["baseline"]),
+        f"gls{question['t_start']}" if question["gls"] else "full",
+        question["baseline"],
+        question["spacing"] if question["spacing"] != "linear" else "",
+        "clipped" if question["clip_x0"] else "",
+        question["feature_network"] if question["feature_network"] != "classifier" else "",
+        f"ref{question['reference_sha256'][:8]}" if question["reference_file"] else "",
+        f"step{question['checkpoint_step']}",
+        f"num{question['num_samples']}",
+        f"seed{question['seed']}",
     ]
-    parts += [question["spacing"]] * (question["spacing"] != "linear") + ["clipped"] * question["clip_x0"]
-    parts += [question["feature_network"]] * (question["feature_network"] not in (None, "classifier"))
-    parts += [f"ref{question['reference_sha256'][:8]}"] if question["reference_file"] else []
-    parts += [f"step{question['checkpoint_step']}", f"num{question['num_samples']}", f"seed{question['seed']}"]
-    return "_".join(parts)
+    return "_".join(filter(None, parts))
 
 
 def finished(question: Result, folder: Path) -> Result | None:
@@ -141,7 +138,7 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     folder = folder / folder_name(question)
     began = time.perf_counter()
     tally, seconds_before = _saved_part(folder, question) or (Tally(bench.features.dim if bench.features else 0), 0.0)
-    kept = _open_kept(folder, (question["num_kept"], *image_shape(config)), new=tally.count == 0)
+    kept = _open_kept(folder, (question["num_kept"], *datasets.image_shape(config)), new=tally.count == 0)
     saved = began
     size = min(config.eval.feature_batch_size, config.eval.num_samples)
     for pixels, count in rebatched(draw(config, bench, tally.count), size):
@@ -233,7 +230,7 @@ def tally_images(config: ConfigDict, features: Features, labeller: Labeller | No
 
     Raises UserError as `sources.open_images`.
     """
-    total, images = sources.open_images(path, image_shape(config))
+    total, images = sources.open_images(path, datasets.image_shape(config))
     tally, digest = Tally(features.dim, stride=-(-total // RESERVOIR)), hashlib.sha256()
 
     def hashed():

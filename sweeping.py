@@ -18,9 +18,11 @@ def sweep_configs(
     config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int], baselines: Sequence[str] = ()
 ) -> list[ConfigDict]:
     """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
-    starts = [{"gls": False, "baseline": baseline} for baseline in ("", *{"afs"} & {*baselines})]
-    for baseline in ("", *{"isotropic"} & {*baselines}):
-        starts += [{"gls": True, "baseline": baseline, "t_start": t_start} for t_start in t_starts]
+    full, late = [{"gls": False}], [{"gls": True, "t_start": t_start} for t_start in t_starts]
+    starts = []
+    for kind, rival in ((full, "afs"), (late, "isotropic")):
+        for baseline in ("", *[rival] * (rival in baselines)):
+            starts += [start | {"baseline": baseline} for start in kind]
     configs = []
     for sampler in config.sweep.samplers:
         for steps in n_steps:

@@ -50,10 +50,7 @@ def run(
                 checkpoints.write_config(config, workdir)
             look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, signals)
             look(reached, state.ema)  # in case that a signal cut it off
-            batches, steps_per_second = (
-                datasets.train_batches(images, config, reached, jax.process_index(), jax.process_count()),
-                Rate(reached),
-            )
+            batches, steps_per_second = datasets.train_batches(images, config, reached), Rate(reached)
             steps = range(reached + 1, training.n_iters + 1)
             in_flight, recent = collections.deque(), collections.deque(maxlen=REMEMBERED)
             for step in (progress := tqdm(steps, "train", training.n_iters, initial=reached, unit="step")):

@@ -104,10 +104,8 @@ def generation(subject: Subject) -> Arrays:
     """
     timesteps = time_grid(subject.n_steps, subject.schedule.num_timesteps - 1)
     noise = jax.random.normal(subject.rng, (2 * PAIRS, *subject.gaussian.image_shape))
-    states, times = (
-        np.asarray(_ddim_states(subject.eps_fn, subject.schedule, noise, timesteps)),
-        np.append(timesteps, -1),
-    )
+    states = np.asarray(_ddim_states(subject.eps_fn, subject.schedule, noise, timesteps))
+    times = np.append(timesteps, -1)
     flat = states.reshape(len(states), len(noise), -1)
     pixels = np.argsort(flat[-1].std(axis=0))[-PIXELS:]
     values = flat[:, :, pixels]
@@ -122,8 +120,10 @@ def generation(subject: Subject) -> Arrays:
     u = np.concatenate([np.zeros_like(slopes[..., :1]), steps.cumsum(axis=-1)], axis=-1)
     u -= u[..., [np.abs(ANGLES).argmin()]]
     strips = np.asarray(datasets.to_uint8(jnp.stack(predictions)[:, 0], subject.centered))
-    pixel_paths = {"t": times, "pixels": pixels, "normalised": normalised}
-    return pixel_paths | {
+    return {
+        "t": times,
+        "pixels": pixels,
+        "normalised": normalised,
         "t_shown": t_shown,
         "states": states[shown],
         "angle": ANGLES,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import datasets
 import losses
 from configs.default import get_default_config
 from diffusion import NoiseSchedule
@@ -47,7 +48,7 @@ class Ours:
         self.state = losses.place(config, state)
         self.step = losses.make_train_step(config, graphdef, NoiseSchedule.linear())
         self.predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x, t))
-        shape = (batch, config.data.image_size, config.data.image_size, config.data.num_channels)
+        shape = (batch, *datasets.image_shape(config))
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     @staticmethod

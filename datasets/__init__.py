@@ -11,7 +11,7 @@ from datasets.decoded import Form, Split, open_split
 from datasets.stream import in_order, to_network_range, to_uint8, train_batches
 from errors import UserError
 
-__all__ = ["Split", "in_order", "load", "load_labelled", "prepare", "slug"]
+__all__ = ["Split", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug"]
 __all__ += ["to_network_range", "to_uint8", "train_batches"]
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def load(config: ConfigDict, split: str) -> Split:
     if data.dataset not in LOADERS:
         raise UserError(f"data.dataset={data.dataset!r} is not known; choose from {', '.join(sorted(LOADERS))}")
     images, labels = LOADERS[data.dataset](config, split)
-    expected = (data.image_size, data.image_size, data.num_channels)
+    expected = image_shape(config)
     if images.shape[1:] != expected:
         found = f"images of shape {list(images.shape[1:])}"
         raise UserError(f"{data.dataset}: found {found}, but the config asks for {list(expected)}")
@@ -53,6 +53,11 @@ def prepare(config: ConfigDict) -> Split:
     if config.data.dataset in prepared.DATA_SETS and not config.data.path:
         prepared.prepare(config)
     return load(config, "train")
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of the images that the config asks for."""
+    return config.data.image_size, config.data.image_size, config.data.num_channels
 
 
 def slug(config: ConfigDict) -> str:
@@ -86,7 +91,7 @@ def _load_decoded(config: ConfigDict, split: str) -> Split:
     else:
         source = prepared.source(config, split)
     crop = prepared.DATA_SETS[data.dataset].crop if data.dataset in prepared.DATA_SETS else 0
-    form = Form((data.image_size, data.image_size, data.num_channels), crop)
+    form = Form(image_shape(config), crop)
     return open_split(source, split, form, REPOSITORY / data.cache_dir / slug(config), data.skip_bad)
 
 

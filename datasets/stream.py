@@ -11,18 +11,14 @@ from ml_collections import ConfigDict
 from parallel import own_rows
 
 
-def train_batches(
-    images: np.ndarray, config: ConfigDict, first_step: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[np.ndarray]:
+def train_batches(images: np.ndarray, config: ConfigDict, first_step: int) -> Iterator[np.ndarray]:
     """Endless uint8 batches [B, H, W, C] from step `first_step` on; batch k is a function of (seed, k) alone.
 
-    Every epoch sees each image once, in an order of its own. Of several processes each gets its own B / process_count
-    rows, and all of them together the batch of one process. Raises ValueError where B does not divide.
+    Every epoch sees each image once, in an order of its own. A process reads only its own rows of each batch, as
+    `own_rows` says, which raises ValueError where B does not divide.
     """
     size = config.training.batch_size
-    if size % process_count:
-        raise ValueError(f"a batch of {size} does not divide among {process_count} processes")
-    own = slice(process_index * size // process_count, (process_index + 1) * size // process_count)
+    own = own_rows(size)
 
     def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)

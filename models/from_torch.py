@@ -1,13 +1,10 @@
 """Foreign DDPM weights in and out: checkpoints of the paper's PyTorch code, folders of diffusers' UNet2DModel."""
 
-import contextlib
 import itertools
-import os
 import re
 import reprlib
-import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from errors import UserError
-from files import read_json, write_json
+from files import making_folder, read_json, write_json
 from models import abstract_params
 from models.ddpm import DDPM
 from models.torch_file import read_pth
@@ -91,21 +88,9 @@ def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) ->
         tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
         for tensor in tensors(_network(config), DIFFUSERS)
     }
-    with _new_folder(path) as folder:
+    with making_folder(path) as folder:
         write_json(folder / "config.json", _unet_config(config))
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-@contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; renames it to `path` if the block succeeds, removes it if not."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:

@@ -34,7 +34,7 @@ def generate(
     gaussian is what a late start draws from; without one the samplers start at T-1 from pure noise.
     The images before index `first` are left out, and all others are what they are with them, bit by bit.
     """
-    settings, shape = config.sampling, (config.data.image_size, config.data.image_size, config.data.num_channels)
+    settings, shape = config.sampling, datasets.image_shape(config)
     t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
     timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
     clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None

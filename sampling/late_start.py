@@ -101,15 +101,18 @@ class DataGaussian:
     @property
     def captured(self) -> float:
         """The share of the variance that lies in the eigenpairs kept, 0 .. 1."""
-        inside = float(np.sum(self.eigenvalues))
-        outside = float(self.residual_variance) * (len(self.mean) - len(self.eigenvalues))
-        return inside / (inside + outside) if inside else 1.0  # images that are all the same
+        inside = np.sum(self.eigenvalues)
+        return float(inside / self._trace) if inside else 1.0  # images that are all the same
+
+    @property
+    def _trace(self) -> jax.Array:
+        outside = len(self.mean) - len(self.eigenvalues)
+        return np.sum(self.eigenvalues) + self.residual_variance * outside
 
     def isotropic(self) -> "DataGaussian":
         """The same mean and mean variance without directions: what the covariance buys is the difference."""
-        dim, rank = np.shape(self.eigenvectors)
-        variance = (np.sum(self.eigenvalues) + self.residual_variance * (dim - rank)) / dim
-        return DataGaussian(self.mean, np.zeros((dim, 0)), np.zeros(0), variance, self.image_shape)
+        dim = len(self.mean)
+        return DataGaussian(self.mean, np.zeros((dim, 0)), np.zeros(0), self._trace / dim, self.image_shape)
 
     def sample(self, noise: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
         """x_t [B,H,W,C] with exactly this Gaussian's mean and covariance at alpha_bar (scalar or [B]).

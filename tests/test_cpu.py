@@ -85,8 +85,11 @@ def test_group_norm_equals_the_plain_one(shape, rng, monkeypatch):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * abs(expected).max() + 1e-12)
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32_weights(config, rng):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(config, rng, backend, monkeypatch):
     """float32 weights promoting everything back, weights or averages in bfloat16, or a float32 network unasked."""
+    if backend == "gpu":
+        plain(monkeypatch)
     config.model.update(dtype="bfloat16")
     graphdef, params = create_model(config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32), params)

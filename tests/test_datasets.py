@@ -4,6 +4,7 @@ import itertools
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,20 +162,29 @@ def test_stream_of_digits_is_the_one_that_made_the_results(config):
     assert digest.hexdigest().startswith("fc233ee79b80223a")
 
 
+def be_process(monkeypatch, index, count):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("flip", [False, True])
-def test_processes_share_the_batch_of_one(config, count, flip):
+def test_processes_share_the_batch_of_one(config, count, flip, monkeypatch):
     """Images that two processes see and others that none does, or flips that depend on the number of processes."""
     config.data.random_flip = flip
     images = numbered(20)
     whole = list(itertools.islice(datasets.train_batches(images, config, 3), 6))
-    parts = [itertools.islice(datasets.train_batches(images, config, 3, i, count), 6) for i in range(count)]
+    parts = []
+    for i in range(count):
+        be_process(monkeypatch, i, count)
+        parts.append(list(itertools.islice(datasets.train_batches(images, config, 3), 6)))
     np.testing.assert_array_equal([np.concatenate(rows) for rows in zip(*parts, strict=True)], whole)
 
 
-def test_batch_that_processes_cannot_share(config):
+def test_batch_that_processes_cannot_share(config, monkeypatch):
+    be_process(monkeypatch, 1, 3)
     with pytest.raises(ValueError, match="8 does not divide among 3"):
-        datasets.train_batches(numbered(20), config, 0, 1, 3)
+        datasets.train_batches(numbered(20), config, 0)
 
 
 @pytest.mark.parametrize("read", [0, 3])

@@ -80,3 +80,10 @@ def test_another_network_is_named(tmp_path, network):
         np.savez(tmp_path / "other.npz", **arrays)
         with pytest.raises(UserError, match=says):
             inception.load_network(tmp_path / "other.npz")
+
+
+def test_larger_images_are_resized_without_antialiasing(rng):
+    """A filter that widens, as TensorFlow's and Pillow's do: at half the size torch takes the mean of 2 x 2 pixels."""
+    images = rng.integers(0, 256, (2, 598, 598, 1), np.uint8)
+    means = images.reshape(2, 299, 2, 299, 2, 1).mean(axis=(2, 4)) / 127.5 - 1
+    np.testing.assert_allclose(inception.prepare(images), np.broadcast_to(means, (2, 299, 299, 3)), atol=1e-5)

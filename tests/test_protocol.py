@@ -52,6 +52,7 @@ def test_card_names_all_that_makes_fids_differ(result):
         "33.3 66.7",
     ):
         assert said in card, said
+    assert "t = 400 to 0, Gaussian late start (isotropic)" in protocol.card(result | {"baseline": "isotropic"})
 
 
 def test_card_of_what_was_not_scored_or_not_drawn_here(result):

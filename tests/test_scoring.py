@@ -48,6 +48,16 @@ def test_scores_of_other_features_or_statistics_lie_elsewhere(config):
     assert len(names) == 4
 
 
+def test_analytic_first_step_is_no_evaluation(config):
+    """AFS credited with as many evaluations as the full start, or an adaptive sampler with a number."""
+    config.sampling.update(sampler="ddim", n_steps=4)
+    assert scoring.describe(config, BENCH)["nfe"] == 4
+    config.sampling.baseline = "afs"
+    assert scoring.describe(config, BENCH)["nfe"] == 3
+    config.sampling.sampler = "ode"
+    assert scoring.describe(config, BENCH)["nfe"] is None
+
+
 def test_gaussian_of_other_images_is_refused(config, rng):
     """A late start drawn at the size of another data set."""
     DataGaussian.fit([rng.standard_normal((9, 4, 4, 1))]).save(evaluation.stats_path(config, evaluation.GAUSSIAN))

@@ -232,7 +232,8 @@ def test_a_second_trainer_is_refused_and_an_evaluation_beside_it_is_not(quick, m
     assert seen[0] in (4, 8)
 
 
-def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypatch, tmp_path):
+@pytest.mark.parametrize("bad_step", [7, 8])  # between two checkpoints, and where one is due
+def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypatch, tmp_path, bad_step):
     """NaN in a checkpoint, or a message that leaves the user to guess when it began."""
     config, make = tiny.get_config(), losses.make_train_step
 
@@ -241,13 +242,14 @@ def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypat
 
         def diverging(state, images):
             state, metrics = step(state, images)
-            bad = jnp.where(state.step == 7, jnp.nan, 1)
+            bad = jnp.where(state.step == bad_step, jnp.nan, 1)
             return state, metrics | {"gradient_norm": metrics["gradient_norm"] * bad}
 
         return diverging
 
     monkeypatch.setattr(losses, "make_train_step", make_diverging)
-    with pytest.raises(UserError, match="step 7: the loss is 0[.0-9]* after 0.*, 0.*, 0.*, the gradient's norm nan"):
+    says = f"step {bad_step}: the loss is 0[.0-9]* after 0.*, 0.*, 0.*, the gradient's norm nan"
+    with pytest.raises(UserError, match=says):
         run_lib.train(config, tmp_path)
     assert checkpoints.newest_whole(tmp_path) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_at(config, tmp_path)))
