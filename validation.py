@@ -76,6 +76,7 @@ RULES = {
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
     "model.nf": Rule("a positive multiple of 32, the number of groups of GroupNorm", lambda v: v > 0 and v % 32 == 0),
+    "model.patch_size": at_least(1),
     "model.ch_mult": list_of(whole(at_least(1))),
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
     "model.num_res_blocks": at_least(1),
@@ -132,8 +133,12 @@ def validate(config: ConfigDict) -> None:
 
 def _validate_network(config: ConfigDict) -> None:
     size, halvings, model = config.data.image_size, len(config.model.ch_mult) - 1, config.model
-    fits = size % 2**halvings == 0
-    _require(fits, f"data.image_size={size} must be a multiple of 2^{halvings}: each further ch_mult halves the image")
+    factor = model.patch_size * 2**halvings
+    _require(
+        size % factor == 0,
+        f"data.image_size={size} must be a multiple of {factor}: model.patch_size={model.patch_size}, and each further "
+        "ch_mult halves the image",
+    )
     _require(
         0 < model.beta_min <= model.beta_max < model.num_scales,
         f"model.beta_min={model.beta_min} and beta_max={model.beta_max} must rise and stay below num_scales="

@@ -13,7 +13,9 @@ from models.layers import (
     Upsample,
     conv3x3,
     dense,
+    depth_to_space,
     group_norm,
+    space_to_depth,
     timestep_embedding,
 )
 
@@ -22,15 +24,17 @@ class DDPM(nnx.Module):
     """Predicts the noise in x.
 
     `down` and `up` are lists of stages, a stage a list of blocks applied in turn. The output of every down stage is
-    kept, and every up stage begins by taking one back, the newest first.
+    kept, and every up stage begins by taking one back, the newest first. With model.patch_size p the U-Net works on
+    images of a p-th of the size, whose pixels are patches of p x p.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model, data = config.model, config.data
         self.nf, self.centered, self.act = model.nf, data.centered, NONLINEARITIES[model.nonlinearity]
         self.dtype = jnp.dtype(model.dtype)  # of the computation: see models.apply_model
+        self.patch_size, patch_channels = model.patch_size, data.num_channels * model.patch_size**2
         temb_dim = 4 * model.nf if model.conditional else 0
-        sizes = [data.image_size // 2**level for level in range(len(model.ch_mult))]
+        sizes = [data.image_size // model.patch_size // 2**level for level in range(len(model.ch_mult))]
         has_attention = [size in model.attn_resolutions for size in sizes]
 
         def resnet(channels, out_channels):
@@ -40,7 +44,7 @@ class DDPM(nnx.Module):
             self.temb_dense1 = dense(model.nf, temb_dim, rngs=rngs)
             self.temb_dense2 = dense(temb_dim, temb_dim, rngs=rngs)
 
-        self.conv_in = conv3x3(data.num_channels, model.nf, rngs=rngs)
+        self.conv_in = conv3x3(patch_channels, model.nf, rngs=rngs)
         channels, skips, down = model.nf, [model.nf], []
         for level, mult in enumerate(model.ch_mult):
             if level:
@@ -71,12 +75,12 @@ class DDPM(nnx.Module):
         self.middle = nnx.List(middle)
         self.up = nnx.List([nnx.List(stage) for stage in up])
         self.norm_out = group_norm(channels, rngs=rngs)
-        self.conv_out = conv3x3(channels, data.num_channels, init_scale=0, rngs=rngs)
+        self.conv_out = conv3x3(channels, patch_channels, init_scale=0, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """eps [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
         temb = self._time_embedding(t, x.dtype)
-        h = self.conv_in(x if self.centered else 2 * x - 1)
+        h = self.conv_in(space_to_depth(x if self.centered else 2 * x - 1, self.patch_size))
         skips = [h]
         for stage in self.down:
             h = _apply(stage, h, temb, rngs)
@@ -84,7 +88,7 @@ class DDPM(nnx.Module):
         h = _apply(self.middle, h, temb, rngs)
         for stage in self.up:
             h = _apply(stage, jnp.concatenate([h, skips.pop()], axis=-1), temb, rngs)
-        return self.conv_out(self.act(self.norm_out(h)))
+        return depth_to_space(self.conv_out(self.act(self.norm_out(h))), self.patch_size)
 
     def _time_embedding(self, t, dtype):
         if not hasattr(self, "temb_dense1"):

@@ -47,6 +47,20 @@ def add_to_pixels(x: jax.Array, values: jax.Array) -> jax.Array:
     return x + (values if values.ndim == 1 else jnp.expand_dims(values, range(1, x.ndim - 1)))
 
 
+def space_to_depth(x: jax.Array, size: int) -> jax.Array:
+    """x [B,H,W,C] with patches of size x size as pixels: [B, H / size, W / size, size^2 C]."""
+    batch, height, width, channels = x.shape
+    patches = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
+    return patches.reshape(batch, height // size, width // size, size * size * channels)
+
+
+def depth_to_space(x: jax.Array, size: int) -> jax.Array:
+    """The inverse of space_to_depth."""
+    batch, height, width, channels = x.shape
+    patches = x.reshape(batch, height, width, size, size, channels // size**2).swapaxes(2, 3)
+    return patches.reshape(batch, height * size, width * size, channels // size**2)
+
+
 class Conv(nnx.Conv):
     """nnx.Conv with `add_to_pixels` for its bias."""
 
