@@ -21,7 +21,8 @@ from diffusion import EpsFn, NoiseSchedule
 
 ITERATIONS = 100
 NEWTON_STEPS = 20
-BASIS = 20  # directions of a Krylov space, and 5 more for every eigenvalue sought
+GMRES_BASIS = 20  # directions of the Krylov space in which a linear system is solved
+LANCZOS_BASIS = 40  # and of that in which eigenvalues are sought, with 5 more for each
 SETTLED = 1e-4  # the largest drift per sqrt(d) that counts as none
 
 OnImages = Callable[[jax.Array], jax.Array]  # [B, H, W, C] to the same, each image by itself
@@ -156,15 +157,16 @@ def _leading_growth(
     """(growth [B, count], sum of the eigenvectors [B, d], asymmetry [B]) of the Jacobian's symmetric part at each y.
 
     The symmetric part, since a true score is a gradient: what is not symmetric is the network's error. Its eigenvalues
-    are those on the Krylov space of the Jacobian and `start` [B, d] (Rayleigh and Ritz), which needs no derivative
-    backwards: on a CPU one takes ten times as long as forwards.
+    are taken on the Krylov space of P and `start` [B, d] (Rayleigh and Ritz), for which derivatives forwards suffice:
+    in a loop on a CPU a derivative backwards takes ten times as long, since XLA has only slow transposed convolutions
+    there.
     """
     _, derivative = jax.linearize(eps, y)
 
     def apply(vectors):
         return vectors - schedule.sigma(t) * derivative(vectors.reshape(y.shape)).reshape(vectors.shape)
 
-    basis, images = _krylov(apply, start, min(BASIS + 5 * count, start.shape[1]))
+    basis, images = _krylov(apply, start, min(LANCZOS_BASIS + 5 * count, start.shape[1]))
     matrix = basis @ images.mT
     asymmetry = _norm(matrix - matrix.mT) / _norm(matrix + matrix.mT)
     values, turns = jnp.linalg.eigh((matrix + matrix.mT) / 2)
@@ -180,7 +182,7 @@ def _norm(matrices: jax.Array) -> jax.Array:
 
 def _solve(apply: Linear, b: jax.Array) -> jax.Array:
     """x [1, d] with apply(x) near b: GMRES."""
-    [basis], [images] = _krylov(apply, b, min(BASIS, b.size))
+    [basis], [images] = _krylov(apply, b, min(GMRES_BASIS, b.size))
     return (jnp.linalg.lstsq(images.T, b[0])[0] @ basis)[None]
 
 
