@@ -66,7 +66,7 @@ flags.DEFINE_string("dest", None, "The new folder that export writes, for diffus
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
-flags.DEFINE_integer("t_start", None, "Sets config.sampling.t_start: where the late start begins.")
+flags.DEFINE_string("t_start", None, "Sets config.sampling.t_start: where the late start begins; auto: by a trial.")
 
 
 def main(argv: list[str]) -> None:
@@ -129,12 +129,20 @@ def parse(argv: list[str]) -> ConfigDict | None:
 
     for name in SAMPLING:
         if FLAGS[name].present:
-            config.sampling[name] = FLAGS[name].value
+            config.sampling[name] = start_of(FLAGS.t_start) if name == "t_start" else FLAGS[name].value
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     if FLAGS.t_start is not None and not (config.sampling.gls or FLAGS.compare):
         raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
     return config
+
+
+def start_of(text: str) -> int:
+    if text == "auto":
+        return -1  # sampling.time_grid.AUTO_START, whose import would take a second
+    if not text.isdecimal():
+        raise UserError(f"--t_start={text} must be a whole number, or auto")
+    return int(text)
 
 
 def check_flags(needed: list[str], optional: list[str]) -> None:

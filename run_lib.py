@@ -32,6 +32,7 @@ from models.from_torch import export_diffusers, load_foreign
 from moments import Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
+from sampling.time_grid import AUTO_SPACING, AUTO_START
 from tallies import RESERVOIR, Tally
 from validation import validate
 
@@ -68,6 +69,8 @@ def prepare(config: ConfigDict) -> None:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to training.n_iters, from the newest whole checkpoint in the workdir if there is one; see training.run."""
     validate(config)
+    if config.sampling.spacing == AUTO_SPACING:
+        raise UserError("sampling.spacing=auto is for eval, sweep and sample: training's snapshots have no trial")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -144,7 +147,8 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
-    runs = sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts, config.sweep.baselines)
+    starts = sweeping.expand_starts(config.sweep.t_starts)
+    runs = sweeping.sweep_configs(config, config.sweep.n_steps, starts, config.sweep.baselines)
     bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
     results = [
         scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
@@ -214,10 +218,11 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
     bench = _prepare(config, workdir, [config])
     folder = workdir / "drawn" / scoring.folder_name(scoring.describe(config, bench))
+    timesteps, _ = scoring.plan(config, bench)
     if trajectory:
-        _save_trajectory(config, bench, folder)
+        _save_trajectory(config, bench, timesteps, folder)
 
-    images = scoring.draw_all(config, bench)
+    images = scoring.draw_all(config, bench, timesteps)
     if file_format == "npz":
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
@@ -233,10 +238,15 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     config = _unscored(config, num)
     validate(config)
     n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
+    name = "auto" if t_start == AUTO_START else t_start
     runs = sweeping.sweep_configs(config, [n_steps], [t_start])
     bench = _prepare(config, workdir, runs)
-    rows = [(sweeping.row_label(scoring.describe(run, bench)), scoring.draw_all(run, bench)) for run in runs]
-    path = workdir / "drawn" / f"compare_n{n_steps}_gls{t_start}_num{num}_seed{config.seed}.png"
+    rows = []
+    for run in runs:
+        timesteps, _ = scoring.plan(run, bench)
+        label = sweeping.row_label(scoring.describe(run, bench) | {"t_start": int(timesteps[0])})
+        rows.append((label, scoring.draw_all(run, bench, timesteps)))
+    path = workdir / "drawn" / f"compare_n{n_steps}_gls{name}_num{num}_seed{config.seed}.png"
     plots.save_comparison(path, rows)
     print(f"{len(rows)} rows of the same {num} noises: {path}")
     return path
@@ -249,9 +259,9 @@ def _unscored(config: ConfigDict, num: int) -> ConfigDict:
     return config
 
 
-def _save_trajectory(config: ConfigDict, bench: scoring.Bench, folder: Path) -> None:
+def _save_trajectory(config: ConfigDict, bench: scoring.Bench, timesteps: np.ndarray, folder: Path) -> None:
     gaussian, num = bench.gaussian if config.sampling.gls else None, min(config.eval.num_samples, TRAJECTORIES)
-    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, num)
+    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, timesteps, num)
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])

@@ -21,6 +21,7 @@ from features import load_features
 from sampling import late_start
 from sampling.generate import generate
 from sampling.late_start import DataGaussian
+from sampling.time_grid import time_grid
 
 
 def metrics_of(workdir):
@@ -289,7 +290,7 @@ def drawn_images(config, batch_size):
     params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
     config.sampling.update(sampler="ddpm", n_steps=4)
     eps_fn = run_lib.make_eps_fn(graphdef, params)
-    batches = generate(config, eps_fn, run_lib.make_schedule(config), None, 12, batch_size)
+    batches = generate(config, eps_fn, run_lib.make_schedule(config), None, time_grid(4, 999), 12, batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
