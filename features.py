@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -15,7 +14,7 @@ import datasets
 from downloads import fetch
 from errors import UserError
 from models import classifier, inception
-from parallel import all_rows, replicate, resharded, round_up
+from parallel import replicate, resharded, round_up
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -42,21 +41,6 @@ def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
     Raises UserError where they need a network that is missing, unless it may be trained, on the data set's own labels.
     """
     return FEATURES[config.eval.features](config, may_train)
-
-
-def cheap_features(config: ConfigDict) -> Callable[[jax.Array], np.ndarray]:
-    """Features that need no download, of uint8 [B, H, W, C] on the devices, on every process as float64 [B, d].
-
-    The data set's own classifier's where there is one, else the pixels themselves.
-    """
-    labelled = classifier_path(config).exists()
-    extract = _classifier_features(config, may_train=False).extract if labelled else _pixels
-    return lambda images: np.asarray(all_rows(extract(images)), np.float64)
-
-
-@jax.jit
-def _pixels(images: jax.Array) -> jax.Array:
-    return images.reshape(len(images), -1) / 255
 
 
 def classifier_path(config: ConfigDict) -> Path:

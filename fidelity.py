@@ -32,20 +32,6 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int = SUBSETS, subset_size:
     return Kid(float(np.mean(values)), float(np.std(values)))
 
 
-def frechet_of_samples(real: np.ndarray, fake: np.ndarray) -> float:
-    """The Frechet distance of the two sets' own means and covariances (N - 1), which may be of any rank.
-
-    With X^T X and Y^T Y for the covariances, tr (C1 C2)^(1/2) is the sum of the singular values of X Y^T. Raises
-    ValueError for fewer than 2 samples.
-    """
-    if min(len(real), len(fake)) < 2:
-        raise ValueError(f"needs at least 2 samples of each, has {len(real)} and {len(fake)}")
-    means = [np.mean(features, axis=0, dtype=np.float64) for features in (real, fake)]
-    x, y = ((each - mean) / np.sqrt(len(each) - 1) for each, mean in zip((real, fake), means, strict=True))
-    root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    return float(np.sum((means[0] - means[1]) ** 2) + np.sum(x**2) + np.sum(y**2) - 2 * root)
-
-
 def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
     """The unbiased estimate of the squared maximum mean discrepancy, by the kernel (x.y / d + 1)^3 (equation 4)."""
     if min(len(real), len(fake)) < 2:

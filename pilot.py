@@ -1,14 +1,17 @@
 """The start of a late start, and the grid below it, found by a small trial with the network that is to be evaluated.
 
 A solver of many steps makes images from some noise; the sampler makes images of the same noise from a few starts. That
-start is chosen whose images are nearest to the solver's, as a set: since the noise is shared, a hundred images tell
-starts apart that thousands of independent ones would be needed for. No noise of the trial is the evaluation's.
+start is chosen whose images have the solver's mean and the data's spread along each of the data's axes, in the features
+of the data set's own classifier or, where there is none, in pixels. Since the noise is shared, the chance that fills a
+mean of a hundred images is the same on both sides; and spreads settle sooner than covariances, or distances of them. No
+noise of the trial is the evaluation's.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -18,8 +21,8 @@ import parallel
 import plots
 import sampling
 from diffusion import EpsFn, NoiseSchedule
-from features import cheap_features
-from fidelity import frechet_of_samples
+from evaluation import load_reference, stats_path
+from features import classifier_path, load_features
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
 from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian
@@ -70,12 +73,12 @@ def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian:
     least, most = CHUNK
     size = parallel.round_up(int(np.clip(SHARE * num * nfe / (runs * nfe + chunks * FINE_STEPS), least, most)))
     beyond = -(-num // size)  # chunks of noise that the evaluation uses
-    extract = cheap_features(config)
+    extract, spreads = _axes(config, gaussian) if open_start else (None, None)
     target, errors = [], np.inf
     for k in range(beyond, beyond + chunks):
         noise, _ = prior(config, k * size, size)
         x0, errors = walk(eps_fn, parallel.replicate(schedule), noise, times, min(size, MEASURED))
-        target.append(extract(datasets.to_uint8(x0, config.data.centered)))
+        target.append(extract(x0) if extract else None)
     errors = np.asarray(parallel.replicate(errors), np.float64)
 
     def grid(t_start: int) -> np.ndarray:
@@ -86,23 +89,52 @@ def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian:
     def draw(t_start: int, k: int) -> np.ndarray:
         first = (beyond + k) * size
         [(x0, _)] = generate(config, eps_fn, schedule, gaussian, grid(t_start), first + size, size, first)
-        return extract(datasets.to_uint8(x0, config.data.centered))
+        return extract(x0)
 
     last, curve, calls = schedule.num_timesteps - 1, [], len(times) * chunks * size
     start = settings.t_start if settings.gls else last
     if open_start:
         least = least_start(times, settings.n_steps) if chooses_grid(config) else settings.n_steps - 1
-        start, curve, drawn = _search(draw, target, max(least, 1), last)
+        start, curve, drawn = _search(draw, target, spreads, max(least, 1), last)
         calls += drawn * size * nfe
     return Choice(grid(start), curve, calls, calls / (num * nfe))
 
 
+def _axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Callable[[jax.Array], np.ndarray], np.ndarray]:
+    """A function from x0 on the devices to features along the data's axes, [B, k] in float64, and the data's spreads.
+
+    A spread [k] is a standard deviation.
+    """
+    own = config.copy_and_resolve_references()
+    own.eval.update(features="classifier", reference="")
+    if classifier_path(own).exists() and stats_path(own, "classifier").exists():
+        features = load_features(own)
+        variances, axes = np.linalg.eigh(load_reference(own, features).cov)
+
+        def extract(x0):
+            return parallel.all_rows(features.extract(datasets.to_uint8(x0, config.data.centered)))
+    else:
+        variances, axes = np.asarray(gaussian.eigenvalues), np.asarray(gaussian.eigenvectors)
+
+        def extract(x0):
+            return parallel.all_rows(x0).reshape(len(x0), -1)
+
+    return lambda x0: extract(x0) @ axes, np.sqrt(np.maximum(variances, 0))
+
+
+def _distance(images: np.ndarray, target: np.ndarray, spreads: np.ndarray) -> float:
+    """The Frechet distance from means of `target` and standard deviations `spreads` [k], axis by axis."""
+    means = images.mean(axis=0) - target.mean(axis=0)
+    return float(np.sum(means**2) + np.sum((images.std(axis=0, ddof=1) - spreads) ** 2))
+
+
 def _search(
-    draw: Callable[[int, int], np.ndarray], target: list[np.ndarray], least: int, last: int
+    draw: Callable[[int, int], np.ndarray], target: list[np.ndarray], spreads: np.ndarray, least: int, last: int
 ) -> tuple[int, list[tuple[int, int, float]], int]:
     """The best start from least to last, the distance of every start tried, and how many chunks were drawn.
 
-    draw(t_start, k) gives the features of chunk k from a start, target[k] those of the fine solver's images.
+    draw(t_start, k) gives the features of chunk k from a start, target[k] those of the fine solver's images; spreads
+    are what the standard deviations should be.
     """
     drawn: dict[tuple[int, int], np.ndarray] = {}
     curve: list[tuple[int, int, float]] = []
@@ -116,7 +148,7 @@ def _search(
                     drawn[start, k] = draw(start, k)
                     progress.update()
             images = np.concatenate([drawn[start, k] for k in range(chunks)])
-            tried.append((frechet_of_samples(np.concatenate(target[:chunks]), images), start))
+            tried.append((_distance(images, np.concatenate(target[:chunks]), spreads), start))
             curve.append((start, len(images), tried[-1][0]))
         return min(tried)[1]
 
@@ -134,6 +166,6 @@ def draw_curve(path: Path, choice: Choice) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{images} images")
         t_start = int(choice.timesteps[0])
         axis.axvline(t_start, color="0.35", linestyle="--", linewidth=1, label=f"chosen, t = {t_start}")
-        axis.set(xlabel="start", ylabel="distance to the fine solver's images", yscale="log")
+        axis.set(xlabel="start", ylabel="distance of the trial", yscale="log")
         axis.invert_xaxis()
         axis.legend(fontsize=8)

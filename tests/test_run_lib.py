@@ -82,15 +82,6 @@ def test_eval_says_what_is_missing(config, tmp_path, trained):
         run_lib.evaluate(config, trained)
 
 
-@pytest.fixture
-def shipped_classifier(config):
-    """The classifier of the repository in the test's own assets, so that none is trained."""
-    source = datasets.REPOSITORY / "assets/classifier/digits_8.npz"
-    target = datasets.REPOSITORY / config.assets_dir / "classifier" / source.name
-    target.parent.mkdir(parents=True)
-    target.write_bytes(source.read_bytes())
-
-
 def test_statistics_are_those_of_every_training_image(config, shipped_classifier):
     """A part-batch lost, padding counted, images flipped or in another range."""
     config.eval.batch_size = 500
