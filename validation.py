@@ -106,7 +106,7 @@ RULES = {
     "eval.reference": empty_or_file(),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
-    "sweep.t_starts": list_of(whole(at_least(0))),
+    "sweep.t_starts": list_of(whole(at_least(1))),
     "sweep.baselines": list_of(one_of(BASELINES), least=0),
     "analysis.num_images": at_least(8),
     "analysis.num_times": at_least(4),
@@ -147,9 +147,11 @@ def _validate_network(config: ConfigDict) -> None:
 
 
 def _validate_start(config: ConfigDict) -> None:
+    """A late start at t = 0 is refused: its images are clean but for 1.3 grey levels of noise (linear schedule)."""
     settings, last = config.sampling, config.model.num_scales - 1
     start = settings.t_start if settings.gls else last
-    _require(0 <= start <= last, f"sampling.t_start={start} must be from 0 to {last}")
+    clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
+    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}{clean}")
     _require(
         settings.n_steps <= start + 1,
         f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "

@@ -84,7 +84,7 @@ WRONG = {
     f"{EVAL} --n_steps=0": "at least 1",
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
-    f"{EVAL} --gls --t_start=-1": "from 0 to 999",
+    f"{EVAL} --gls --t_start=-1": "from 1 to 999",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
     # files: missing, cut, of another kind, hostile
