@@ -107,15 +107,15 @@ def test_errors():
     for batches, rank, message in [
         ([], None, "no images"),
         ([IMAGES[:1]], None, "at least 2"),
-        ([IMAGES, IMAGES[:, :1]], None, r"shape \[1, 2, 3\] after images of shape \[2, 2, 3\]"),
-        ([np.full((2, *SHAPE), np.nan)], None, "NaN"),
+        ([IMAGES, IMAGES[:, :1]], None, r"batch 1: images of shape \[1, 2, 3\] after images of shape \[2, 2, 3\]"),
+        ([IMAGES, IMAGES, IMAGES * np.inf], None, "batch 2 holds NaN or infinity"),
         ([IMAGES], 0, "rank=0 must be from 1 to the image dimension 12"),
         ([IMAGES], 13, "rank=13"),
         ([IMAGES[:5]], 5, "rank=5 .* below the 5 images"),
         (iter([LARGE]), 9, "give a list, or a function"),
         ([LARGE], None, "need a rank"),
         ([LARGE], 40, "rank=40 must be below the number of images, 40"),
-        ([LARGE, LARGE * np.inf], 9, "NaN"),
+        ([LARGE, LARGE * np.inf], 9, "batch 1 holds NaN or infinity"),
         ([LARGE, LARGE[:, :, :9]], 9, "after images of shape"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -172,6 +172,16 @@ def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
     gaussian = DataGaussian.from_moments(left.merge(right), SHAPE)
     np.testing.assert_allclose(gaussian.mean, fit().mean, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(dense(gaussian), COVARIANCE, atol=1e-10)
+
+
+def test_scaled_pixels_are_the_images_in_the_networks_range():
+    """A variance scaled once in place of twice, a residual left behind, or a shift before the scale."""
+    pixels = np.random.default_rng(3).integers(0, 256, (30, *SHAPE), np.uint8)
+    for rank in (None, 4):
+        scaled = DataGaussian.fit([pixels], rank).scaled(2 / 255, -1)
+        expected = DataGaussian.fit([pixels / 127.5 - 1], rank)
+        np.testing.assert_allclose(scaled.mean, expected.mean, atol=1e-12)
+        np.testing.assert_allclose(dense(scaled), dense(expected), atol=1e-12)
 
 
 def test_isotropic_keeps_the_mean_and_the_trace():
