@@ -13,6 +13,7 @@ from moments import Moments
 from sampling import late_start, sample
 from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
+from symmetry.exact import Mixture
 
 SHAPE, DIM = (2, 2, 3), 12
 RNG = np.random.default_rng(0)
@@ -191,6 +192,29 @@ def test_isotropic_keeps_the_mean_and_the_trace():
     scale = np.sqrt(0.3 * np.trace(COVARIANCE) / DIM + 0.7)
     expected = scale * noise + np.sqrt(0.3) * gaussian.mean.reshape(SHAPE)
     np.testing.assert_allclose(gaussian.sample(noise, 0.3), expected, atol=1e-12)
+
+
+def test_same_noise_same_picture():
+    """A root that is not symmetric, or noise put through in another order: full DDIM of an exact mixture, 1000 steps.
+
+    Late images lie at most a fiftieth as far (squared, on average) from the full ones of their noise as others do,
+    and from above the times at which the mixture leaves its Gaussian a ten-thousandth.
+    """
+    schedule, means = NoiseSchedule.linear(), RNG.normal(size=(5, DIM)) / 2
+    mixture = Mixture(means, np.full(5, 0.02), np.full(5, 0.2))
+    values, vectors = np.linalg.eigh(np.cov(means, rowvar=False, bias=True) + 0.02 * np.eye(DIM))
+    gaussian = DataGaussian(means.mean(axis=0), vectors, values, 0.0, SHAPE)
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=(64, *SHAPE)))
+
+    @jax.jit
+    def ddim(x, timesteps):
+        return sample("ddim", lambda x, t: mixture.eps(x, schedule.alpha_bar(t)), schedule, x, timesteps)
+
+    full = ddim(noise, time_grid(1000, 999))
+    to_others = jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2)
+    for t_start, n_steps, share in [(300, 50, 50), (700, 50, 50), (500, 501, 10_000), (700, 701, 10_000)]:
+        late = ddim(gaussian.sample(noise, schedule.alpha_bar(t_start)), time_grid(n_steps, t_start))
+        assert jnp.mean((late - full) ** 2) < to_others / share, t_start
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
