@@ -22,14 +22,14 @@ import scoring
 import sweeping
 import training
 from diffusion import EpsFn, NoiseSchedule
-from diversity import load_labeller
+from diversity import Labeller, load_labeller
 from eigenpairs import ROWS
 from errors import UserError
-from features import load_features
+from features import Features, load_features
 from keys import key_for
 from models import make_eps_fn
 from models.from_torch import export_diffusers, load_foreign
-from moments import Moments
+from moments import EXACT_ROWS, Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
 from sampling.time_grid import AUTO_SPACING, AUTO_START
@@ -85,44 +85,56 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
+    """Of the training split: its Gaussian for late starts and, with eval.enable_fid, moments of features for scores."""
     validate(config)
     images = datasets.load(config, "train").images
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    if len(images) < 2:
-        raise UserError("the training split is one image: a covariance needs at least 2")
-    files.require_writable(path.parent)
+    _require_enough(images, config.sampling.rank)
+    files.require_writable(evaluation.stats_path(config, evaluation.GAUSSIAN).parent)
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
-    tally = Tally(features.dim if features else 0, groups=1, stride=-(-len(images) // RESERVOIR))
-    pixels = Moments(images[0].size) if images[0].size <= EXACT_UP_TO else None
-    batch_size = parallel.round_up(config.eval.feature_batch_size)
-    for batch, own in tqdm(datasets.in_order(images, batch_size), "statistics", -(-len(images) // batch_size)):
-        count = min(batch_size, len(images) - tally.count)
-        scoring.observe(tally, features, labeller, parallel.shard_batch(batch), count)
-        if pixels:
-            in_range = datasets.to_network_range(batch[:own], config.data.centered)
-            pixels.update(np.asarray(in_range).reshape(own, pixels.dim))
 
-    if pixels:
-        gaussian = DataGaussian.from_moments(pixels.of_all_processes(), images.shape[1:])
-    else:
-        gaussian = _fit_leading(config, images)
-    gaussian.save(path)
+    gaussian = _fit_gaussian(config, images)
+    path = evaluation.save_gaussian(config, gaussian, images)
     print(f"the Gaussian of {len(images)} images, {gaussian.captured:.1%} of the variance in its directions: {path}")
     if features:
+        tally = _tally(images, features, labeller, config.eval.feature_batch_size)
         reference = evaluation.save_reference(config, features, tally, labeller)
         print(f"moments of their features, {features.note}: {reference}")
 
 
-def _fit_leading(config: ConfigDict, images: np.ndarray) -> DataGaussian:
-    """Every process reads all the images, several times."""
+def _require_enough(images: np.ndarray, rank: int) -> None:
+    if len(images) < 2:
+        raise UserError("the training split is one image: a covariance needs at least 2")
+    dim, most = images[0].size, min(images[0].size, len(images) - 1)
+    if dim > EXACT_UP_TO and rank > most:
+        raise UserError(f"sampling.rank={rank} is too many for {len(images)} images of dimension {dim}: at most {most}")
 
-    def batches() -> Iterator[np.ndarray]:
-        for start in tqdm(range(0, len(images), ROWS), "directions"):
-            yield np.asarray(datasets.to_network_range(images[start : start + ROWS], config.data.centered))
 
-    return DataGaussian.fit(batches, min(config.sampling.rank, len(images) - 1))
+def _fit_gaussian(config: ConfigDict, images: np.ndarray) -> DataGaussian:
+    """Fitted to the pixels as they are stored, then brought into the network's range."""
+    shape, dim = images.shape[1:], images[0].size
+    if dim > EXACT_UP_TO:  # every process reads all the images, several times
+        gaussian = DataGaussian.fit(lambda: _slices(images), config.sampling.rank)
+    else:
+        moments, size = Moments(dim), parallel.round_up(EXACT_ROWS)
+        for batch, own in tqdm(datasets.in_order(images, size), "Gaussian", -(-len(images) // size)):
+            moments.update(batch[:own].reshape(own, dim))
+        gaussian = DataGaussian.from_moments(moments.of_all_processes(), shape)
+    low, high = np.float64(datasets.to_network_range(np.array([0, 255]), config.data.centered))
+    return gaussian.scaled((high - low) / 255, low)
+
+
+def _slices(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in tqdm(range(0, len(images), ROWS), "directions"):
+        yield images[start : start + ROWS]
+
+
+def _tally(images: np.ndarray, features: Features, labeller: Labeller | None, batch_size: int) -> Tally:
+    tally, size = Tally(features.dim, groups=1, stride=-(-len(images) // RESERVOIR)), parallel.round_up(batch_size)
+    for batch, _ in tqdm(datasets.in_order(images, size), "features", -(-len(images) // size)):
+        count = min(size, len(images) - tally.count)
+        scoring.observe(tally, features, labeller, parallel.shard_batch(batch), count)
+    return tally
 
 
 # --mode=eval and --mode=sweep

@@ -55,12 +55,9 @@ class Bench(NamedTuple):
 def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
     """What late starts draw from, on all devices, and the SHA-256 of its file.
 
-    Raises UserError if the file is broken or belongs to images of another shape.
+    Raises UserError as `evaluation.load_gaussian`.
     """
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    gaussian = DataGaussian.load(path)
-    if gaussian.image_shape != datasets.image_shape(config):
-        raise UserError(f"{path} is for images of shape {gaussian.image_shape}, not those of this config")
+    path, gaussian = evaluation.stats_path(config, evaluation.GAUSSIAN), evaluation.load_gaussian(config)
     return parallel.replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -58,10 +58,10 @@ def start() -> Rule:
     def holds(value: Any) -> bool:
         if isinstance(value, str) and (parts := re.fullmatch(r"(\d+):(\d+):(\d+)", value)):
             first, last, step = map(int, parts.groups())
-            return 0 <= first <= last and step >= 1
-        return value == "auto" or (isinstance(value, int) and value >= 0)
+            return 1 <= first <= last and step >= 1
+        return value == "auto" or (isinstance(value, int) and value >= 1)
 
-    return Rule("a time, 'auto', or 'first:last:step'", holds)
+    return Rule("a time of at least 1, 'auto', or 'first:last:step'", holds)
 
 
 def empty_or_file() -> Rule:
@@ -161,10 +161,12 @@ def _validate_network(config: ConfigDict) -> None:
 
 
 def _validate_start(config: ConfigDict) -> None:
+    """A late start at t = 0 is refused: its images are clean but for 1.3 grey levels of noise (linear schedule)."""
     settings, last = config.sampling, config.model.num_scales - 1
     chosen = settings.gls and settings.t_start == AUTO_START
     start = settings.t_start if settings.gls and not chosen else last
-    _require(0 <= start <= last, f"sampling.t_start={start} must be from 0 to {last}")
+    clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
+    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{clean}")
     _require(
         settings.n_steps <= start + 1,
         f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "

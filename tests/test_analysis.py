@@ -11,6 +11,7 @@ import pytest
 import analysis
 import evaluation
 import run_lib
+import sampling
 from analysis import experiments
 from diffusion import NoiseSchedule
 from errors import UserError
@@ -69,6 +70,19 @@ def test_potential_is_that_of_the_exact_model(subject):
     np.testing.assert_allclose(made["potential"][level], u, atol=0.02 * np.abs(u).max())
     ends = made["states"][-1].reshape(-1, 16)
     np.testing.assert_allclose(np.abs(ends[:, :4]), 0.9, atol=0.02)  # the trajectories reach the data
+
+
+def test_late_images_are_those_of_the_same_noise(subject):
+    """A late start from other noise or another time, a grid that ends early, images paired with their own distance."""
+    found = experiments.same_noise(subject, 16)
+    assert found["t_start"].tolist() == [300, 400, 500, 600, 700]
+    # Two images: each noise goes to the nearer, with a late start or without, whatever the number of steps.
+    assert found["distance"].max() < 1e-3 * found["to_other_noise"]
+    full = experiments._ddim(
+        subject.eps_fn, SCHEDULE, jnp.ones((1, *SHAPE)), np.append(np.arange(1000)[::-1], -1), 1000
+    )
+    by_sampler = sampling.sample("ddim", subject.eps_fn, SCHEDULE, jnp.ones((1, *SHAPE)), np.arange(1000)[::-1])
+    np.testing.assert_allclose(full, by_sampler, atol=1e-4)
 
 
 def test_table_and_json_say_never_where_there_is_no_time():

@@ -220,8 +220,8 @@ def test_comparison_needs_the_gaussian_alone(config, trained):
     run_lib.fid_stats(config)
     assert run_lib.compare(config, trained, 4).exists()
     assert not evaluation.stats_path(config, "classifier").exists()
-    config.sampling.t_start = 0
-    with pytest.raises(UserError, match="n_steps=2 is too many from t = 0"):
+    config.sampling.update(t_start=1, n_steps=3)
+    with pytest.raises(UserError, match="n_steps=3 is too many from t = 1"):
         run_lib.compare(config, trained, 4)
     with pytest.raises(UserError, match="needs eval.enable_fid"):
         run_lib.sweep(config, trained)
