@@ -90,7 +90,7 @@ WRONG = {
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
     f"{EVAL} --gls --t_start=-1": "from 1 to 999",
     f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999; at t = 0 images are clean",
-    f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a whole number at least 1",
+    f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
     # files: missing, cut, of another kind, hostile
