@@ -179,11 +179,14 @@ def one_line(error: BaseException) -> str:
 
 
 def run(config: ConfigDict) -> None:
+    from validation import validate  # here, as what follows: --help and a wrong flag should not cost its seconds
+
+    validate(config)
     if FLAGS.distributed:
         import parallel
 
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
-    import run_lib  # here, since it takes seconds that --help and a wrong flag should not cost
+    import run_lib  # takes seconds that a wrong field should not cost
 
     workdir = Path(FLAGS.workdir or "")
     match FLAGS.mode:

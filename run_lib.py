@@ -34,7 +34,7 @@ from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
 from sampling.time_grid import AUTO_SPACING, AUTO_START
 from tallies import RESERVOIR, Tally
-from validation import validate
+from validation import validate, validate_batch
 
 TRAJECTORIES = 12  # how many images a film strip follows
 
@@ -69,6 +69,7 @@ def prepare(config: ConfigDict) -> None:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to training.n_iters, from the newest whole checkpoint in the workdir if there is one; see training.run."""
     validate(config)
+    validate_batch(config)
     if config.sampling.spacing == AUTO_SPACING:
         raise UserError("sampling.spacing=auto is for eval, sweep and sample: training's snapshots have no trial")
     checkpoints.check_workdir(config, workdir)
@@ -180,6 +181,8 @@ def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> s
         validate(run)
     checkpoints.require(config, workdir)
     late, scored = any(run.sampling.gls for run in runs), config.eval.enable_fid
+    if scored and config.eval.num_samples < 2:
+        raise UserError("eval.num_samples=1 is not allowed: a covariance needs at least 2")
     own_reference = scored and not config.eval.reference
     evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * own_reference)
     gaussian, digest = scoring.load_gaussian(config) if late else (None, None)

@@ -2,7 +2,6 @@
 
 import ctypes
 import gzip
-import json
 import multiprocessing
 import os
 import pickle
@@ -38,7 +37,7 @@ FEW = (
 )
 TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
-WRONG = {
+WRONG_AT_ONCE = {  # before what is slow to import
     # flags
     f"--mode=tarin {TINY}": "should be one of",
     f"{TRAIN} --num=abc": "num",
@@ -77,12 +76,11 @@ WRONG = {
     f"{TRAIN} --config.model.dropout=1": "from 0 up to",
     f"{TRAIN} --config.model.ema_rate=2": "from 0 up to",
     f"{TRAIN} --config.model.ch_mult=()": "a list of 1 or more",
-    f"{TRAIN} --config.model.ch_mult=(1,1,1,1,1)": "multiple of 2^4",
+    f"{TRAIN} --config.model.ch_mult=(1,1,1,1,1)": "multiple of 16",
     f"{TRAIN} --config.model.beta_max=5000": "between 0 and 1",
     f"{TRAIN} --config.model.nonlinearity=tanh": "one of swish",
     f"{TRAIN} --config.training=3": "training",
     f"{TRAIN} --config.seed=-1": "seed=-1",
-    f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{EVAL} --config.eval.features=vgg": "one of",
     f"{EVAL} --config.eval.checkpoint=-2": "at least -1",
     f"{EVAL} --n_steps=0": "at least 1",
@@ -92,6 +90,10 @@ WRONG = {
     f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999; at t = 0 images are clean",
     f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
+}
+WRONG = {
+    # what only some modes ask
+    f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
     # files: missing, cut, of another kind, hostile
     f"{EVAL} --config.eval.checkpoint=5": "no checkpoint of step 5",
@@ -245,14 +247,17 @@ def make_data(w):
     truncate(w / "cut_npy/train.npy")
 
 
-def run_main(arguments, log, rights):
-    """What a child does: the whole program, without root's rights to read and write everything if so told."""
+def run_main(arguments, log, rights=True, at_once=False):
+    """What a child does: the whole program, if so told without root's rights to read and write everything, or without
+    the room that imports all others."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
     if not rights:
         version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version_3, none) == 0
+    if at_once:
+        sys.modules["run_lib"] = None  # to import it is an ImportError
     import main
 
     logging.set_verbosity(logging.FATAL)  # as main.py does where it is the program
@@ -264,11 +269,11 @@ def run_main(arguments, log, rights):
         os._exit(ended.code or 0)
 
 
-def ends_in_one_line(arguments, says, world, tmp_path, rights=True):
+def ends_in_one_line(arguments, says, world, tmp_path, **how):
     os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     before, log = contents(world), tmp_path / "log"
-    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log, rights))
+    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)
     process.start()
     process.join(60)
     said = log.read_text()
@@ -277,6 +282,12 @@ def ends_in_one_line(arguments, says, world, tmp_path, rights=True):
     assert said.startswith("main.py: ") and said.count("\n") == 1
     assert contents(world) == before
     assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("arguments", WRONG_AT_ONCE)
+def test_wrong_flags_and_fields_are_told_before_long_imports(arguments, world, tmp_path):
+    """A typing error that is answered after seconds, or in another way than below."""
+    ends_in_one_line(arguments, WRONG_AT_ONCE[arguments], world, tmp_path, at_once=True)
 
 
 @pytest.mark.parametrize("arguments", WRONG)
@@ -301,4 +312,4 @@ def test_without_rights_it_ends_in_one_line(arguments, read_only, tmp_path):
 
 
 def test_there_are_enough_of_them():
-    assert len(WRONG) + len(NEEDS_RIGHTS) >= 60 and json.dumps(WRONG)
+    assert len(WRONG_AT_ONCE) + len(WRONG) + len(NEEDS_RIGHTS) >= 90

@@ -97,7 +97,7 @@ def test_a_sharded_state_takes_an_eighth(on_devices):
 
 def run_one(arguments, log):
     jax.config.update("jax_disable_most_optimizations", True)  # it is the communication that is tested
-    test_bad_input.run_main(arguments, log, rights=True)
+    test_bad_input.run_main(arguments, log)
 
 
 def begin(folder, count, *arguments):
