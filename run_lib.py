@@ -28,7 +28,8 @@ from errors import UserError
 from features import Features, load_features
 from keys import key_for
 from models import make_eps_fn
-from models.from_torch import export_diffusers, load_foreign
+from models.from_torch import ForeignCheckpoint, export_diffusers, load_foreign
+from models.weights import fill, read_weights, save_weights
 from moments import EXACT_ROWS, Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
@@ -342,20 +343,32 @@ def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: i
 
 
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
-    """Makes a checkpoint in a new workdir from a .pth of the paper's code or a folder of a diffusers UNet2DModel."""
+    """Makes a checkpoint in a new workdir from a .npz of ours, a .pth of the paper's code or a folder of diffusers."""
     validate(config)
     if any(workdir.glob("checkpoints/*")):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
-    foreign = load_foreign(source, config)
+    foreign = _own_weights(config, source) if source.suffix == ".npz" else load_foreign(source, config)
     with checkpoints.only_writer(workdir), checkpoints.saving(config, workdir) as save:
         checkpoints.write_config(config, workdir)
         save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 
+def _own_weights(config: ConfigDict, source: Path) -> ForeignCheckpoint:
+    stored = read_weights(source)
+    checkpoints.check_network(config, stored.config, source)
+    params = fill(source, config, stored.arrays)
+    return ForeignCheckpoint(stored.step, params, params)
+
+
 def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
-    """Writes the EMA weights of config.eval.checkpoint as a folder that diffusers' UNet2DModel loads."""
+    """Writes the EMA weights of config.eval.checkpoint: a new .npz, or a folder that diffusers' UNet2DModel loads."""
     validate(config)
+    if destination.exists():
+        raise UserError(f"{destination} exists already; name a new one for the export")
     step, _, ema = checkpoints.load_ema(config, workdir)
-    export_diffusers(destination, config, ema)
+    if destination.suffix == ".npz":
+        save_weights(destination, config, step, ema)
+    else:
+        export_diffusers(destination, config, ema)
     print(f"exported step {step} of {workdir} to {destination}")
