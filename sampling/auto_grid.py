@@ -2,7 +2,8 @@
 
 With y = x / signal and v = sigma / signal the probability-flow ODE reads dy = eps dv, and DDIM's step follows its
 tangent. How far a step leaves the curve is known for every pair of times once a fine trajectory has been walked, so the
-n steps whose errors have the least sum come from dynamic programming, at no further evaluation.
+n steps whose errors have the least sum come from dynamic programming, at no further evaluation. The errors are those of
+x, not of y as in GITS: a network's own noise at early times, which later steps undo, is large in y.
 """
 
 import functools
@@ -32,7 +33,7 @@ def walk(
     """Walks from x [B,H,W,C] at times[0] through times [F] to clean data: (x0 [B,H,W,C], errors [F, F+1]).
 
     The steps are Adams and Bashforth's of order 2 in v, the first of order 1. errors[i, j] is the mean distance, over
-    the first num_measured images, from y at the j-th time (the last: clean data) to where a step of DDIM from the i-th
+    the first num_measured images, from x at the j-th time (the last: clean data) to where a step of DDIM from the i-th
     ends; infinite for j <= i. F evaluations an image. eps_fn is a pytree (see `models.make_eps_fn`).
     """
     starts, ends = intervals(times, x.dtype)
@@ -50,10 +51,11 @@ def walk(
     y = x / per_image(schedule.signal(starts[0]), x)
     (x0, _), (path, slopes) = jax.lax.scan(step, (y, jnp.zeros_like(y)), (starts, steps, lean))
     path, places = jnp.concatenate([path, x0[None, :num_measured]]), jnp.append(places, 0)
+    signals = jnp.append(schedule.signal(starts), 1)
 
     def errors_from(i):
         landed = path[i] + per_image(places - places[i], path) * slopes[i]
-        distance = jnp.sqrt(((landed - path) ** 2).sum(axis=(2, 3, 4))).mean(axis=1)
+        distance = signals * jnp.sqrt(((landed - path) ** 2).sum(axis=(2, 3, 4))).mean(axis=1)
         return jnp.where(jnp.arange(len(path)) > i, distance, jnp.inf)
 
     return x0, jax.lax.map(errors_from, jnp.arange(len(starts)))
