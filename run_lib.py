@@ -289,17 +289,25 @@ def _save_trajectory(config: ConfigDict, bench: scoring.Bench, timesteps: np.nda
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Path:
     """Where symmetry breaks in the network of the workdir: pictures, numbers and a report in workdir/analysis.
 
-    Experiments whose numbers are there already are not made again. Returns the report's path.
+    Experiments and runs whose numbers are there already are not made again. Returns the report's path.
     """
     import analysis  # here, since what it imports takes a third of a second that other modes should not cost
 
-    unscored = _unscored(config, 1)
-    unscored.sampling.update(gls=True, n_steps=1, baseline="")
-    bench, settings = _prepare(unscored, workdir, [unscored]), config.analysis
+    own, settings, folder = _analysis_config(config), config.analysis, workdir / "analysis"
+    few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), own.sweep.t_starts)
+    full_length = _full_length_runs(own)
+    bench = _prepare(own, workdir, [own, *few, *full_length])
+    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step}
     x0 = datasets.to_network_range(
         jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
     )
-    results = _scores_to_show(config, workdir, eval_folder, bench.checkpoint_step)
+    results = {
+        "full_length": _scored(full_length, bench, folder / "scores", "full length"),
+        "scores": _scores_there(config, facts, workdir / eval_folder)
+        or _scored(few, bench, folder / "scores", "few steps"),
+        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("auto_start")],
+    }
+    measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = analysis.Subject(
         bench.eps_fn,
         bench.schedule,
@@ -308,11 +316,11 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         config.data.centered,
         _class_prediction(config),
         key_for(config.seed, "analysis"),
-        **{name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")},
+        **measured,
     )
-    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step, "seed": config.seed}
-    question = facts | settings.to_dict() | {"gaussian_sha256": bench.gaussian_sha256}
-    folder, title = workdir / "analysis", f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
+    question = facts | measured | {"seed": config.seed, "num_images": settings.num_images}
+    question |= {"gaussian_sha256": bench.gaussian_sha256}
+    title = f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
     print(analysis.run(subject, results, question, folder, title))
     print(f"pictures, numbers and report.html lie in {folder}")
     return folder / "report.html"
@@ -323,20 +331,48 @@ def _class_prediction(config: ConfigDict) -> Callable | None:
     return labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1))
 
 
-def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: int) -> list[scoring.Result]:
-    """DDPM's and DDIM's scores against the start that lie in the workdir; a sweep of its own where there are none."""
-    if not config.eval.enable_fid:
+SCORED = ("ddpm", "ddim")  # the samplers whose scores an analysis shows against the start
+AS_IN_THE_PAPER = {"baseline": "", "spacing": "linear", "clip_x0": False}
+
+
+def _analysis_config(config: ConfigDict) -> ConfigDict:
+    """What the runs of an analysis share. They are scored unless eval.enable_fid or analysis.score_samples says no."""
+    own = _unscored(config, max(config.analysis.score_samples, 1))
+    own.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
+    own.sampling.update(gls=True, n_steps=1, **AS_IN_THE_PAPER)
+    own.sweep.samplers = SCORED
+    return own
+
+
+def _full_length_runs(own: ConfigDict) -> list[ConfigDict]:
+    """One step for every t: from pure noise, and from each of analysis.score_starts with all that lie below it."""
+    last = own.model.num_scales - 1
+    starts = [(last, False), *[(t_start, True) for t_start in own.analysis.score_starts]]
+    runs = []
+    for sampler in SCORED:
+        for t_start, gls in starts:
+            run = own.copy_and_resolve_references()
+            run.sampling.update(sampler=sampler, n_steps=t_start + 1, t_start=t_start, gls=gls)
+            runs.append(run)
+    return runs
+
+
+def _scored(runs: Sequence[ConfigDict], bench: scoring.Bench, folder: Path, name: str) -> list[scoring.Result]:
+    """The results of runs, each drawn and scored unless it is finished; none without something to score by."""
+    if bench.features is None:
         return []
-    own_folder, samplers = "analysis/scores", ("ddpm", "ddim")
-    facts = {"dataset": config.data.dataset, "checkpoint_step": step, "seed": config.seed, "spacing": "linear"}
-    facts |= {"baseline": "", "clip_x0": False, "num_samples": config.eval.num_samples}
-    for folder in (eval_folder, own_folder):
-        results = scoring.all_finished(facts, workdir / folder)
-        if shown := [result for result in results if result["sampler"] in samplers]:
-            return shown
-    small = config.copy_and_resolve_references()
-    small.sweep.update(samplers=samplers, n_steps=(max(config.sweep.n_steps),))
-    return sweep(small, workdir, own_folder)
+    results = []
+    with tqdm(total=sum(run.sampling.n_steps for run in runs), desc=name, unit="step") as progress:
+        for run in runs:
+            results.append(scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder))
+            progress.update(run.sampling.n_steps)
+    return results
+
+
+def _scores_there(config: ConfigDict, facts: scoring.Result, folder: Path) -> list[scoring.Result]:
+    """DDPM's and DDIM's scores that an eval or a sweep left."""
+    facts = facts | AS_IN_THE_PAPER | {"seed": config.seed, "num_samples": config.eval.num_samples}
+    return [result for result in scoring.all_finished(facts, folder) if result["sampler"] in SCORED]
 
 
 # --mode=import and --mode=export

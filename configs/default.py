@@ -144,4 +144,8 @@ def get_default_config() -> ConfigDict:
     analysis.num_times = 25
     analysis.num_eigenvalues = 4
     analysis.n_steps = 100
+    # Its own scored runs, by DDPM and DDIM: how many images each draws (0: no such runs), and the late starts of those
+    # with one step for every t, which evaluate the network t + 1 times an image.
+    analysis.score_samples = 5000
+    analysis.score_starts = (100, 200, 300, 400, 600)
     return config.lock()
