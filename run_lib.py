@@ -34,6 +34,7 @@ from moments import EXACT_ROWS, Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
 from sampling.time_grid import AUTO_SPACING, AUTO_START
+from symmetry.critical import leading_times
 from tallies import RESERVOIR, Tally
 from validation import validate, validate_batch
 
@@ -169,10 +170,12 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     ]
     if not parallel.is_first():  # the report reads what the first process alone has written
         return results
-    table, starts = sweeping.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
+    critical = leading_times(bench.gaussian.eigenvalues, bench.schedule) if bench.gaussian else {}
+    table, starts = sweeping.save_report(results, folder, critical), ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
+    print(f"scores against the start: {folder / 'starts.png'}")
     return results
 
 
@@ -294,7 +297,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
     import analysis  # here, since what it imports takes a third of a second that other modes should not cost
 
     own, settings, folder = _analysis_config(config), config.analysis, workdir / "analysis"
-    few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), own.sweep.t_starts)
+    starts = [t_start for t_start in sweeping.expand_starts(own.sweep.t_starts) if t_start != AUTO_START]
+    few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), starts)
     full_length = _full_length_runs(own)
     bench = _prepare(own, workdir, [own, *few, *full_length])
     facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step}

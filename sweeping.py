@@ -92,8 +92,11 @@ def start_label(run: Result) -> str:
     return f"{run['t_start']} {run['baseline']} {'auto' if run['chooses_start'] else ''}".strip()
 
 
-def save_report(results: Sequence[Result], folder: Path) -> str:
-    """Writes sweep.csv, sweep.json, table.txt and comparison.png; returns the table."""
+def save_report(results: Sequence[Result], folder: Path, critical: plots.Times) -> str:
+    """Writes sweep.csv, sweep.json, table.txt, comparison.png and starts.png; returns the table.
+
+    critical: the times to be marked in the figure of scores against the start.
+    """
     columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "chooses_start", "t_start", "score")
     files.write_text(folder / "sweep.csv", tables.to_csv(columns, [[r[name] for name in columns] for r in results]))
     files.write_json(folder / "sweep.json", {"results": list(results)})
@@ -101,4 +104,5 @@ def save_report(results: Sequence[Result], folder: Path) -> str:
     table = comparison_table(cells)
     files.write_text(folder / "table.txt", table + "\n")
     plots.save_comparison(folder / "comparison.png", comparison_rows(cells, folder))
+    plots.draw_scores(folder / "starts.png", results, critical)
     return table

@@ -128,7 +128,7 @@ RULES = {
     "analysis.num_eigenvalues": at_least(1),
     "analysis.n_steps": at_least(7),
     "analysis.score_samples": Rule("0, or at least 2", lambda value: value == 0 or value >= 2),
-    "analysis.score_starts": list_of(whole(at_least(0))),
+    "analysis.score_starts": list_of(whole(at_least(1))),
 }
 
 
