@@ -69,7 +69,7 @@ def draw_scores(path: Path, results: Sequence[Result], marks: Marks) -> None:
 
 
 def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for n_steps, curve in zip(arrays["n_steps"], arrays["distance"].T, strict=True):
             label = f"n = {n_steps}" if n_steps else "every time below"
