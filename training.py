@@ -26,7 +26,7 @@ from errors import Stopped, UserError
 from keys import key_for
 from metrics import MetricsWriter, Rate
 from models import Params, make_eps_fn
-from sampling.generate import generate, keyed_batches
+from sampling.generate import generate, grid_of, keyed_batches
 
 REMEMBERED = 5  # how many losses are told when one is not finite
 
@@ -50,21 +50,19 @@ def run(
                 checkpoints.write_config(config, workdir)
             look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, signals)
             look(reached, state.ema)  # in case that a signal cut it off
-            batches, steps_per_second = datasets.train_batches(images, config, reached), Rate(reached)
+            batches = map(parallel.shard_batch, datasets.train_batches(images, config, reached))
+            batch, recent, steps_per_second = next(batches), collections.deque(maxlen=REMEMBERED), Rate(reached)
             steps = range(reached + 1, training.n_iters + 1)
-            in_flight, recent = collections.deque(), collections.deque(maxlen=REMEMBERED)
             for step in (progress := tqdm(steps, "train", training.n_iters, initial=reached, unit="step")):
-                state, metrics = train_step(state, parallel.shard_batch(next(batches)))
-                _check_finite(in_flight, recent)  # one step ahead keeps the device busy, more would pile up
-                in_flight.append((step, metrics))
+                state, metrics = train_step(state, batch)
+                batch = next(batches)  # while the device computes
+                values = _finite(step, metrics, recent)  # waits: a step sent ahead could not be called back by a signal
                 if _due(config, step, training.log_freq):
-                    values = {name: float(value) for name, value in metrics.items()}
                     writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
                     progress.set_postfix(loss=f"{values['loss']:.4f}")
                 look(step, state.ema)
                 stop = _asked_to_stop(step, signals)
                 if stop or _due(config, step, training.snapshot_freq, training.snapshot_freq_for_preemption):
-                    _check_finite(in_flight, recent)
                     save(state)
                 if stop:
                     raise Stopped(step, *signals)
@@ -77,18 +75,18 @@ def _due(config: ConfigDict, step: int, *frequencies: int) -> bool:
     return step > 0 and any(frequency > 0 and (step % frequency == 0 or last) for frequency in frequencies)
 
 
-def _check_finite(in_flight: collections.deque, recent: collections.deque) -> None:
-    """Waits for the steps in flight, (step, metrics), and remembers their losses; UserError where one diverged."""
-    while in_flight:
-        step, metrics = in_flight.popleft()
-        loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
-        if not np.isfinite([loss, norm]).all():
-            before = f" after {', '.join(recent)}" if recent else ""
-            raise UserError(
-                f"step {step}: the loss is {loss}{before}, the gradient's norm {norm}: lower optim.lr and go on from "
-                "the last checkpoint, which is whole, with the same --workdir"
-            )
-        recent.append(f"{loss:.4g}")
+def _finite(step: int, metrics: losses.Metrics, recent: collections.deque) -> dict[str, float]:
+    """The metrics, once the device has them; remembers the loss. UserError where it or the gradient is not finite."""
+    values = {name: float(value) for name, value in metrics.items()}
+    loss, norm = values["loss"], values["gradient_norm"]
+    if not np.isfinite([loss, norm]).all():
+        before = f" after {', '.join(recent)}" if recent else ""
+        raise UserError(
+            f"step {step}: the loss is {loss}{before}, the gradient's norm {norm}: lower optim.lr and go on from "
+            "the last checkpoint, which is whole, with the same --workdir"
+        )
+    recent.append(f"{loss:.4g}")
+    return values
 
 
 # Between steps
@@ -114,7 +112,8 @@ def _look(
     path = workdir / f"samples/step_{step:07d}.png"
     if training.snapshot_sampling and _due(config, step, training.snapshot_freq) and not (signals or path.exists()):
         size = training.sampling_size
-        [(x0, count)] = generate(config, eps_fn, schedule, None, size, batch_size=size)
+        grid = grid_of(config, schedule, late=False)
+        [(x0, count)] = generate(config, eps_fn, schedule, None, grid, size, batch_size=size)
         pixels = parallel.all_rows(datasets.to_uint8(x0, config.data.centered))[:count]
         plots.save_image(path, plots.image_grid(pixels))
 

@@ -76,6 +76,15 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             figures.draw_pixels,
         ),
     ),
+    experiments.same_noise: (
+        Figure(
+            "same_noise",
+            "Same noise, same picture",
+            "How far the images of late starts lie from those that the full DDIM, asked at every time, makes of the "
+            "same noise. The grey line is the distance between images of different noises.",
+            figures.draw_same_noise,
+        ),
+    ),
     experiments.correlation: (
         Figure(
             "correlation",

@@ -68,6 +68,18 @@ def draw_scores(path: Path, results: Sequence[Result], marks: Marks) -> None:
     plots.draw_scores(path, results, marks.critical)
 
 
+def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
+        [[axis]] = axes
+        for n_steps, curve in zip(arrays["n_steps"], arrays["distance"].T, strict=True):
+            label = f"n = {n_steps}" if n_steps else "every time below"
+            axis.plot(arrays["t_start"], curve, "o-", markersize=4, label=label)
+        axis.axhline(arrays["to_other_noise"], color="0.6", linewidth=0.8, label="another noise")
+        axis.set_yscale("log")
+        over_time(axis, marks, "mean squared distance", arrays["t_start"].max() * 1.05)
+        axis.set_xlabel("t_start")
+
+
 def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes

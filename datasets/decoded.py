@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -146,6 +145,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 def _decoded(pictures: Pictures, form: Form) -> Iterator[tuple[np.ndarray, int] | str]:
     """In order, by threads (Pillow works outside the interpreter's lock): pixels and label, or why there are none."""
+    import grain  # takes a quarter of a second, and a split is decoded but once
 
     def decode(i: int) -> tuple[np.ndarray, int] | str:
         try:

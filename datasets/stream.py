@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,8 @@ def train_batches(images: np.ndarray, config: ConfigDict, first_step: int) -> It
     Every epoch sees each image once, in an order of its own. A process reads only its own rows of each batch, as
     `own_rows` says, which raises ValueError where B does not divide.
     """
+    import grain  # takes a quarter of a second, and only training needs it
+
     size = config.training.batch_size
     own = own_rows(size)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +70,8 @@ def probability_flow(eps_fn: EpsFn, schedule: NoiseSchedule) -> Callable[[jax.Ar
 
 def integrate(velocity: Callable[[jax.Array, State], State], state: State, start: jax.Array, end: jax.Array) -> State:
     """The state, an array or a tree of them, carried from lambda = start to end; velocity is called (lambda, state)."""
+    import diffrax  # takes a third of a second, and of all samplers only this needs it
+
     tolerance = float(jnp.finfo(start.dtype).eps) ** (2 / 3)
     return jax.tree.map(
         lambda saved: saved[0],

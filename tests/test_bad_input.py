@@ -2,7 +2,6 @@
 
 import ctypes
 import gzip
-import json
 import multiprocessing
 import os
 import pickle
@@ -32,9 +31,13 @@ EXPORT = f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/out"
 OWN = f"{TRAIN} --config.data.cache_dir={{w}}_decoded"
 IDX = f"{OWN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.path={{w}}"
 NPY = f"{OWN} --config.data.dataset=custom --config.data.num_channels=3 --config.data.path={{w}}"
+FEW = (
+    f"{STATS} --config.data.dataset=custom --config.data.path={{w}}/few_npy/train.npy --config.data.image_size=64 "
+    "--config.data.num_channels=3 --config.data.held_out=0.0 --config.data.cache_dir={w}_decoded"
+)
 TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
-WRONG = {
+WRONG_AT_ONCE = {  # before what is slow to import
     # flags
     f"--mode=tarin {TINY}": "should be one of",
     f"{TRAIN} --num=abc": "num",
@@ -73,19 +76,24 @@ WRONG = {
     f"{TRAIN} --config.model.dropout=1": "from 0 up to",
     f"{TRAIN} --config.model.ema_rate=2": "from 0 up to",
     f"{TRAIN} --config.model.ch_mult=()": "a list of 1 or more",
-    f"{TRAIN} --config.model.ch_mult=(1,1,1,1,1)": "multiple of 2^4",
+    f"{TRAIN} --config.model.ch_mult=(1,1,1,1,1)": "multiple of 16",
     f"{TRAIN} --config.model.beta_max=5000": "between 0 and 1",
     f"{TRAIN} --config.model.nonlinearity=tanh": "one of swish",
     f"{TRAIN} --config.training=3": "training",
     f"{TRAIN} --config.seed=-1": "seed=-1",
-    f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{EVAL} --config.eval.features=vgg": "one of",
     f"{EVAL} --config.eval.checkpoint=-2": "at least -1",
     f"{EVAL} --n_steps=0": "at least 1",
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
-    f"{EVAL} --gls --t_start=-1": "from 0 to 999",
+    f"{EVAL} --gls --t_start=-1": "from 1 to 999",
+    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999; at t = 0 images are clean",
+    f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
+}
+WRONG = {
+    # what only some modes ask
+    f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
     # files: missing, cut, of another kind, hostile
     f"{EVAL} --config.eval.checkpoint=5": "no checkpoint of step 5",
@@ -108,6 +116,10 @@ WRONG = {
     f"{EVAL} --config.assets_dir={{w}}/pickled_assets": "not a readable .npz file",
     f"{LATE} --config.assets_dir={{w}}/other_assets": "lacks",
     f"{LATE} --config.assets_dir={{w}}/nan_assets": "NaN",
+    f"{LATE} --config.assets_dir={{w}}/mnist_assets": "its dataset is mnist, this config's digits: run --mode",
+    f"{LATE} --config.assets_dir={{w}}/range_assets": "its centered is False, this config's True: run --mode",
+    f"{LATE} --config.assets_dir={{w}}/silent_assets": "does not say which images it was made of: run --mode=fid_stats",
+    f"{FEW} --config.sampling.rank=20": "rank=20 is too many for 20 images of dimension 12288: at most 19",
     f"{STATS} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
     f"{IMPORT} --source={{w}}/nothing.pth": "nothing.pth",
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
@@ -189,17 +201,24 @@ def make_workdirs(w):
 
 
 def make_assets(w):
-    for name in ("cut_assets", "pickled_assets", "other_assets", "nan_assets"):
-        shutil.copytree(w / "assets", w / name)
+    for name in ("cut", "pickled", "other", "nan", "mnist", "range", "silent"):
+        shutil.copytree(w / "assets", w / f"{name}_assets")
     for path in (w / "cut_assets").rglob("*.npz"):
         truncate(path)
     np.savez(
         w / "pickled_assets/stats/digits_8_classifier.npz", mean=np.array([Hostile()]), cov=1, count=1, features=""
     )
     np.savez(w / "other_assets/stats/digits_8_gaussian.npz", mean=np.zeros(64))
-    path = w / "nan_assets/stats/digits_8_gaussian.npz"
-    with np.load(path) as arrays:
-        np.savez(path, **{**arrays, "mean": np.full(64, np.nan)})
+    with np.load(w / "assets/stats/digits_8_gaussian.npz") as arrays:
+        origin = str(arrays["origin"])
+        for name, changed in {
+            "nan": {"mean": np.full(64, np.nan)},
+            "mnist": {"origin": origin.replace("digits", "mnist")},
+            "range": {"origin": origin.replace("true", "false")},
+        }.items():
+            np.savez(w / f"{name}_assets/stats/digits_8_gaussian.npz", **{**arrays, **changed})
+        silent = {name: array for name, array in arrays.items() if name != "origin"}
+        np.savez(w / "silent_assets/stats/digits_8_gaussian.npz", **silent)
 
 
 def make_data(w):
@@ -220,6 +239,7 @@ def make_data(w):
         "pickled_npy": np.array([Hostile()]),
         "float_npy": np.zeros((4, 8, 8, 3), np.float32),
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
+        "few_npy": np.zeros((20, 64, 64, 3), np.uint8),
     }
     for folder, array in arrays.items():
         (w / folder).mkdir()
@@ -227,14 +247,17 @@ def make_data(w):
     truncate(w / "cut_npy/train.npy")
 
 
-def run_main(arguments, log, rights):
-    """What a child does: the whole program, without root's rights to read and write everything if so told."""
+def run_main(arguments, log, rights=True, at_once=False):
+    """What a child does: the whole program, if so told without root's rights to read and write everything, or without
+    the room that imports all others."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
     if not rights:
         version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version_3, none) == 0
+    if at_once:
+        sys.modules["run_lib"] = None  # to import it is an ImportError
     import main
 
     logging.set_verbosity(logging.FATAL)  # as main.py does where it is the program
@@ -246,11 +269,11 @@ def run_main(arguments, log, rights):
         os._exit(ended.code or 0)
 
 
-def ends_in_one_line(arguments, says, world, tmp_path, rights=True):
+def ends_in_one_line(arguments, says, world, tmp_path, **how):
     os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     before, log = contents(world), tmp_path / "log"
-    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log, rights))
+    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)
     process.start()
     process.join(60)
     said = log.read_text()
@@ -259,6 +282,12 @@ def ends_in_one_line(arguments, says, world, tmp_path, rights=True):
     assert said.startswith("main.py: ") and said.count("\n") == 1
     assert contents(world) == before
     assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("arguments", WRONG_AT_ONCE)
+def test_wrong_flags_and_fields_are_told_before_long_imports(arguments, world, tmp_path):
+    """A typing error that is answered after seconds, or in another way than below."""
+    ends_in_one_line(arguments, WRONG_AT_ONCE[arguments], world, tmp_path, at_once=True)
 
 
 @pytest.mark.parametrize("arguments", WRONG)
@@ -283,4 +312,4 @@ def test_without_rights_it_ends_in_one_line(arguments, read_only, tmp_path):
 
 
 def test_there_are_enough_of_them():
-    assert len(WRONG) + len(NEEDS_RIGHTS) >= 60 and json.dumps(WRONG)
+    assert len(WRONG_AT_ONCE) + len(WRONG) + len(NEEDS_RIGHTS) >= 90

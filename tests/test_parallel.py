@@ -1,5 +1,6 @@
 """One run on many devices and in many processes, on this machine: virtual devices, and processes over sockets."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -95,25 +96,40 @@ def test_a_sharded_state_takes_an_eighth(on_devices):
 # Several processes
 
 
-def run_one(arguments, log):
+def run_one(arguments, log, environment):
+    os.environ.update(environment)
     jax.config.update("jax_disable_most_optimizations", True)  # it is the communication that is tested
-    test_bad_input.run_main(arguments, log, rights=True)
+    test_bad_input.run_main(arguments, log)
 
 
-def begin(folder, count, *arguments):
+def by_flags(count):
+    """What tells each of several processes who it is, (flags, environment): every flag."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        together = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--process_count={count}"]
+    return [(["--distributed", *together, f"--process_id={index}"], {}) for index in range(count)]
+
+
+def by_slurm(count):
+    """The same as `srun` does it on one machine, where JAX meets at the port 61440 + SLURM_JOB_ID % 4096."""
+    for job in range(os.getpid(), os.getpid() + 4096):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", 61440 + job % 4096))
+            break
+    job = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    tasks = [{"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
+    return [(["--distributed"], job | task) for task in tasks]
+
+
+def begin(folder, count, *arguments, invite=by_flags):
     """`count` processes of the program at work together, one device each; their output goes to the folder's logs."""
     os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    together = ["--distributed", f"--coordinator=localhost:{port}", f"--process_count={count}"] if count > 1 else []
     processes = []
-    for index in range(count):
-        who = [f"--process_id={index}"] if count > 1 else []
-        command = ["--config=tests/tiny.py", f"--config.assets_dir={folder.parent}/assets", *arguments, *together, *who]
-        processes.append(PROCESSES.Process(target=run_one, args=(command, folder / f"log{index}")))
+    for index, (flags, environment) in enumerate(invite(count) if count > 1 else [([], {})]):
+        command = ["--config=tests/tiny.py", f"--config.assets_dir={folder.parent}/assets", *arguments, *flags]
+        processes.append(PROCESSES.Process(target=run_one, args=(command, folder / f"log{index}", environment)))
         processes[-1].start()
     return processes
 
@@ -144,7 +160,8 @@ def alone(tmp_path_factory):
 
 def test_two_processes_train_and_score_as_one_does(alone, tmp_path):
     """Rows read twice or not at all, a mean of means, a file that both write, noise that belongs to a process."""
-    logs = finish(begin(tmp_path / "logs", 2, "--mode=train", f"--workdir={tmp_path}/run"), tmp_path / "logs")
+    arguments = ("--mode=train", f"--workdir={tmp_path}/run")
+    logs = finish(begin(tmp_path / "logs", 2, *arguments, invite=by_slurm), tmp_path / "logs")
     assert "trained to step 12" in logs[0] and "trained" not in logs[1]
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(alone / "run"), rtol=2e-5)
     for folder, count in ((tmp_path, 2), (alone, 1)):

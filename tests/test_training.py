@@ -1,6 +1,7 @@
 """Training that is killed, stopped, cut off and resumed on real digits, with real signals and processes."""
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint.path import atomicity
 
 import checkpoints
 import datasets
@@ -36,8 +38,9 @@ def long_config():
     return config
 
 
-def train_in_process(config, workdir, cache):
+def train_in_process(config, workdir, cache, trap):
     """What a child does: the whole program but for the flags, with a few training images as held-out ones."""
+    trap()
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -51,15 +54,44 @@ def train_in_process(config, workdir, cache):
         os._exit(128 + stopped.number)
 
 
+def no_trap():
+    pass
+
+
+def kill_inside(owner, name, call):
+    """Makes a call of a function, counted from 1, the process's last: it dies at its beginning."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def deadly(*arguments):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    setattr(owner, name, deadly)
+
+
+def kill_inside_an_evaluation():
+    """In the fourth: of 17 batches each, two are done."""
+    kill_inside(losses, "eval_loss", 3 * 17 + 3)
+
+
+def kill_inside_a_save():
+    """In the second, of whose three items one has its name; the files of another are written."""
+    kill_inside(atomicity.AtomicRenameTemporaryPath, "finalize", 4 + 2)
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """start(config, workdir) -> a process that trains; it is born with everything imported, which saves seconds."""
+    """start(config, workdir) -> a process that trains; it is born with everything imported, which saves seconds.
+
+    It first calls the trap, which may lay it a place to die.
+    """
     os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
     PROCESSES.set_forkserver_preload(["run_lib", "sklearn.datasets"])
     cache = str(tmp_path_factory.mktemp("compiled_for_children"))
 
-    def begin(config, workdir):
-        process = PROCESSES.Process(target=train_in_process, args=(config, workdir, cache))
+    def begin(config, workdir, trap=no_trap):
+        process = PROCESSES.Process(target=train_in_process, args=(config, workdir, cache, trap))
         process.start()
         return process
 
@@ -117,6 +149,27 @@ def test_killed_at_random_moments_it_ends_where_an_uninterrupted_run_does(start,
         assert process.exitcode == -signal.SIGKILL
         moments.append((last_step(tmp_path), saving))
     print("killed at (step, inside a save):", moments)
+    process = start(config, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    assert rows(tmp_path) == rows(straight)
+    same_state(config, tmp_path, straight)
+
+
+def test_killed_inside_an_evaluation_and_inside_a_save_it_ends_there_too(start, straight, tmp_path):
+    """The same where it matters most, by force: random moments may miss both."""
+    config = long_config()
+
+    def killed(trap):
+        process = start(config, tmp_path, trap)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    killed(kill_inside_an_evaluation)
+    assert rows(tmp_path)[-1]["step"] == 12 and "eval_loss" not in rows(tmp_path)[-1]
+    kept = checkpoints.newest_whole(tmp_path)
+    killed(kill_inside_a_save)
+    assert saves_begun(tmp_path) and checkpoints.newest_whole(tmp_path) == kept + 4
     process = start(config, tmp_path)
     process.join()
     assert process.exitcode == 0
@@ -195,6 +248,33 @@ def test_a_signal_saves_at_once_and_the_rest_is_as_if_there_had_been_none(quick,
 
 def same_state(config, one, other):
     jax.tree.map(np.testing.assert_array_equal, state_at(config, one), state_at(config, other))
+
+
+def test_no_step_is_sent_to_the_device_before_the_last_is_done(quick, monkeypatch, tmp_path):
+    """A signal that has to wait for two steps: nothing calls one back that is on the device."""
+    events, make = [], losses.make_train_step
+
+    class Watched(float):
+        """A metric; to read it is to wait for the step."""
+
+        def __float__(self):
+            events.append("read")
+            return super().__float__()
+
+    def make_watched(*arguments):
+        step = make(*arguments)
+
+        def watched(state, images):
+            events.append("sent")
+            state, metrics = step(state, images)
+            return state, {name: Watched(value) for name, value in metrics.items()}
+
+        return watched
+
+    monkeypatch.setattr(losses, "make_train_step", make_watched)
+    run_lib.train(tiny.get_config(), tmp_path)
+    assert events.count("sent") == 12 and events[-1] == "read"
+    assert "sent" not in [event for event, following in itertools.pairwise(events) if following == "sent"]
 
 
 def test_a_signal_cuts_an_evaluation_off_and_the_next_run_makes_it(quick, monkeypatch, tmp_path):
