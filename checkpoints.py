@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 import files
 import parallel
+from configs.default import get_default_config
 from errors import UserError, warn
 from keys import key_for
 from models import Params, abstract_params
@@ -32,14 +33,18 @@ State = TypeVar("State")  # losses.TrainState: a dataclass with step, ema and wh
 
 
 def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> None:
-    """Raises UserError where the config stored in a place has another network, naming each field that differs."""
-    wanted = json.loads(config.to_json())
+    """Raises UserError where the config stored in a place has another network, naming each field that differs.
+
+    A field that was not there yet when it was stored had the value that is now its default.
+    """
+    wanted, defaults = (json.loads(each.to_json()) for each in (config, get_default_config()))
+    there = {section: defaults[section] | stored.get(section, {}) for section in ("model", "data")}
     fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
     fields += [("data", name) for name in ("dataset", "image_size", "num_channels", "centered")]
     differing = [
-        f"{section}.{name} is {wanted[section][name]}, there {stored.get(section, {}).get(name)}"
+        f"{section}.{name} is {wanted[section][name]}, there {there[section][name]}"
         for section, name in fields
-        if wanted[section][name] != stored.get(section, {}).get(name)
+        if wanted[section][name] != there[section][name]
     ]
     if differing:
         raise UserError(f"{place} was trained with another config: {'; '.join(differing)}")

@@ -8,7 +8,7 @@ import scipy.linalg
 
 PASSES = 6  # over the data: each but the last turns the subspace towards the leading directions
 OVERSAMPLING = 64  # directions carried along beyond those asked for
-ROWS = 64  # vectors converted to float64 at a time
+ROWS = 256  # vectors converted to float64 at a time: with fewer, memory is what the products wait for
 
 Vectors = Callable[[], Iterable[np.ndarray]]
 """Called once a pass, it gives the same vectors [B, d] in batches, the same number of times."""
@@ -25,13 +25,13 @@ class Eigenpairs(NamedTuple):
 def leading_eigenpairs(vectors: Vectors, dim: int, rank: int) -> Eigenpairs:
     """The `rank` leading eigenpairs of the covariance of vectors, in PASSES passes, the trace and the mean exactly.
 
-    Holds two blocks of rank + OVERSAMPLING float64 vectors of length d, a third while one is orthonormalised: Halko,
+    Holds two blocks of rank + OVERSAMPLING float64 vectors of length d, a third at the end, and ROWS vectors: Halko,
     Martinsson and Tropp (2011, arXiv 0909.4061), algorithms 4.4 and 5.3, on the covariance. Raises ValueError for a
     rank outside 1 .. min(d, N - 1), another length, or values that are not finite.
     """
     if not 1 <= rank <= dim:
         raise ValueError(f"rank={rank} must be from 1 to the image dimension {dim}")
-    block = np.random.default_rng(0).standard_normal((dim, min(rank + OVERSAMPLING, dim)))
+    block = np.random.default_rng(0).standard_normal((min(rank + OVERSAMPLING, dim), dim)).T  # LAPACK's order
     shift = None
     for _ in range(PASSES):
         basis, _ = scipy.linalg.qr(block, mode="economic", overwrite_a=True, check_finite=False)
@@ -50,19 +50,20 @@ def _covariance_times(
 
     Sums are taken about `shift`, the first rows' mean if None, so that a mean far from zero costs no digits.
     """
-    count, total, squares, product = 0, np.zeros(len(basis)), 0.0, np.zeros_like(basis)
+    count, total, squares, product = 0, np.zeros(len(basis)), 0.0, np.zeros(basis.shape, order="F")
     for rows in _rows(vectors(), len(basis)):
-        shift = rows.mean(axis=0) if shift is None else shift
+        shift = rows.mean(axis=0, dtype=np.float64) if shift is None else shift
         centred = rows - shift
         count += len(rows)
         total += centred.sum(axis=0)
         squares += np.einsum("ij,ij", centred, centred)
-        product += centred.T @ (centred @ basis)
+        product = scipy.linalg.blas.dgemm(1.0, centred.T, centred @ basis, 1.0, product, overwrite_c=True)
     if count < 2:
         raise ValueError(f"needs at least 2 images, has {count}")
     offset = total / count
-    product -= np.outer(count * offset, offset @ basis)
-    return count, shift + offset, (squares - count * offset @ offset) / (count - 1), product / (count - 1)
+    product = scipy.linalg.blas.dger(-count, offset, offset @ basis, a=product, overwrite_a=True)
+    product /= count - 1
+    return count, shift + offset, (squares - count * offset @ offset) / (count - 1), product
 
 
 def _rows(batches: Iterable[np.ndarray], dim: int) -> Iterator[np.ndarray]:
@@ -70,7 +71,7 @@ def _rows(batches: Iterable[np.ndarray], dim: int) -> Iterator[np.ndarray]:
         if batch.ndim != 2 or batch.shape[1] != dim:
             raise ValueError(f"expected vectors [B, {dim}], got {list(batch.shape)}")
         for start in range(0, len(batch), ROWS):
-            rows = np.asarray(batch[start : start + ROWS], np.float64)
+            rows = batch[start : start + ROWS]
             if not np.isfinite(rows).all():
                 raise ValueError("the vectors hold NaN or infinity")
             yield rows

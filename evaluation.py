@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from errors import UserError
 from features import Features
 from files import read_npz, write_npz
 from moments import Moments
+from sampling.late_start import ARRAYS, DataGaussian
 from tallies import Tally, merged
 
 __all__ = ["Moments"]  # kept here for those who score, though the late start uses it too
@@ -161,7 +162,7 @@ def require_stats(config: ConfigDict, *kinds: str) -> None:
             raise UserError(f"no {stats_path(config, kind)}: run --mode=fid_stats with the same --config first")
 
 
-def _origin(config: ConfigDict, features: Features) -> dict[str, Any]:
+def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
     """What a statistics file says of itself, and must agree with the config that reads it."""
     data = config.data
     return {
@@ -170,15 +171,44 @@ def _origin(config: ConfigDict, features: Features) -> dict[str, Any]:
         "split": SPLIT,
         "image_size": data.image_size,
         "num_channels": data.num_channels,
-        "features": features.name,
-        "features_sha256": features.digest,
+        **facts,
     }
+
+
+def _features_origin(config: ConfigDict, features: Features) -> dict[str, Any]:
+    return _origin(config, features=features.name, features_sha256=features.digest)
+
+
+def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
+    return _origin(config, centered=config.data.centered)
+
+
+def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: np.ndarray) -> Path:
+    """Writes the Gaussian of a split's images, uint8 [N, H, W, C], with their origin, number and SHA-256."""
+    path, digest = stats_path(config, GAUSSIAN), hashlib.sha256(images).hexdigest()
+    origin = _gaussian_origin(config) | {"count": len(images), "images_sha256": digest}
+    write_npz(path, gaussian.arrays() | {"origin": np.asarray(json.dumps(origin))})
+    return path
+
+
+def load_gaussian(config: ConfigDict) -> DataGaussian:
+    """What `save_gaussian` wrote.
+
+    Raises UserError if the file is broken, does not say of which images it is, or is of others: another data set, size
+    or range, or another version.
+    """
+    path = stats_path(config, GAUSSIAN)
+    stored = read_npz(path, required=set(ARRAYS))
+    if "origin" not in stored:
+        raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
+    _checked_origin(_gaussian_origin(config), path, str(stored["origin"]))
+    return DataGaussian.of_arrays(stored, path)
 
 
 def save_reference(config: ConfigDict, features: Features, tally: Tally, labeller: Labeller | None = None) -> Path:
     """Writes a split's statistics, under the names that pytorch-fid reads, with their origin."""
     path, moments = stats_path(config, config.eval.features), tally.moments
-    origin = _origin(config, features) | {
+    origin = _features_origin(config, features) | {
         "count": moments.count,
         "classifier": labeller.name if labeller else None,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
@@ -206,7 +236,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     digest = _digest(mean, cov)
     if "origin" not in stored:
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
-    origin = _checked_origin(config, features, path, str(stored["origin"]))
+    origin = _checked_origin(_features_origin(config, features), path, str(stored["origin"]))
     labelled = labeller is not None and labeller.name == origin.get("classifier")
     if labeller and config.eval.classifier and not labelled:
         raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
@@ -231,12 +261,12 @@ def _digest(mean: np.ndarray, cov: np.ndarray) -> str:
 AGAIN = "run --mode=fid_stats again with this config"
 
 
-def _checked_origin(config: ConfigDict, features: Features, path: Path, text: str) -> dict[str, Any]:
+def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
     try:
         origin = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
-    for name, value in _origin(config, features).items():
+    for name, value in expected.items():
         if origin.get(name) != value:
             raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
     return origin

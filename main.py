@@ -60,13 +60,13 @@ flags.DEFINE_boolean("distributed", False, "This is one of several processes; a 
 flags.DEFINE_string("coordinator", None, "With --distributed: host:port of the first process, where nothing says it.")
 flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
-flags.DEFINE_string("source", None, "What import reads (.pth, or diffusers' folder) and score scores (folder, .npz).")
+flags.DEFINE_string("source", None, "What import reads (.npz, .pth, diffusers' folder), or score (folder, .npz).")
 flags.DEFINE_string("reference", None, "The images, a folder or .npz, that score takes in place of the statistics.")
-flags.DEFINE_string("dest", None, "The new folder that export writes, for diffusers.")
+flags.DEFINE_string("dest", None, "The new .npz, or folder for diffusers, that export writes.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
-flags.DEFINE_integer("t_start", None, "Sets config.sampling.t_start: where the late start begins.")
+flags.DEFINE_string("t_start", None, "Sets config.sampling.t_start: where the late start begins; auto: by a trial.")
 
 
 def main(argv: list[str]) -> None:
@@ -129,12 +129,20 @@ def parse(argv: list[str]) -> ConfigDict | None:
 
     for name in SAMPLING:
         if FLAGS[name].present:
-            config.sampling[name] = FLAGS[name].value
+            config.sampling[name] = start_of(FLAGS.t_start) if name == "t_start" else FLAGS[name].value
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     if FLAGS.t_start is not None and not (config.sampling.gls or FLAGS.compare):
         raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
     return config
+
+
+def start_of(text: str) -> int:
+    if text == "auto":
+        return -1  # sampling.time_grid.AUTO_START, whose import would take a second
+    if not text.isdecimal():
+        raise UserError(f"--t_start={text} must be a whole number, or auto")
+    return int(text)
 
 
 def check_flags(needed: list[str], optional: list[str]) -> None:

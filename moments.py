@@ -3,21 +3,26 @@
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.linalg
 
 import parallel
+
+MIDDLE = 128.0  # of uint8's range
+EXACT_ROWS = 1024  # of uint8 less MIDDLE: their products sum to 2^24 at most, and float32 has every integer up to that
 
 
 class Moments:
     """Accumulates N vectors of length d in O(d^2) memory; the same result for any batch size, order or sharding.
 
-    Sums are taken about the first batch's mean, so that a mean far from zero costs no digits of the covariance.
+    Sums are taken about the first batch's mean, or about MIDDLE where that batch is uint8, so that a mean far from
+    zero costs no digits of the covariance. Sums of uint8 about MIDDLE are not rounded at all.
     """
 
     def __init__(self, dim: int):
         self.count = 0
         self._shift = np.zeros(dim)
         self._sum = np.zeros(dim)
-        self._outer = np.zeros((dim, dim))
+        self._outer = np.zeros((dim, dim), order="F")  # its upper triangle; what lies below is not read
 
     @property
     def dim(self) -> int:
@@ -25,18 +30,29 @@ class Moments:
 
     def update(self, vectors: np.ndarray) -> "Moments":
         """Adds vectors [B, d]. Raises ValueError for another shape or a value that is not finite."""
-        vectors = np.asarray(vectors, np.float64)
+        vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"expected vectors [B, {self.dim}], got {list(vectors.shape)}")
         if not np.isfinite(vectors).all():
             raise ValueError("the vectors hold NaN or infinity")
+        pixels = vectors.dtype == np.uint8
         if self.count == 0 and len(vectors):
-            self._shift = vectors.mean(axis=0)
-        centred = vectors - self._shift
+            self._shift = np.full(self.dim, MIDDLE) if pixels else vectors.mean(axis=0, dtype=np.float64)
+        if pixels and (self._shift == MIDDLE).all():
+            for start in range(0, len(vectors), EXACT_ROWS):
+                self._add_exactly(vectors[start : start + EXACT_ROWS])
+        else:
+            centred = vectors - self._shift
+            self._sum += centred.sum(axis=0)
+            self._outer += centred.T @ centred
         self.count += len(vectors)
-        self._sum += centred.sum(axis=0)
-        self._outer += centred.T @ centred
         return self
+
+    def _add_exactly(self, pixels: np.ndarray) -> None:
+        """At most EXACT_ROWS of uint8: float32 is twice as fast as float64, and here as exact."""
+        centred = pixels - np.float32(MIDDLE)
+        self._sum += centred.sum(axis=0, dtype=np.float64)
+        self._outer += scipy.linalg.blas.ssyrk(1.0, centred.T)
 
     def merge(self, other: "Moments") -> "Moments":
         """Adds what another accumulator has seen."""
@@ -69,7 +85,8 @@ class Moments:
     def cov(self) -> np.ndarray:
         """[d, d], normalised by N - 1."""
         self._require(2)
-        return (self._outer - np.outer(self._sum, self._sum) / self.count) / (self.count - 1)
+        outer = np.triu(self._outer) + np.triu(self._outer, 1).T
+        return (outer - np.outer(self._sum, self._sum) / self.count) / (self.count - 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that it holds, for `of_arrays`."""

@@ -1,9 +1,11 @@
 """Pictures out."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +13,10 @@ from PIL import Image
 from files import replacing
 
 LEAST_SIDE = 32  # smaller images are enlarged by whole pixels, so that an eye can see them
+WIDE = (9.0, 4.2)  # inches, of a picture of one panel
+MOST_COLUMNS = 4
+
+Times = Mapping[str, float]  # label to t, NaN for never
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
@@ -59,3 +65,74 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
             axis.imshow(image_grid(images, columns=len(images)).squeeze(), cmap="gray", interpolation="nearest")
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
             axis.set(xticks=[], yticks=[], frame_on=False)
+
+
+def mark_times(axis, times: Times) -> None:
+    """Grey vertical lines, each with its label and t in the legend."""
+    styles = ("--", ":", "-.", (0, (1, 3)))
+    for (label, t), style in zip(times.items(), styles, strict=False):
+        if np.isfinite(t):
+            axis.axvline(t, color="0.45", linestyle=style, linewidth=1, label=f"{label}, t = {t:.0f}")
+
+
+def draw_scores(path: Path, results: Sequence[Mapping[str, Any]], critical: Times) -> None:
+    """Score against the late start: a panel for every sampler, a line for every n; dashed, the same n from pure noise.
+
+    results: what result.json holds of scored runs, with a late start or without; those of baselines are left out. Runs
+    of one step for every t are one line, though each start has its own n. Bars are standard errors. critical: times to
+    be marked.
+    """
+    results = [run for run in results if not run["baseline"]]
+    samplers = list(dict.fromkeys(run["sampler"] for run in results))
+    lengths = sorted({_length(run) for run in results})
+    rows = -(-len(samplers) // MOST_COLUMNS)
+    columns = -(-len(samplers) // rows)
+    size = WIDE if columns == 1 else (max(3.4 * columns, WIDE[0]), 2.7 * rows + 0.8)
+    with panels(path, size, rows, columns, sharex=True, sharey=True, layout="constrained") as axes:
+        _scale_scores(axes[0, 0], results, critical)
+        for axis, sampler in itertools.zip_longest(axes.flat, samplers):
+            if sampler is None:
+                axis.remove()
+                continue
+            for i, length in enumerate(lengths):
+                runs = [run for run in results if (run["sampler"], _length(run)) == (sampler, length)]
+                _draw_line(axis, runs, f"n = {'t + 1' if length == math.inf else length}", f"C{i}")
+            mark_times(axis, critical)
+            axis.set_title(sampler, fontsize=10)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(f"{results[0]['score_name']}\n{results[0]['num_samples']:,} samples")
+        for axis in axes.flat[: len(samplers)][-columns:]:
+            axis.set_xlabel("t of the late start")
+            axis.tick_params(labelbottom=True)
+        axes[0, 0].plot([], [], "--", color="0.2", label="the same n from pure noise")
+        named = {
+            label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        axes[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
+
+
+def _length(run: Mapping[str, Any]) -> float:
+    """n; infinite for one step for every t."""
+    return math.inf if run["n_steps"] == run["t_start"] + 1 else run["n_steps"]
+
+
+def _scale_scores(axis, results: Sequence[Mapping[str, Any]], critical: Times) -> None:
+    """A logarithmic axis with plain numbers, and time from noise at the left to data at the right."""
+    from matplotlib.ticker import LogFormatter
+
+    times = [run["t_start"] for run in results if run["gls"]] or [run["t_start"] for run in results]
+    times += [t for t in critical.values() if np.isfinite(t)]
+    margin = 0.06 * max(times)
+    axis.set(yscale="log", xlim=(max(times) + margin, max(min(times) - margin, 0)))
+    for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+
+
+def _draw_line(axis, runs: Sequence[Mapping[str, Any]], label: str, colour: str) -> None:
+    late = sorted((run for run in runs if run["gls"]), key=lambda run: run["t_start"])
+    times, scores = ([run[name] for run in late] for name in ("t_start", "score"))
+    errors = [run["score_error"] or np.nan for run in late]
+    axis.plot(times, scores, "o-", color=colour, markersize=4, label=label)
+    axis.errorbar(times, scores, errors, fmt="none", color=colour, elinewidth=1, capsize=2)
+    for run in (run for run in runs if not run["gls"]):
+        axis.axhline(run["score"], color=colour, linestyle="--", linewidth=1.2)

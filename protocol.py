@@ -63,6 +63,10 @@ def _pair(result: Result, first: str, second: str, k: int) -> list[tuple[str, st
     return [(f"{name}, k = {k}", f"{result[name]:.4f}") for name in (first, second)]
 
 
+def _trial(choice: dict[str, Any]) -> str:
+    return f", chosen by a trial of {choice['network_calls']} network calls ({choice['share_of_evaluation']:.1%} more)"
+
+
 def _protocol_rows(result: Result) -> list[tuple[str, str]]:
     """Of those facts that the result has; images from elsewhere have no sampler."""
     rows = [("samples", f"{result['num_samples']}, {result.get('source') or 'seed {}'.format(result['seed'])}")]
@@ -77,10 +81,11 @@ def _protocol_rows(result: Result) -> list[tuple[str, str]]:
         clipped = "clipped" if result["clip_x0"] else "not clipped"
         start = "Gaussian late start" if result["gls"] else "from pure noise"
         start += f" ({result['baseline']})" if result["baseline"] else ""
+        start += _trial(result["auto_start"]) if result["auto_start"] else ""
         rows += [
             ("rounding", result["rounding"]),
             ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),
-            ("time grid", f"{result['spacing']}, t = {result['t_first']} to {result['t_last']}, {start}"),
+            ("time grid", f"{result['spacing']}, t = {result['t_start']} to {result['t_last']}, {start}"),
             ("weights", f"step {result['checkpoint_step']}, EMA {result['ema_rate']}"),
         ]
     return rows

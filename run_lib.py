@@ -22,16 +22,19 @@ import scoring
 import sweeping
 import training
 from diffusion import EpsFn, NoiseSchedule
-from diversity import load_labeller
+from diversity import Labeller, load_labeller
 from eigenpairs import ROWS
 from errors import UserError
-from features import load_features
+from features import Features, load_features
 from keys import key_for
 from models import make_eps_fn
-from models.from_torch import export_diffusers, load_foreign
-from moments import Moments
+from models.from_torch import ForeignCheckpoint, export_diffusers, load_foreign
+from models.weights import fill, read_weights, save_weights
+from moments import EXACT_ROWS, Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
+from sampling.time_grid import AUTO_SPACING, AUTO_START
+from symmetry.critical import leading_times
 from tallies import RESERVOIR, Tally
 from validation import validate, validate_batch
 
@@ -69,6 +72,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to training.n_iters, from the newest whole checkpoint in the workdir if there is one; see training.run."""
     validate(config)
     validate_batch(config)
+    if config.sampling.spacing == AUTO_SPACING:
+        raise UserError("sampling.spacing=auto is for eval, sweep and sample: training's snapshots have no trial")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -83,44 +88,56 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """One pass over the training split: its Gaussian for late starts and, with eval.enable_fid, moments for scores."""
+    """Of the training split: its Gaussian for late starts and, with eval.enable_fid, moments of features for scores."""
     validate(config)
     images = datasets.load(config, "train").images
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    if len(images) < 2:
-        raise UserError("the training split is one image: a covariance needs at least 2")
-    files.require_writable(path.parent)
+    _require_enough(images, config.sampling.rank)
+    files.require_writable(evaluation.stats_path(config, evaluation.GAUSSIAN).parent)
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
-    tally = Tally(features.dim if features else 0, groups=1, stride=-(-len(images) // RESERVOIR))
-    pixels = Moments(images[0].size) if images[0].size <= EXACT_UP_TO else None
-    batch_size = parallel.round_up(config.eval.feature_batch_size)
-    for batch, own in tqdm(datasets.in_order(images, batch_size), "statistics", -(-len(images) // batch_size)):
-        count = min(batch_size, len(images) - tally.count)
-        scoring.observe(tally, features, labeller, parallel.shard_batch(batch), count)
-        if pixels:
-            in_range = datasets.to_network_range(batch[:own], config.data.centered)
-            pixels.update(np.asarray(in_range).reshape(own, pixels.dim))
 
-    if pixels:
-        gaussian = DataGaussian.from_moments(pixels.of_all_processes(), images.shape[1:])
-    else:
-        gaussian = _fit_leading(config, images)
-    gaussian.save(path)
+    gaussian = _fit_gaussian(config, images)
+    path = evaluation.save_gaussian(config, gaussian, images)
     print(f"the Gaussian of {len(images)} images, {gaussian.captured:.1%} of the variance in its directions: {path}")
     if features:
+        tally = _tally(images, features, labeller, config.eval.feature_batch_size)
         reference = evaluation.save_reference(config, features, tally, labeller)
         print(f"moments of their features, {features.note}: {reference}")
 
 
-def _fit_leading(config: ConfigDict, images: np.ndarray) -> DataGaussian:
-    """Every process reads all the images, several times."""
+def _require_enough(images: np.ndarray, rank: int) -> None:
+    if len(images) < 2:
+        raise UserError("the training split is one image: a covariance needs at least 2")
+    dim, most = images[0].size, min(images[0].size, len(images) - 1)
+    if dim > EXACT_UP_TO and rank > most:
+        raise UserError(f"sampling.rank={rank} is too many for {len(images)} images of dimension {dim}: at most {most}")
 
-    def batches() -> Iterator[np.ndarray]:
-        for start in tqdm(range(0, len(images), ROWS), "directions"):
-            yield np.asarray(datasets.to_network_range(images[start : start + ROWS], config.data.centered))
 
-    return DataGaussian.fit(batches, min(config.sampling.rank, len(images) - 1))
+def _fit_gaussian(config: ConfigDict, images: np.ndarray) -> DataGaussian:
+    """Fitted to the pixels as they are stored, then brought into the network's range."""
+    shape, dim = images.shape[1:], images[0].size
+    if dim > EXACT_UP_TO:  # every process reads all the images, several times
+        gaussian = DataGaussian.fit(lambda: _slices(images), config.sampling.rank)
+    else:
+        moments, size = Moments(dim), parallel.round_up(EXACT_ROWS)
+        for batch, own in tqdm(datasets.in_order(images, size), "Gaussian", -(-len(images) // size)):
+            moments.update(batch[:own].reshape(own, dim))
+        gaussian = DataGaussian.from_moments(moments.of_all_processes(), shape)
+    low, high = np.float64(datasets.to_network_range(np.array([0, 255]), config.data.centered))
+    return gaussian.scaled((high - low) / 255, low)
+
+
+def _slices(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in tqdm(range(0, len(images), ROWS), "directions"):
+        yield images[start : start + ROWS]
+
+
+def _tally(images: np.ndarray, features: Features, labeller: Labeller | None, batch_size: int) -> Tally:
+    tally, size = Tally(features.dim, groups=1, stride=-(-len(images) // RESERVOIR)), parallel.round_up(batch_size)
+    for batch, _ in tqdm(datasets.in_order(images, size), "features", -(-len(images) // size)):
+        count = min(size, len(images) - tally.count)
+        scoring.observe(tally, features, labeller, parallel.shard_batch(batch), count)
+    return tally
 
 
 # --mode=eval and --mode=sweep
@@ -145,17 +162,20 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
-    runs = sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts, config.sweep.baselines)
+    starts = sweeping.expand_starts(config.sweep.t_starts)
+    runs = sweeping.sweep_configs(config, config.sweep.n_steps, starts, config.sweep.baselines)
     bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
     results = [
         scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
     ]
     if not parallel.is_first():  # the report reads what the first process alone has written
         return results
-    table, starts = sweeping.save_report(results, folder), ", ".join(map(str, config.sweep.t_starts))
+    critical = leading_times(bench.gaussian.eigenvalues, bench.schedule) if bench.gaussian else {}
+    table, starts = sweeping.save_report(results, folder, critical), ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
+    print(f"scores against the start: {folder / 'starts.png'}")
     return results
 
 
@@ -217,10 +237,11 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
     bench = _prepare(config, workdir, [config])
     folder = workdir / "drawn" / scoring.folder_name(scoring.describe(config, bench))
+    timesteps, _ = scoring.plan(config, bench)
     if trajectory:
-        _save_trajectory(config, bench, folder)
+        _save_trajectory(config, bench, timesteps, folder)
 
-    images = scoring.draw_all(config, bench)
+    images = scoring.draw_all(config, bench, timesteps)
     if file_format == "npz":
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
@@ -236,10 +257,15 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     config = _unscored(config, num)
     validate(config)
     n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
+    name = "auto" if t_start == AUTO_START else t_start
     runs = sweeping.sweep_configs(config, [n_steps], [t_start])
     bench = _prepare(config, workdir, runs)
-    rows = [(sweeping.row_label(scoring.describe(run, bench)), scoring.draw_all(run, bench)) for run in runs]
-    path = workdir / "drawn" / f"compare_n{n_steps}_gls{t_start}_num{num}_seed{config.seed}.png"
+    rows = []
+    for run in runs:
+        timesteps, _ = scoring.plan(run, bench)
+        label = sweeping.row_label(scoring.describe(run, bench) | {"t_start": int(timesteps[0])})
+        rows.append((label, scoring.draw_all(run, bench, timesteps)))
+    path = workdir / "drawn" / f"compare_n{n_steps}_gls{name}_num{num}_seed{config.seed}.png"
     plots.save_comparison(path, rows)
     print(f"{len(rows)} rows of the same {num} noises: {path}")
     return path
@@ -252,9 +278,9 @@ def _unscored(config: ConfigDict, num: int) -> ConfigDict:
     return config
 
 
-def _save_trajectory(config: ConfigDict, bench: scoring.Bench, folder: Path) -> None:
+def _save_trajectory(config: ConfigDict, bench: scoring.Bench, timesteps: np.ndarray, folder: Path) -> None:
     gaussian, num = bench.gaussian if config.sampling.gls else None, min(config.eval.num_samples, TRAJECTORIES)
-    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, num)
+    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, timesteps, num)
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])
@@ -266,17 +292,26 @@ def _save_trajectory(config: ConfigDict, bench: scoring.Bench, folder: Path) -> 
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Path:
     """Where symmetry breaks in the network of the workdir: pictures, numbers and a report in workdir/analysis.
 
-    Experiments whose numbers are there already are not made again. Returns the report's path.
+    Experiments and runs whose numbers are there already are not made again. Returns the report's path.
     """
     import analysis  # here, since what it imports takes a third of a second that other modes should not cost
 
-    unscored = _unscored(config, 1)
-    unscored.sampling.update(gls=True, n_steps=1, baseline="")
-    bench, settings = _prepare(unscored, workdir, [unscored]), config.analysis
+    own, settings, folder = _analysis_config(config), config.analysis, workdir / "analysis"
+    starts = [t_start for t_start in sweeping.expand_starts(own.sweep.t_starts) if t_start != AUTO_START]
+    few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), starts)
+    full_length = _full_length_runs(own)
+    bench = _prepare(own, workdir, [own, *few, *full_length])
+    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step}
     x0 = datasets.to_network_range(
         jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
     )
-    results = _scores_to_show(config, workdir, eval_folder, bench.checkpoint_step)
+    results = {
+        "full_length": _scored(full_length, bench, folder / "scores", "full length"),
+        "scores": _scores_there(config, facts, workdir / eval_folder)
+        or _scored(few, bench, folder / "scores", "few steps"),
+        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("auto_start")],
+    }
+    measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = analysis.Subject(
         bench.eps_fn,
         bench.schedule,
@@ -285,11 +320,11 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         config.data.centered,
         _class_prediction(config),
         key_for(config.seed, "analysis"),
-        **{name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")},
+        **measured,
     )
-    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step, "seed": config.seed}
-    question = facts | settings.to_dict() | {"gaussian_sha256": bench.gaussian_sha256}
-    folder, title = workdir / "analysis", f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
+    question = facts | measured | {"seed": config.seed, "num_images": settings.num_images}
+    question |= {"gaussian_sha256": bench.gaussian_sha256}
+    title = f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
     print(analysis.run(subject, results, question, folder, title))
     print(f"pictures, numbers and report.html lie in {folder}")
     return folder / "report.html"
@@ -300,40 +335,80 @@ def _class_prediction(config: ConfigDict) -> Callable | None:
     return labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1))
 
 
-def _scores_to_show(config: ConfigDict, workdir: Path, eval_folder: str, step: int) -> list[scoring.Result]:
-    """DDPM's and DDIM's scores against the start that lie in the workdir; a sweep of its own where there are none."""
-    if not config.eval.enable_fid:
+SCORED = ("ddpm", "ddim")  # the samplers whose scores an analysis shows against the start
+AS_IN_THE_PAPER = {"baseline": "", "spacing": "linear", "clip_x0": False}
+
+
+def _analysis_config(config: ConfigDict) -> ConfigDict:
+    """What the runs of an analysis share. They are scored unless eval.enable_fid or analysis.score_samples says no."""
+    own = _unscored(config, max(config.analysis.score_samples, 1))
+    own.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
+    own.sampling.update(gls=True, n_steps=1, **AS_IN_THE_PAPER)
+    own.sweep.samplers = SCORED
+    return own
+
+
+def _full_length_runs(own: ConfigDict) -> list[ConfigDict]:
+    """One step for every t: from pure noise, and from each of analysis.score_starts with all that lie below it."""
+    last = own.model.num_scales - 1
+    starts = [(last, False), *[(t_start, True) for t_start in own.analysis.score_starts]]
+    runs = []
+    for sampler in SCORED:
+        for t_start, gls in starts:
+            run = own.copy_and_resolve_references()
+            run.sampling.update(sampler=sampler, n_steps=t_start + 1, t_start=t_start, gls=gls)
+            runs.append(run)
+    return runs
+
+
+def _scored(runs: Sequence[ConfigDict], bench: scoring.Bench, folder: Path, name: str) -> list[scoring.Result]:
+    """The results of runs, each drawn and scored unless it is finished; none without something to score by."""
+    if bench.features is None:
         return []
-    own_folder, samplers = "analysis/scores", ("ddpm", "ddim")
-    facts = {"dataset": config.data.dataset, "checkpoint_step": step, "seed": config.seed, "spacing": "linear"}
-    facts |= {"baseline": "", "clip_x0": False, "num_samples": config.eval.num_samples}
-    for folder in (eval_folder, own_folder):
-        results = scoring.all_finished(facts, workdir / folder)
-        if shown := [result for result in results if result["sampler"] in samplers]:
-            return shown
-    small = config.copy_and_resolve_references()
-    small.sweep.update(samplers=samplers, n_steps=(max(config.sweep.n_steps),))
-    return sweep(small, workdir, own_folder)
+    results = []
+    with tqdm(total=sum(run.sampling.n_steps for run in runs), desc=name, unit="step") as progress:
+        for run in runs:
+            results.append(scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder))
+            progress.update(run.sampling.n_steps)
+    return results
+
+
+def _scores_there(config: ConfigDict, facts: scoring.Result, folder: Path) -> list[scoring.Result]:
+    """DDPM's and DDIM's scores that an eval or a sweep left."""
+    facts = facts | AS_IN_THE_PAPER | {"seed": config.seed, "num_samples": config.eval.num_samples}
+    return [result for result in scoring.all_finished(facts, folder) if result["sampler"] in SCORED]
 
 
 # --mode=import and --mode=export
 
 
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
-    """Makes a checkpoint in a new workdir from a .pth of the paper's code or a folder of a diffusers UNet2DModel."""
+    """Makes a checkpoint in a new workdir from a .npz of ours, a .pth of the paper's code or a folder of diffusers."""
     validate(config)
     if any(workdir.glob("checkpoints/*")):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
-    foreign = load_foreign(source, config)
+    foreign = _own_weights(config, source) if source.suffix == ".npz" else load_foreign(source, config)
     with checkpoints.only_writer(workdir), checkpoints.saving(config, workdir) as save:
         checkpoints.write_config(config, workdir)
         save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 
+def _own_weights(config: ConfigDict, source: Path) -> ForeignCheckpoint:
+    stored = read_weights(source)
+    checkpoints.check_network(config, stored.config, source)
+    params = fill(source, config, stored.arrays)
+    return ForeignCheckpoint(stored.step, params, params)
+
+
 def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
-    """Writes the EMA weights of config.eval.checkpoint as a folder that diffusers' UNet2DModel loads."""
+    """Writes the EMA weights of config.eval.checkpoint: a new .npz, or a folder that diffusers' UNet2DModel loads."""
     validate(config)
+    if destination.exists():
+        raise UserError(f"{destination} exists already; name a new one for the export")
     step, _, ema = checkpoints.load_ema(config, workdir)
-    export_diffusers(destination, config, ema)
+    if destination.suffix == ".npz":
+        save_weights(destination, config, step, ema)
+    else:
+        export_diffusers(destination, config, ema)
     print(f"exported step {step} of {workdir} to {destination}")

@@ -18,6 +18,7 @@ import datasets
 import evaluation
 import files
 import parallel
+import pilot
 import plots
 import protocol
 import sampling
@@ -27,9 +28,8 @@ from diversity import Labeller
 from errors import UserError
 from features import Features, rebatched
 from protocol import Result
-from sampling.generate import generate
+from sampling.generate import generate, grid_of
 from sampling.late_start import DataGaussian
-from sampling.time_grid import time_grid
 from tallies import RESERVOIR, Tally
 
 GRID_SIZE = 64  # how many images of a run are kept to be looked at
@@ -55,20 +55,18 @@ class Bench(NamedTuple):
 def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
     """What late starts draw from, on all devices, and the SHA-256 of its file.
 
-    Raises UserError if the file is broken or belongs to images of another shape.
+    Raises UserError as `evaluation.load_gaussian`.
     """
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    gaussian = DataGaussian.load(path)
-    if gaussian.image_shape != datasets.image_shape(config):
-        raise UserError(f"{path} is for images of shape {gaussian.image_shape}, not those of this config")
+    path, gaussian = evaluation.stats_path(config, evaluation.GAUSSIAN), evaluation.load_gaussian(config)
     return parallel.replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def describe(config: ConfigDict, bench: Bench) -> Result:
-    """The question that a run answers: all that its result depends on but the weights, which belong to the workdir."""
-    settings, schedule = config.sampling, bench.schedule
-    t_start = settings.t_start if settings.gls else schedule.num_timesteps - 1
-    grid = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+    """The question that a run answers: all that its result depends on but the weights, which belong to the workdir.
+
+    What a trial is to choose (see `pilot`) is missing.
+    """
+    settings = config.sampling
     nfe = sampling.nfe(settings.sampler, settings.n_steps)
     return {
         "dataset": config.data.dataset,
@@ -77,9 +75,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "n_steps": settings.n_steps,
         "nfe": nfe and nfe - (settings.baseline == "afs"),
         "gls": settings.gls,
-        "t_start": t_start,
-        "t_first": int(grid[0]),
-        "t_last": int(grid[-1]),
+        "chooses_start": pilot.chooses_start(config),
         "baseline": settings.baseline,
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
@@ -94,7 +90,24 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
         "eval_loss": bench.eval_loss,
         "bits_per_dim": bench.bits_per_dim,
-    }
+    } | ({} if _chooses(config) else _grid_facts(grid_of(config, bench.schedule, settings.gls)))
+
+
+def _chooses(config: ConfigDict) -> bool:
+    return pilot.chooses_start(config) or pilot.chooses_grid(config)
+
+
+def _grid_facts(timesteps: np.ndarray) -> Result:
+    return {"t_start": int(timesteps[0]), "t_last": int(timesteps[-1])}
+
+
+def plan(config: ConfigDict, bench: Bench) -> tuple[np.ndarray, pilot.Choice | None]:
+    """The time grid of a run, and how it was chosen where a trial chose it."""
+    gaussian = bench.gaussian if config.sampling.gls else None
+    if not _chooses(config):
+        return grid_of(config, bench.schedule, config.sampling.gls), None
+    choice = pilot.choose(config, bench.eps_fn, bench.schedule, gaussian)
+    return choice.timesteps, choice
 
 
 def folder_name(question: Result) -> str:
@@ -102,7 +115,7 @@ def folder_name(question: Result) -> str:
     parts = [
         question["sampler"],
         f"n{question['n_steps']}",
-        f"gls{question['t_start']}" if question["gls"] else "full",
+        f"gls{'auto' if question['chooses_start'] else question['t_start']}" if question["gls"] else "full",
         question["baseline"],
         question["spacing"] if question["spacing"] != "linear" else "",
         "clipped" if question["clip_x0"] else "",
@@ -131,8 +144,9 @@ def all_finished(facts: Result, folder: Path) -> list[Result]:
 def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last.
 
-    What is drawn so far is kept every KEPT_EVERY seconds, in memory and files that do not grow with the number of
-    samples beyond those kept. A run that was killed goes on from there, to the same result.
+    A trial that chooses the start or the grid comes first; result.json has it under "auto_start", and pilot.png. What
+    is drawn so far is kept every KEPT_EVERY seconds, in memory and files that do not grow with the number of samples
+    beyond those kept. A run that was killed goes on from there, to the same result.
     """
     question = describe(config, bench)
     folder = folder / folder_name(question)
@@ -140,8 +154,9 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     tally, seconds_before = _saved_part(folder, question) or (Tally(bench.features.dim if bench.features else 0), 0.0)
     kept = _open_kept(folder, (question["num_kept"], *datasets.image_shape(config)), new=tally.count == 0)
     saved = began
+    timesteps, choice = plan(config, bench)
     size = min(config.eval.feature_batch_size, config.eval.num_samples)
-    for pixels, count in rebatched(draw(config, bench, tally.count), size):
+    for pixels, count in rebatched(draw(config, bench, timesteps, tally.count), size):
         if len(room := kept[tally.count : tally.count + count]):
             room[:] = parallel.all_rows(pixels)[: len(room)]
         observe(tally, bench.features, bench.labeller, pixels, count)
@@ -152,7 +167,10 @@ def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
     scores = evaluation.scores(tally, bench.reference) if bench.features else {"score": None}
     seconds = seconds_before + time.perf_counter() - began
 
-    result = question | scores | _circumstances(seconds, config.eval.num_samples)
+    result = question | _grid_facts(timesteps) | {"auto_start": choice and choice.facts()}
+    result |= scores | _circumstances(seconds, config.eval.num_samples)
+    if choice and choice.curve:
+        pilot.draw_curve(folder / "pilot.png", choice)
     files.write_npz(folder / "samples.npz", {"images": kept})
     plots.save_image(folder / "samples.png", plots.image_grid(kept[:GRID_SIZE]))
     files.write_json(folder / "result.json", result)
@@ -202,7 +220,7 @@ def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> np.ndarray:
     return np.lib.format.open_memmap(folder / KEPT, "w+", np.uint8, shape)
 
 
-def draw(config: ConfigDict, bench: Bench, first: int = 0) -> Iterator[tuple[jax.Array, int]]:
+def draw(config: ConfigDict, bench: Bench, timesteps: np.ndarray, first: int = 0) -> Iterator[tuple[jax.Array, int]]:
     """eval.num_samples uint8 images, from index `first` on, in batches on the devices, as `generate`, with progress.
 
     Raises UserError where a sample is not finite: rounded to a grey level, it would pass for an image.
@@ -210,16 +228,17 @@ def draw(config: ConfigDict, bench: Bench, first: int = 0) -> Iterator[tuple[jax
     gaussian, num = bench.gaussian if config.sampling.gls else None, config.eval.num_samples
     name = folder_name(describe(config, bench))
     with tqdm(total=num, desc=name, unit="image", initial=first) as progress:
-        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, num, config.eval.batch_size, first):
+        size = config.eval.batch_size
+        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, timesteps, num, size, first):
             if not jnp.isfinite(x0).all():
                 raise UserError(f"{name}: samples hold NaN or infinity; did the training diverge?")
             yield datasets.to_uint8(x0, config.data.centered), count
             progress.update(count)
 
 
-def draw_all(config: ConfigDict, bench: Bench) -> np.ndarray:
+def draw_all(config: ConfigDict, bench: Bench, timesteps: np.ndarray) -> np.ndarray:
     """The same as one array [num_samples, H, W, C]."""
-    return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in draw(config, bench)])
+    return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in draw(config, bench, timesteps)])
 
 
 # Images from elsewhere

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 import files
 import plots
 import tables
+from sampling.time_grid import AUTO_START
 from scoring import Result, folder_name
 
 COMPARED = 24  # how many images of a run stand in a row of a comparison
@@ -33,15 +34,27 @@ def sweep_configs(
     return configs
 
 
+def expand_starts(starts: Sequence[int | str]) -> list[int]:
+    """The starts of config.sweep.t_starts: "auto" becomes AUTO_START, "300:700:100" those from 300 to 700 by 100."""
+    expanded = []
+    for start in starts:
+        if isinstance(start, str) and start != "auto":
+            first, last, step = map(int, start.split(":"))
+            expanded += range(first, last + 1, step)
+        else:
+            expanded.append(AUTO_START if start == "auto" else start)
+    return list(dict.fromkeys(expanded))
+
+
 def compare(results: Sequence[Result]) -> list[list[Result]]:
     """For each sampler and n_steps: the run from pure noise, then the best of every other kind of start."""
     cells: dict[tuple, dict[tuple, Result]] = {}
     for run in results:
         kinds = cells.setdefault((run["sampler"], run["n_steps"]), {})
-        kind = run["gls"], run["baseline"]
+        kind = run["gls"], run["baseline"], run["chooses_start"]
         if kind not in kinds or run["score"] < kinds[kind]["score"]:
             kinds[kind] = run
-    full_start = False, ""
+    full_start = False, "", False
     return [[kinds[full_start], *[kinds[kind] for kind in kinds if kind != full_start]] for kinds in cells.values()]
 
 
@@ -76,16 +89,20 @@ def row_label(run: Result) -> str:
 
 
 def start_label(run: Result) -> str:
-    return f"{run['t_start']} {run['baseline']}".strip()
+    return f"{run['t_start']} {run['baseline']} {'auto' if run['chooses_start'] else ''}".strip()
 
 
-def save_report(results: Sequence[Result], folder: Path) -> str:
-    """Writes sweep.csv, sweep.json, table.txt and comparison.png; returns the table."""
-    columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "t_start", "score")
+def save_report(results: Sequence[Result], folder: Path, critical: plots.Times) -> str:
+    """Writes sweep.csv, sweep.json, table.txt, comparison.png and starts.png; returns the table.
+
+    critical: the times to be marked in the figure of scores against the start.
+    """
+    columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "chooses_start", "t_start", "score")
     files.write_text(folder / "sweep.csv", tables.to_csv(columns, [[r[name] for name in columns] for r in results]))
     files.write_json(folder / "sweep.json", {"results": list(results)})
     cells = compare(results)
     table = comparison_table(cells)
     files.write_text(folder / "table.txt", table + "\n")
     plots.save_comparison(folder / "comparison.png", comparison_rows(cells, folder))
+    plots.draw_scores(folder / "starts.png", results, critical)
     return table

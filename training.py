@@ -26,7 +26,7 @@ from errors import Stopped, UserError
 from keys import key_for
 from metrics import MetricsWriter, Rate
 from models import Params, make_eps_fn
-from sampling.generate import generate, keyed_batches
+from sampling.generate import generate, grid_of, keyed_batches
 
 REMEMBERED = 5  # how many losses are told when one is not finite
 
@@ -112,7 +112,8 @@ def _look(
     path = workdir / f"samples/step_{step:07d}.png"
     if training.snapshot_sampling and _due(config, step, training.snapshot_freq) and not (signals or path.exists()):
         size = training.sampling_size
-        [(x0, count)] = generate(config, eps_fn, schedule, None, size, batch_size=size)
+        grid = grid_of(config, schedule, late=False)
+        [(x0, count)] = generate(config, eps_fn, schedule, None, grid, size, batch_size=size)
         pixels = parallel.all_rows(datasets.to_uint8(x0, config.data.centered))[:count]
         plots.save_image(path, plots.image_grid(pixels))
 

@@ -5,6 +5,7 @@ as well, and tests/test_validation.py compares them.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ from ml_collections import ConfigDict
 
 from datasets import LOADERS
 from errors import UserError
-from sampling import SAMPLERS
+from sampling import SAMPLERS, nfe
+from sampling.auto_grid import fine_times, least_start
 from sampling.late_start import BASELINES
-from sampling.time_grid import SPACINGS
+from sampling.time_grid import AUTO_SPACING, AUTO_START, SPACINGS
 
 
 class Rule(NamedTuple):
@@ -49,6 +51,18 @@ def list_of(rule: Rule, least: int = 1) -> Rule:
 def whole(rule: Rule) -> Rule:
     """For the members of lists, whose type the config does not fix."""
     return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
+
+
+def start() -> Rule:
+    """Of a sweep: see `sweeping.expand_starts`."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, str) and (parts := re.fullmatch(r"(\d+):(\d+):(\d+)", value)):
+            first, last, step = map(int, parts.groups())
+            return 1 <= first <= last and step >= 1
+        return value == "auto" or (isinstance(value, int) and value >= 1)
+
+    return Rule("a time of at least 1, 'auto', or 'first:last:step'", holds)
 
 
 def empty_or_file() -> Rule:
@@ -93,7 +107,7 @@ RULES = {
     "optim.grad_clip": above(0),
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
-    "sampling.spacing": one_of(SPACINGS),
+    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING]),
     "sampling.baseline": one_of(["", *BASELINES]),
     "sampling.rank": at_least(1),
     "eval.checkpoint": at_least(-1),
@@ -107,12 +121,14 @@ RULES = {
     "eval.reference": empty_or_file(),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
-    "sweep.t_starts": list_of(whole(at_least(0))),
+    "sweep.t_starts": list_of(start()),
     "sweep.baselines": list_of(one_of(BASELINES), least=0),
     "analysis.num_images": at_least(8),
     "analysis.num_times": at_least(4),
     "analysis.num_eigenvalues": at_least(1),
     "analysis.n_steps": at_least(7),
+    "analysis.score_samples": Rule("0, or at least 2", lambda value: value == 0 or value >= 2),
+    "analysis.score_starts": list_of(whole(at_least(1))),
 }
 
 
@@ -150,19 +166,46 @@ def _validate_network(config: ConfigDict) -> None:
 
 
 def _validate_start(config: ConfigDict) -> None:
+    """A late start at t = 0 is refused: its images are clean but for 1.3 grey levels of noise (linear schedule)."""
     settings, last = config.sampling, config.model.num_scales - 1
-    start = settings.t_start if settings.gls else last
-    _require(0 <= start <= last, f"sampling.t_start={start} must be from 0 to {last}")
+    chosen = settings.gls and settings.t_start == AUTO_START
+    start = settings.t_start if settings.gls and not chosen else last
+    clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
+    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{clean}")
     _require(
         settings.n_steps <= start + 1,
         f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "
         f"{start + 1}",
     )
+    _validate_trial(config, start, chosen)
     baseline = settings.baseline
     late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
     _require(baseline != "isotropic" or settings.gls, late)
     full = f"sampling.baseline={baseline!r} replaces the first of several steps of a full start: no --gls, n_steps >= 2"
     _require(baseline != "afs" or (not settings.gls and settings.n_steps >= 2), full)
+
+
+def _validate_trial(config: ConfigDict, start: int, chosen: bool) -> None:
+    """What `pilot.choose` can do nothing with."""
+    settings, by_errors = config.sampling, config.sampling.spacing == AUTO_SPACING
+    if not (chosen or by_errors):
+        return
+    name = "sampling.t_start=-1 (auto)" if chosen else "sampling.spacing='auto'"
+    adaptive = nfe(settings.sampler, settings.n_steps) is None
+    _require(
+        not adaptive, f"{name}: {settings.sampler} is adaptive, with no number of calls to weigh starts or grids by"
+    )
+    if by_errors:
+        times = fine_times(config.model.num_scales)
+        _require(
+            settings.n_steps <= len(times) // 2,
+            f"sampling.n_steps={settings.n_steps} is too many for spacing='auto': at most {len(times) // 2}",
+        )
+        least = least_start(times, settings.n_steps)
+        _require(
+            start >= least,
+            f"sampling.t_start={start} is too late for {settings.n_steps} steps and spacing='auto': at least {least}",
+        )
 
 
 def _validate_analysis(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """The study of one trained network: experiments, their numbers and pictures, and a report of all."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import tables
 from analysis import experiments, figures, report
 from analysis.experiments import Arrays, Subject
 from scoring import Result
-from symmetry.critical import RULES, critical_times
+from symmetry.critical import NAMES, RULES, leading_times
 
 
 class Figure(NamedTuple):
@@ -48,7 +48,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "agreement",
             "Is the marginal still Gaussian?",
             "The share of the network's noise prediction that the Gaussian of the data's mean and covariance does "
-            "not explain. While it is small, a late start from that Gaussian loses little.",
+            "not explain. While it is small, a late start from that Gaussian loses little. Stars, where there are any, "
+            "are the starts that t_start = auto chose.",
             figures.draw_agreement,
         ),
     ),
@@ -75,6 +76,15 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             figures.draw_pixels,
         ),
     ),
+    experiments.same_noise: (
+        Figure(
+            "same_noise",
+            "Same noise, same picture",
+            "How far the images of late starts lie from those that the full DDIM, asked at every time, makes of the "
+            "same noise. The grey line is the distance between images of different noises.",
+            figures.draw_same_noise,
+        ),
+    ),
     experiments.correlation: (
         Figure(
             "correlation",
@@ -95,28 +105,38 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
     ),
 }
 
-SCORES = Figure(
-    "scores",
-    "Scores against the start",
-    "Each line is one sampler with n steps, started late at t; dotted, the same from pure noise. With few steps "
-    "the best start lies near the time at which the Gaussian stops explaining the data.",
-    figures.draw_scores,
+SCORES = (
+    Figure(
+        "full_length",
+        "Scores of full-length samplers",
+        "One step for every t, from pure noise (dashed) and from late starts: what the Gaussian costs where steps are "
+        "plenty. Flat down to the critical time, since nothing was decided before; then it rises.",
+        figures.draw_scores,
+    ),
+    Figure(
+        "scores",
+        "Scores of few steps",
+        "The same with n steps: from pure noise (dashed) most of them are spent before anything is decided. The best "
+        "start lies near the critical time, and the later the fewer steps there are.",
+        figures.draw_scores,
+    ),
 )
 
 INTRODUCTION = (
-    "Time runs from noise at the left to data at the right. Dashed lines mark when the broadest direction of the data "
+    "Time runs from noise at the left to data at the right. Vertical lines mark when the data's broadest direction "
     "becomes unstable, by three rules. The table compares these rules with what the network does, direction by "
     "direction: when the Jacobian of its drift turns positive at its fixed point, and at noised images."
 )
 
 
-def run(subject: Subject, results: Sequence[Result], question: dict, folder: Path, title: str) -> str:
+def run(subject: Subject, results: Mapping[str, Sequence[Result]], question: dict, folder: Path, title: str) -> str:
     """Makes every experiment, unless its numbers for the same question are there; draws them and writes report.html.
 
-    results: scored runs of this network for the figure of scores, or none. Returns the table of critical times.
+    results: scored runs of this network for the figures of SCORES, by their names, and, as "auto", runs whose late
+    start was chosen, to be marked; where there are none, nothing is drawn. Returns the table of critical times.
     """
-    stored, leading = json.dumps(question, sort_keys=True), np.max(subject.gaussian.eigenvalues)
-    marks = {figures.NAMES[rule]: float(critical_times(leading, subject.schedule, rule)) for rule in RULES}
+    stored = json.dumps(question, sort_keys=True)
+    marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.schedule), results["auto"])
     entries, table = [], ""
     for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):
         numbers = folder / f"{experiment.__name__}.npz"
@@ -128,9 +148,10 @@ def run(subject: Subject, results: Sequence[Result], question: dict, folder: Pat
             files.write_json(folder / "critical_times.json", {name: _listed(arrays[name]) for name in COMPARED})
         if arrays.keys() - {"question"}:
             entries += [_draw(figure, arrays, numbers, folder, marks) for figure in drawn]
-    if results:
-        files.write_json(folder / "scores.json", {"results": list(results)})
-        entries.append(_draw(SCORES, results, folder / "scores.json", folder, marks))
+    for figure in (figure for figure in SCORES if results[figure.name]):
+        numbers = folder / f"{figure.name}.json"
+        files.write_json(numbers, {"results": list(results[figure.name])})
+        entries.append(_draw(figure, results[figure.name], numbers, folder, marks))
     report.write(folder / "report.html", title, INTRODUCTION, table, entries)
     return table
 
@@ -149,7 +170,7 @@ def _draw(figure: Figure, content, numbers: Path, folder: Path, marks: figures.M
 
 COMPARED = {
     "eigenvalues": "variance",
-    **{f"t_{rule}": figures.NAMES[rule] for rule in RULES},
+    **{f"t_{rule}": NAMES[rule] for rule in RULES},
     "t_fixed_point": "fixed point",
     "t_images": "at images",
 }

@@ -24,6 +24,8 @@ LEVELS = 7  # how many times the potential and the strips are shown at
 PROBED = 8  # images at which the Jacobian is taken
 PIXELS = 3
 UTURN_STEPS = 20
+LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the schedule's times, where late starts are compared with full ones
+LATE_STEPS = (10, 50, 0)  # of a late start; 0 for every time below it
 
 Arrays = dict[str, np.ndarray]
 
@@ -157,6 +159,43 @@ def _along_paths(eps_fn, schedule, mean, t, states):
     eps = eps_fn(x, jnp.full(len(x), t, x.dtype))
     slopes = ((eps.reshape(y.shape) / schedule.sigma(t) - y / 2) * tangent).sum(axis=(2, 3, 4))
     return slopes, schedule.predict_x0(x, t, eps).reshape(y.shape)
+
+
+def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
+    """How far a late start's images lie from those of the full DDIM of the same noise, which asks at every time.
+
+    `distance` [starts, LATE_STEPS] is the mean square over pixels and `count` noises, in the network's range;
+    `to_other_noise` is the same between full images of different noises, and what late images have nothing in common
+    with would reach.
+    """
+    last = subject.schedule.num_timesteps - 1
+    starts = np.array([round(share * (last + 1)) for share in LATE_SHARES])
+    noise = jax.random.normal(subject.rng, (count, *subject.gaussian.image_shape))
+
+    def images(x, t_start, n_steps):
+        timesteps = np.full(last + 2, -1)  # of one length, so that all are compiled once
+        timesteps[:n_steps] = time_grid(n_steps, t_start)
+        return _ddim(subject.eps_fn, subject.schedule, x, timesteps, n_steps)
+
+    full = images(noise, last, last + 1)
+    distance = np.zeros((len(starts), len(LATE_STEPS)))
+    for i, t in enumerate(starts.tolist()):
+        x = subject.gaussian.sample(noise, subject.schedule.alpha_bar(t))
+        for j, n_steps in enumerate(LATE_STEPS):
+            distance[i, j] = jnp.mean((images(x, t, n_steps or t + 1) - full) ** 2)
+    to_other = np.asarray(jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2))
+    return {"t_start": starts, "n_steps": np.array(LATE_STEPS), "distance": distance, "to_other_noise": to_other}
+
+
+@jax.jit
+def _ddim(eps_fn, schedule, x, timesteps, n_steps):
+    """x_0 of the first n_steps, which may be traced, of timesteps; -1 must follow them."""
+
+    def step(i, x):
+        a, b = transfer(schedule, timesteps[i], timesteps[i + 1])
+        return a * x + b * eps_fn(x, jnp.full(len(x), timesteps[i], x.dtype))
+
+    return jax.lax.fori_loop(0, n_steps, step, x)
 
 
 def correlation(subject: Subject) -> Arrays:

@@ -1,32 +1,30 @@
 """The pictures of an analysis: each function draws arrays of `experiments` into one PNG."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import plots
 from analysis.experiments import Arrays
 from scoring import Result
-from symmetry.critical import RULES
+from symmetry.critical import NAMES, RULES
 
-Marks = Mapping[str, float]  # vertical lines: label to t
-
-WIDE = (9.0, 4.2)
 COLOURS = dict(zip(RULES, ("tab:red", "tab:green", "tab:purple"), strict=True))
-NAMES = {"equal_norm": "equal norm", "gaussian": "Gaussian", "speciation": "speciation"}
 
 
-def mark(axis, marks: Marks) -> None:
-    """Dashed lines at the marked times; time runs from noise at the left to data at the right."""
-    styles = ("--", ":", "-.", (0, (1, 3)))
-    for (label, t), style in zip(marks.items(), styles, strict=False):
-        if np.isfinite(t):
-            axis.axvline(t, color="0.35", linestyle=style, linewidth=1, label=f"{label}, t = {t:.0f}")
+class Marks(NamedTuple):
+    """What is marked in every figure, and in that of the agreement."""
+
+    critical: plots.Times
+    auto: Sequence[Result] = ()  # runs whose late start was chosen, each with its "auto_start"
 
 
 def over_time(axis, marks: Marks, ylabel: str, last: float) -> None:
-    mark(axis, marks)
+    """Time runs from noise at the left to data at the right."""
+    plots.mark_times(axis, marks.critical)
     axis.set(xlabel="t", ylabel=ylabel, xlim=(last, 0))
     axis.legend(fontsize=8)
 
@@ -60,31 +58,30 @@ def draw_pixels(path: Path, arrays: Arrays, marks: Marks) -> None:
             ends = arrays["normalised"][-1, :, i]
             for path_of_pixel, end in zip(arrays["normalised"][:, :, i].T, ends, strict=True):
                 axis.plot(times, path_of_pixel, color="tab:red" if end > 0 else "tab:blue", linewidth=0.7, alpha=0.6)
-            mark(axis, marks)
+            plots.mark_times(axis, marks.critical)
             axis.set(title=f"pixel {pixels[i]}", xlabel="t", xlim=(times[0], times[-1]))
         axes[0, 0].set_ylabel("distance from the mean / deviation")
         axes[0, -1].legend(fontsize=7)
 
 
 def draw_scores(path: Path, results: Sequence[Result], marks: Marks) -> None:
-    """One line per sampler and n: the score of every late start; dotted, at its end, that of the full length."""
-    curves: dict[tuple, list[Result]] = {}
-    for result in sorted(results, key=lambda result: result["t_start"]):
-        curves.setdefault((result["sampler"], result["n_steps"]), []).append(result)
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    plots.draw_scores(path, results, marks.critical)
+
+
+def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
-        for i, ((sampler, n_steps), runs) in enumerate(sorted(curves.items())):
-            label, colour = f"{sampler}, n = {n_steps}", f"C{i}"
-            late = [run for run in runs if run["gls"]]
-            axis.plot([run["t_start"] for run in late], [run["score"] for run in late], "o-", color=colour, label=label)
-            for run in (run for run in runs if not run["gls"]):
-                axis.axhline(run["score"], color=colour, linestyle=":", linewidth=1)
+        for n_steps, curve in zip(arrays["n_steps"], arrays["distance"].T, strict=True):
+            label = f"n = {n_steps}" if n_steps else "every time below"
+            axis.plot(arrays["t_start"], curve, "o-", markersize=4, label=label)
+        axis.axhline(arrays["to_other_noise"], color="0.6", linewidth=0.8, label="another noise")
         axis.set_yscale("log")
-        over_time(axis, marks, results[0]["score_name"], max(run["t_start"] for run in results) * 1.02)
+        over_time(axis, marks, "mean squared distance", arrays["t_start"].max() * 1.05)
+        axis.set_xlabel("t_start")
 
 
 def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for name, colour, label in (("with_start", "tab:blue", "x_0"), ("with_end", "tab:orange", "x_T")):
             curves = arrays[name]
@@ -94,22 +91,43 @@ def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    """With a point on the curve for every start that was chosen from it."""
+    times, unexplained = arrays["t"], arrays["unexplained"]
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
-        axis.plot(arrays["t"], arrays["unexplained"], "o-", markersize=3)
+        axis.plot(times, unexplained, "o-", markersize=3)
         axis.set_yscale("log")
-        over_time(axis, marks, "share of eps unexplained", arrays["t"].max())
+        for label, starts in chosen_starts(marks.auto).items():
+            heights = np.exp(np.interp(starts, times[::-1], np.log(unexplained[::-1])))
+            axis.plot(starts, heights, "*", markersize=11, label=label)
+        over_time(axis, marks, "share of eps unexplained", times.max())
+
+
+def chosen_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
+    """The starts [n] that were chosen, by a label that names the samplers that share them, and each start's n_steps."""
+    by_sampler: dict[str, dict[int, int]] = {}
+    for run in sorted(runs, key=lambda run: run["n_steps"]):
+        by_sampler.setdefault(run["sampler"], {})[run["n_steps"]] = run["auto_start"]["t_start"]
+    sharing: dict[tuple, list[str]] = {}
+    for sampler, starts in by_sampler.items():
+        sharing.setdefault(tuple(starts.items()), []).append(sampler)
+    labelled = {}
+    for starts, samplers in sharing.items():
+        listed = ", ".join(f"{t} (n = {n})" for n, t in starts)
+        label = textwrap.fill(f"t_start = auto for {', '.join(samplers)}: {listed}", 45)
+        labelled[label] = tuple(t for _, t in starts)
+    return labelled
 
 
 def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for rule, colour in COLOURS.items():
             times = arrays[f"t_{rule}"]
             axis.plot(times, arrays["eigenvalues"], ".", color=colour, markersize=4, label=NAMES[rule])
         axis.set_yscale("log")
         axis.set_ylim(bottom=max(arrays["eigenvalues"].max() * 1e-5, 1e-12))
-        over_time(axis, {}, "variance l of a direction", arrays["t_equal_norm"].max() * 1.05)
+        over_time(axis, Marks({}), "variance l of a direction", arrays["t_equal_norm"].max() * 1.05)
         axis.set_xlabel("critical t")
 
 
@@ -123,14 +141,14 @@ def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
         ):
             axis.plot(arrays["t"], curves, ".-", markersize=3, linewidth=1)
             axis.axhline(0, color="0.6", linewidth=0.8)
-            mark(axis, marks)
+            plots.mark_times(axis, marks.critical)
             axis.set(title=title, xlabel="t", xlim=(arrays["t"].max(), 0), ylim=(-1, 1))
         axes[0, 0].set_ylabel("growth per unit of beta")
         axes[0, 1].legend(fontsize=7)
 
 
 def draw_u_turn(path: Path, arrays: Arrays, marks: Marks) -> None:
-    with plots.panels(path, WIDE, layout="constrained") as axes:
+    with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         axis.plot(arrays["t"], arrays["stayed"], "o-", markersize=4)
         axis.axhline(arrays["chance"], color="0.6", linewidth=0.8, label="chance")

@@ -14,12 +14,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
-from timing import milliseconds
+from timing import in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -91,12 +89,6 @@ def diffusers_loop(folder, batch, n_steps):
             for t in scheduler.timesteps:
                 x = scheduler.step(network(x, t).sample, t, x).prev_sample
         print(len(scheduler.timesteps), flush=True)
-
-
-def in_turn(ours: Callable, other: Callable, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of a call of each, median of ours / other; the first round, which compiles, is left out."""
-    turns = [[median(milliseconds(side)) / 1e3 for side in (ours, other)] for _ in range(rounds + 1)][1:]
-    return *map(median, zip(*turns, strict=True)), median(mine / others for mine, others in turns)
 
 
 def against_network(ours: Ours, names: list[str], rounds: int) -> str:

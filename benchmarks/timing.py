@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 
 def milliseconds(call: Callable[[], object], seconds: float = 0.5) -> list[float]:
@@ -13,3 +14,9 @@ def milliseconds(call: Callable[[], object], seconds: float = 0.5) -> list[float
         call()
         times.append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def in_turn(ours: Callable, other: Callable, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of a call of each, median of ours / other; the first round, which compiles, is left out."""
+    turns = [[median(milliseconds(side)) / 1e3 for side in (ours, other)] for _ in range(rounds + 1)][1:]
+    return *map(median, zip(*turns, strict=True)), median(mine / others for mine, others in turns)

@@ -87,10 +87,12 @@ def get_default_config() -> ConfigDict:
     config.sampling = sampling = ConfigDict()
     sampling.sampler = "ddim"
     sampling.n_steps = 10
+    # Of the time grid: "linear", "quadratic", "logsnr", "trailing", or "auto", chosen for the network by a trial.
     sampling.spacing = "linear"
     # Clips every predicted x_0 to the range of the data.
     sampling.clip_x0 = False
-    # The Gaussian late start, and where it starts. Without it every sampler starts at num_scales - 1.
+    # The Gaussian late start, and where it starts; -1: where a trial of at most 15% of the evaluation's network calls
+    # finds best. Without it every sampler starts at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
     # What a late start is to be compared with: "afs" takes the first noise prediction of a full start from the prior in
@@ -131,6 +133,7 @@ def get_default_config() -> ConfigDict:
     config.sweep = sweep = ConfigDict()
     sweep.samplers = ("ddpm", "ddim", "pndm")
     sweep.n_steps = (3, 5, 10)
+    # Also "300:700:25" for those from 300 to 700 by 25, and "auto".
     sweep.t_starts = (300, 400, 500, 600, 700)
     # Of "afs" and "isotropic", which to run beside them.
     sweep.baselines = ()
@@ -141,4 +144,8 @@ def get_default_config() -> ConfigDict:
     analysis.num_times = 25
     analysis.num_eigenvalues = 4
     analysis.n_steps = 100
+    # Its own scored runs, by DDPM and DDIM: how many images each draws (0: no such runs), and the late starts of those
+    # with one step for every t, which evaluate the network t + 1 times an image.
+    analysis.score_samples = 5000
+    analysis.score_starts = (100, 200, 300, 400, 600)
     return config.lock()

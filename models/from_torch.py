@@ -57,7 +57,12 @@ UNET_SETTINGS = {
     "time_embedding_type": ("positional", "positional"),
     "upsample_type": ("conv", "conv"),
 }
-UNET_FIELDS = {"model.conditional": True, "model.nonlinearity": "swish", "model.resamp_with_conv": True}
+UNET_FIELDS = {
+    "model.patch_size": 1,
+    "model.conditional": True,
+    "model.nonlinearity": "swish",
+    "model.resamp_with_conv": True,
+}
 
 
 def load_foreign(path: str | Path, config: ConfigDict) -> ForeignCheckpoint:
@@ -166,6 +171,7 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
         "model.conditional": model.conditional,
         "model.nonlinearity": model.nonlinearity,
         "model.nf": model.nf,
+        "model.patch_size": model.patch_size,
         "model.ch_mult": tuple(model.ch_mult),
         "model.num_res_blocks": model.num_res_blocks,
         "model.resamp_with_conv": model.resamp_with_conv,
@@ -221,6 +227,7 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
         "data.num_channels": num_channels,
         "model.conditional": bool(match[1]),
         "model.nf": nf,
+        "model.patch_size": 1,
         "model.ch_mult": _multiples([modules[start]["Conv_1.weight"][0] for start in starts], nf),
         "model.num_res_blocks": num_res_blocks,
         "model.attn_resolutions": _resolutions(attends, image_size),

@@ -23,35 +23,49 @@ def generate(
     eps_fn: EpsFn,
     schedule: NoiseSchedule,
     gaussian: DataGaussian | None,
+    timesteps: np.ndarray,
     num: int,
     batch_size: int,
     first: int = 0,
 ) -> Iterator[tuple[jax.Array, int]]:
     """Predicted x_0 as config.sampling says, `num` images in all: (batch [B, H, W, C] on the devices, count).
 
+    timesteps: the grid that the sampler visits, [n], descending; see `grid_of`.
+
     The last batch is drawn whole rather than compiled anew for its size; what lies beyond its count is to be dropped.
     eps_fn is a pytree (see `run_lib.load_eps_fn`), so that one compilation serves all weights and all starts.
-    gaussian is what a late start draws from; without one the samplers start at T-1 from pure noise.
+    gaussian is what a late start draws from; without one the samplers start from pure noise.
     The images before index `first` are left out, and all others are what they are with them, bit by bit.
     """
-    settings, shape = config.sampling, datasets.image_shape(config)
-    t_start = schedule.num_timesteps - 1 if gaussian is None else settings.t_start
-    timesteps = time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+    settings = config.sampling
     clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None
     if gaussian is not None and settings.baseline == "isotropic":
         gaussian = replicate(gaussian.isotropic())
-    rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
-    schedule, ab_start = replicate((schedule, schedule.alpha_bar(t_start)))
+    schedule, ab_start = replicate((schedule, schedule.alpha_bar(timesteps[0])))
     batch_size = round_up(min(batch_size, num))
     for start in range(first // batch_size * batch_size, num, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.uint32)[own_rows(batch_size)]
-        noise, keys = _draw(*rngs, shard_batch(indices), shape)
+        noise, keys = prior(config, start, batch_size)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         x0 = _sample(
             settings.sampler, clip_range, settings.baseline == "afs", eps_fn, schedule, x_start, timesteps, keys
         )
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
+
+
+def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> np.ndarray:
+    """The grid that config.sampling names, int32 [n]: from its t_start where late, else from T-1."""
+    settings = config.sampling
+    return time_grid(
+        settings.n_steps, settings.t_start if late else schedule.num_timesteps - 1, settings.spacing, schedule
+    )
+
+
+def prior(config: ConfigDict, first: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Pure noise [B, H, W, C] of the images from index `first` on, and the keys [B] for what their sampler draws."""
+    indices = np.arange(first, first + batch_size, dtype=np.uint32)[own_rows(batch_size)]
+    rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
+    return _draw(*rngs, shard_batch(indices), datasets.image_shape(config))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -83,7 +97,12 @@ def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterat
 
 
 def record_trajectory(
-    config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None, num: int
+    config: ConfigDict,
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    gaussian: DataGaussian | None,
+    timesteps: np.ndarray,
+    num: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network predicts x_0 to be each time it is asked: (times [nfe], predictions [nfe, num, H, W, C])."""
     times, predictions = [], []
@@ -97,7 +116,7 @@ def record_trajectory(
         io_callback(record, None, t, schedule.predict_x0(x, t, eps), ordered=True)
         return eps
 
-    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, num, num)
+    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, timesteps, num, num)
     jax.block_until_ready(x0)
     jax.effects_barrier()
     return np.array(times), np.stack(predictions)

@@ -32,6 +32,7 @@ def trailing(n_steps: int, t_start: int, schedule: NoiseSchedule) -> np.ndarray:
     return t_start - np.rint(np.arange(n_steps) * (t_start + 1) / n_steps)[::-1]
 
 
+AUTO_START, AUTO_SPACING = -1, "auto"  # in a config: to be found by a trial, see `pilot`
 SPACINGS = {"linear": linear, "quadratic": quadratic, "logsnr": logsnr, "trailing": trailing}
 
 

@@ -42,6 +42,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gaussian": gaussian,
     "speciation": speciation,
 }
+NAMES = {"equal_norm": "equal norm", "gaussian": "Gaussian", "speciation": "speciation"}  # for people
 
 
 def critical_alpha_bars(eigenvalues: ArrayLike, rule: str) -> np.ndarray:
@@ -60,6 +61,12 @@ def critical_times(eigenvalues: ArrayLike, schedule: NoiseSchedule, rule: str) -
     What would be critical beyond the schedule's last time gets T - 1.
     """
     return times_of(critical_alpha_bars(eigenvalues, rule), schedule)
+
+
+def leading_times(eigenvalues: ArrayLike, schedule: NoiseSchedule) -> dict[str, float]:
+    """When the broadest direction becomes unstable, by the name of each rule: what is marked in figures against t."""
+    leading = np.max(eigenvalues)
+    return {NAMES[rule]: float(critical_times(leading, schedule, rule)) for rule in RULES}
 
 
 def times_of(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> np.ndarray:

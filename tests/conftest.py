@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+import datasets
 from configs.ddpm import digits
 
 
@@ -31,3 +32,12 @@ def config(tmp_path):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def shipped_classifier(config):
+    """The classifier of the repository in the test's own assets, so that none is trained."""
+    source = datasets.REPOSITORY / "assets/classifier/digits_8.npz"
+    target = datasets.REPOSITORY / config.assets_dir / "classifier" / source.name
+    target.parent.mkdir(parents=True)
+    target.write_bytes(source.read_bytes())

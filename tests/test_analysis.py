@@ -11,9 +11,11 @@ import pytest
 import analysis
 import evaluation
 import run_lib
+import sampling
 from analysis import experiments
 from diffusion import NoiseSchedule
 from errors import UserError
+from sampling import generate
 from sampling.late_start import DataGaussian
 from symmetry.exact import Mixture
 
@@ -71,6 +73,19 @@ def test_potential_is_that_of_the_exact_model(subject):
     np.testing.assert_allclose(np.abs(ends[:, :4]), 0.9, atol=0.02)  # the trajectories reach the data
 
 
+def test_late_images_are_those_of_the_same_noise(subject):
+    """A late start from other noise or another time, a grid that ends early, images paired with their own distance."""
+    found = experiments.same_noise(subject, 16)
+    assert found["t_start"].tolist() == [300, 400, 500, 600, 700]
+    # Two images: each noise goes to the nearer, with a late start or without, whatever the number of steps.
+    assert found["distance"].max() < 1e-3 * found["to_other_noise"]
+    full = experiments._ddim(
+        subject.eps_fn, SCHEDULE, jnp.ones((1, *SHAPE)), np.append(np.arange(1000)[::-1], -1), 1000
+    )
+    by_sampler = sampling.sample("ddim", subject.eps_fn, SCHEDULE, jnp.ones((1, *SHAPE)), np.arange(1000)[::-1])
+    np.testing.assert_allclose(full, by_sampler, atol=1e-4)
+
+
 def test_table_and_json_say_never_where_there_is_no_time():
     arrays = {name: np.array([3.0, 1.0]) for name in analysis.COMPARED} | {"t_gaussian": np.array([200.4, np.nan])}
     assert re.search(r"2 +1.00 +1 +never", analysis.comparison(arrays))
@@ -112,20 +127,27 @@ def test_analyze_writes_every_picture_and_keeps_finished_numbers(config, workdir
     assert len(made) == 1
 
 
-def test_scores_come_from_finished_runs_or_a_sweep_of_their_own(config, tmp_path, monkeypatch):
-    """Scores of other samplers, step or sample count mixed in; a sweep made although the scores are there."""
-    swept = []
-    monkeypatch.setattr(run_lib, "sweep", lambda config, *_: swept.append(config) or ["made"])
-    base = {"dataset": "digits", "checkpoint_step": 6, "seed": 42, "spacing": "linear", "clip_x0": False, "score": 1.0}
-    base |= {"num_samples": 10, "sampler": "ddim", "baseline": ""}
-    others = [{"sampler": "pndm"}, {"baseline": "afs"}, {"checkpoint_step": 5}, {"num_samples": 11}, {"score": None}]
-    for i, other in enumerate(others):
-        run_lib.files.write_json(tmp_path / f"eval/{i}/result.json", base | other)
-    assert run_lib._scores_to_show(config, tmp_path, "eval", 6) == ["made"]
-    assert swept[0].sweep.samplers == ("ddpm", "ddim") and config.sweep.samplers == ("ddim", "pndm")
-    run_lib.files.write_json(tmp_path / "eval/right/result.json", base)
-    assert run_lib._scores_to_show(config, tmp_path, "eval", 6) == [base]
-    assert len(swept) == 1
+def test_scores_shown_are_of_this_step_and_these_settings(config, tmp_path):
+    """Scores of another sampler, baseline, step, seed or number of samples in one figure."""
+    facts = {"dataset": "digits", "checkpoint_step": 6}
+    right = facts | {"seed": 42, "spacing": "linear", "clip_x0": False, "baseline": "", "sampler": "ddim"}
+    right |= {"num_samples": 10, "score": 1.0}
+    wrong = [{"sampler": "pndm"}, {"baseline": "afs"}, {"checkpoint_step": 5}, {"num_samples": 11}, {"score": None}]
+    for i, change in enumerate([*wrong, {"seed": 1}, {}]):
+        run_lib.files.write_json(tmp_path / f"{i}/result.json", right | change)
+    assert run_lib._scores_there(config, facts, tmp_path) == [right]
+
+
+def test_full_length_takes_one_step_for_every_t(config):
+    """A start whose steps are spread over another range, or one from pure noise that begins late."""
+    config.analysis.update(score_samples=5, score_starts=(3, 200))
+    runs = run_lib._full_length_runs(run_lib._analysis_config(config))
+    sampled = [(run.sampling.sampler, run.sampling.gls, run.sampling.n_steps) for run in runs]
+    assert sampled[:3] == [("ddpm", False, 1000), ("ddpm", True, 4), ("ddpm", True, 201)]
+    assert [name for name, _, _ in sampled] == ["ddpm"] * 3 + ["ddim"] * 3
+    for run in runs:
+        grid = generate.grid_of(run, run_lib.make_schedule(run), run.sampling.gls)
+        np.testing.assert_array_equal(grid, np.arange(run.sampling.n_steps)[::-1])
 
 
 def test_settings_that_cannot_be_are_refused(config, tmp_path):

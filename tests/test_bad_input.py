@@ -31,6 +31,10 @@ EXPORT = f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/out"
 OWN = f"{TRAIN} --config.data.cache_dir={{w}}_decoded"
 IDX = f"{OWN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.path={{w}}"
 NPY = f"{OWN} --config.data.dataset=custom --config.data.num_channels=3 --config.data.path={{w}}"
+FEW = (
+    f"{STATS} --config.data.dataset=custom --config.data.path={{w}}/few_npy/train.npy --config.data.image_size=64 "
+    "--config.data.num_channels=3 --config.data.held_out=0.0 --config.data.cache_dir={w}_decoded"
+)
 TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
 WRONG_AT_ONCE = {  # before what is slow to import
@@ -82,7 +86,9 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --n_steps=0": "at least 1",
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
-    f"{EVAL} --gls --t_start=-1": "from 0 to 999",
+    f"{EVAL} --gls --t_start=-1": "from 1 to 999",
+    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999; at t = 0 images are clean",
+    f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
 }
 WRONG = {
@@ -110,6 +116,10 @@ WRONG = {
     f"{EVAL} --config.assets_dir={{w}}/pickled_assets": "not a readable .npz file",
     f"{LATE} --config.assets_dir={{w}}/other_assets": "lacks",
     f"{LATE} --config.assets_dir={{w}}/nan_assets": "NaN",
+    f"{LATE} --config.assets_dir={{w}}/mnist_assets": "its dataset is mnist, this config's digits: run --mode",
+    f"{LATE} --config.assets_dir={{w}}/range_assets": "its centered is False, this config's True: run --mode",
+    f"{LATE} --config.assets_dir={{w}}/silent_assets": "does not say which images it was made of: run --mode=fid_stats",
+    f"{FEW} --config.sampling.rank=20": "rank=20 is too many for 20 images of dimension 12288: at most 19",
     f"{STATS} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
     f"{IMPORT} --source={{w}}/nothing.pth": "nothing.pth",
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
@@ -191,17 +201,24 @@ def make_workdirs(w):
 
 
 def make_assets(w):
-    for name in ("cut_assets", "pickled_assets", "other_assets", "nan_assets"):
-        shutil.copytree(w / "assets", w / name)
+    for name in ("cut", "pickled", "other", "nan", "mnist", "range", "silent"):
+        shutil.copytree(w / "assets", w / f"{name}_assets")
     for path in (w / "cut_assets").rglob("*.npz"):
         truncate(path)
     np.savez(
         w / "pickled_assets/stats/digits_8_classifier.npz", mean=np.array([Hostile()]), cov=1, count=1, features=""
     )
     np.savez(w / "other_assets/stats/digits_8_gaussian.npz", mean=np.zeros(64))
-    path = w / "nan_assets/stats/digits_8_gaussian.npz"
-    with np.load(path) as arrays:
-        np.savez(path, **{**arrays, "mean": np.full(64, np.nan)})
+    with np.load(w / "assets/stats/digits_8_gaussian.npz") as arrays:
+        origin = str(arrays["origin"])
+        for name, changed in {
+            "nan": {"mean": np.full(64, np.nan)},
+            "mnist": {"origin": origin.replace("digits", "mnist")},
+            "range": {"origin": origin.replace("true", "false")},
+        }.items():
+            np.savez(w / f"{name}_assets/stats/digits_8_gaussian.npz", **{**arrays, **changed})
+        silent = {name: array for name, array in arrays.items() if name != "origin"}
+        np.savez(w / "silent_assets/stats/digits_8_gaussian.npz", **silent)
 
 
 def make_data(w):
@@ -222,6 +239,7 @@ def make_data(w):
         "pickled_npy": np.array([Hostile()]),
         "float_npy": np.zeros((4, 8, 8, 3), np.float32),
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
+        "few_npy": np.zeros((20, 64, 64, 3), np.uint8),
     }
     for folder, array in arrays.items():
         (w / folder).mkdir()

@@ -1,4 +1,4 @@
-"""The example and its notebook, run for real."""
+"""The examples and a notebook, run for real."""
 
 import json
 import runpy
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import datasets
+import sampling
 
 EXAMPLES = datasets.REPOSITORY / "examples"
 
@@ -34,6 +35,17 @@ def test_one_dimensional_makes_the_papers_introduction(tmp_path):
         assert numbers[sampler].argmin() not in (0, len(numbers["t_start"]) - 1)
     animation = Image.open(tmp_path / "potential.gif")
     assert animation.n_frames > 30 and Image.open(tmp_path / "paths.png").width > 1000
+
+
+def test_every_sampler_comes_nearer_to_a_foreign_models_data(capsys):
+    """Channels put in another order, a Gaussian of other images, or a sampler that is left out of the table."""
+    found = runpy.run_path(str(EXAMPLES / "foreign_eps_fn.py"))["main"]()
+    assert found.keys() == sampling.SAMPLERS.keys()
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[2:-1]] == list(found)
+    full, late = found.pop("ode")
+    assert max(full, late) < 0.06  # it has as many steps as it needs
+    assert all(late < full / 2 for full, late in found.values())
 
 
 def test_notebook_runs_from_top_to_bottom(monkeypatch):

@@ -25,7 +25,7 @@ UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], 
 def make_config(sizes: dict, **changes) -> ConfigDict:
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
-    model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32"}
+    model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32", "patch_size": 1}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
     config.update_from_flattened_dict(changes)
@@ -246,7 +246,8 @@ def test_attention_once_a_level_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("nonlinearity", "relu"), ("conditional", False), ("resamp_with_conv", False)]
+    ("field", "value"),
+    [("nonlinearity", "relu"), ("conditional", False), ("resamp_with_conv", False), ("patch_size", 2)],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
     """Catches a folder that loads in diffusers and is another function."""

@@ -44,6 +44,24 @@ def test_a_large_mean_costs_no_digits():
     agrees(Moments(5).update(single), single.astype(np.float64))
 
 
+def test_pixels_are_summed_without_rounding():
+    """Sums in float32 beyond the integers that it has; two orders of the same pixels must agree in every bit."""
+    pixels = np.random.default_rng(1).choice(np.uint8([0, 1, 200, 255]), (9000, 3), p=[0.1, 0.1, 0.1, 0.7])
+    whole = Moments(3).update(pixels)
+    count, integers = len(pixels), pixels.astype(np.int64)
+    products = count * integers.T @ integers - np.outer(integers.sum(axis=0), integers.sum(axis=0))
+    np.testing.assert_allclose(whole.cov, products / (count * (count - 1)), rtol=1e-13)
+    pieces = Moments(3).update(pixels[5000:])
+    pieces.merge(Moments(3).update(pixels[:17]).update(pixels[17:5000]))
+    np.testing.assert_array_equal(pieces.cov, whole.cov)
+
+
+def test_pixels_after_other_vectors():
+    """Pixels summed about MIDDLE where what came before was summed about its own mean."""
+    pixels = np.random.default_rng(2).integers(0, 256, (30, 5), np.uint8)
+    agrees(Moments(5).update(VECTORS).update(pixels), np.concatenate([VECTORS, pixels]))
+
+
 def test_errors():
     """Bad input is refused before it spoils the sums; moments that do not exist are not made up."""
     moments = Moments(5)

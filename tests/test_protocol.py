@@ -25,7 +25,8 @@ def result(rng):
         "baseline": "",
         "clip_x0": False,
         "spacing": "linear",
-        "t_first": 400,
+        "t_start": 400,
+        "auto_start": None,
         "t_last": 0,
         "checkpoint_step": 9,
         "ema_rate": 0.9999,
@@ -53,6 +54,10 @@ def test_card_names_all_that_makes_fids_differ(result):
     ):
         assert said in card, said
     assert "t = 400 to 0, Gaussian late start (isotropic)" in protocol.card(result | {"baseline": "isotropic"})
+    trial = {"network_calls": 77, "share_of_evaluation": 0.123}
+    assert "late start, chosen by a trial of 77 network calls (12.3% more)" in protocol.card(
+        result | {"auto_start": trial}
+    )
 
 
 def test_card_of_what_was_not_scored_or_not_drawn_here(result):

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -58,20 +61,47 @@ def test_analytic_first_step_is_no_evaluation(config):
     assert scoring.describe(config, BENCH)["nfe"] is None
 
 
-def test_gaussian_of_other_images_is_refused(config, rng):
-    """A late start drawn at the size of another data set."""
-    DataGaussian.fit([rng.standard_normal((9, 4, 4, 1))]).save(evaluation.stats_path(config, evaluation.GAUSSIAN))
-    with pytest.raises(UserError, match="shape"):
+@pytest.fixture
+def gaussian_path(config, rng):
+    """The file of a Gaussian of 99 images, for this config."""
+    images = rng.integers(0, 256, (99, 8, 8, 1), np.uint8)
+    return evaluation.save_gaussian(config, DataGaussian.fit([images]), images)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("data.dataset", "mnist", "its dataset is digits, this config's mnist"),
+        ("data.image_size", 16, "its image_size is 8, this config's 16"),
+        ("data.num_channels", 3, "its num_channels is 1, this config's 3"),
+        ("data.centered", False, "its centered is True, this config's False"),
+    ],
+)
+def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch, field, value, says):
+    """A late start from another data set, at another size, or in another range, wherever its file comes from."""
+    monkeypatch.setattr(evaluation, "stats_path", lambda *_: gaussian_path)
+    assert scoring.load_gaussian(config)[0].image_shape == (8, 8, 1)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"{says}: run --mode=fid_stats again"):
         scoring.load_gaussian(config)
 
 
-def test_damaged_gaussian_is_one_line(config, rng):
+def test_gaussian_says_what_it_was_made_of(config, gaussian_path):
+    """A digest of other bytes than those of the images, or a file that says nothing and is taken all the same."""
+    arrays = dict(np.load(gaussian_path))
+    images = np.random.default_rng(0).integers(0, 256, (99, 8, 8, 1), np.uint8)
+    origin = json.loads(str(arrays.pop("origin")))
+    assert origin["count"] == 99 and origin["images_sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+    np.savez(gaussian_path, **arrays)
+    with pytest.raises(UserError, match="does not say which images.*run --mode=fid_stats again"):
+        scoring.load_gaussian(config)
+    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # as a library call it is not asked
+
+
+def test_damaged_gaussian_is_one_line(config, gaussian_path):
     """NaN, or arrays that do not fit together, found only when samples come out wrong."""
-    path = evaluation.stats_path(config, evaluation.GAUSSIAN)
-    DataGaussian.fit([rng.standard_normal((99, 8, 8, 1))]).save(path)
-    assert scoring.load_gaussian(config)[0].image_shape == (8, 8, 1)
-    whole = dict(np.load(path))
+    whole = dict(np.load(gaussian_path))
     for name, broken in [("mean", whole["mean"] * np.nan), ("eigenvalues", np.ones(3)), ("image_shape", np.array("x"))]:
-        np.savez(path, **whole | {name: broken})
+        np.savez(gaussian_path, **whole | {name: broken})
         with pytest.raises(UserError, match="gaussian"):
             scoring.load_gaussian(config)

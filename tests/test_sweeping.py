@@ -4,7 +4,7 @@ from validation import validate
 
 def run(sampler, start, score, nfe=3, baseline=""):
     facts = {"sampler": sampler, "n_steps": 3, "nfe": nfe, "gls": start != 999, "t_start": start, "score": score}
-    return facts | {"baseline": baseline}
+    return facts | {"baseline": baseline, "chooses_start": False}
 
 
 RESULTS = [run("ddim", 999, 100.0), run("ddim", 300, 20.0), run("ddim", 400, 10.0), run("ode", 999, 4.0, nfe=None)]

@@ -28,4 +28,5 @@ def get_config():
     config.eval.num_samples = 1797
     config.eval.bpd_dataset = "train"  # there is no other
     config.eval.bpd_num_images = 512
+    config.analysis.score_samples = 200
     return config

@@ -27,4 +27,5 @@ def get_config():
     config.optim.warmup = 100
     config.optim.schedule = "cosine"
     config.eval.num_samples = 10_000
+    config.analysis.score_samples = 128
     return config

@@ -1,4 +1,4 @@
-"""DDPM on MNIST, the paper's settings.
+"""DDPM on MNIST, the paper's settings but for its random flips, which would make mirrored digits.
 
 python main.py --mode=prepare --config=configs/ddpm/mnist.py
 python main.py --mode=train   --config=configs/ddpm/mnist.py --workdir=results/mnist

@@ -1,0 +1,171 @@
+"""The start of a late start, and the grid below it, found by a small trial with the network that is to be evaluated.
+
+A solver of many steps makes images from some noise; the sampler makes images of the same noise from a few starts. That
+start is chosen whose images have the solver's mean and the data's spread along each of the data's axes, in the features
+of the data set's own classifier or, where there is none, in pixels. Since the noise is shared, the chance that fills a
+mean of a hundred images is the same on both sides; and spreads settle sooner than covariances, or distances of them. No
+noise of the trial is the evaluation's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import datasets
+import parallel
+import plots
+import sampling
+from diffusion import EpsFn, NoiseSchedule
+from evaluation import load_reference, stats_path
+from features import classifier_path, load_features
+from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
+from sampling.generate import generate, prior
+from sampling.late_start import DataGaussian
+from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
+
+SHARE = 0.15  # of the evaluation's network calls
+CHUNK = 8, 512  # images, at least and at most; an evaluation too small for the least pays more than SHARE
+COARSE = np.linspace(0.15, 0.85, 8)  # starts tried first, on one chunk of images, as shares of the schedule
+FINE = np.arange(-3, 4) * 0.025  # those around the best of them, tried next, on two
+RUNS = len(COARSE) + 2 * len(FINE) - 1  # chunks drawn in all: the best of the first is not drawn again
+MEASURED = 32  # images whose trajectories say where a grid's times go
+
+
+class Choice(NamedTuple):
+    timesteps: np.ndarray  # int32 [n]
+    curve: list[tuple[int, int, float]]  # start, images, distance; empty where the start was given
+    network_calls: int
+    share: float  # network_calls over the evaluation's
+
+    def facts(self) -> dict[str, Any]:
+        """For result.json."""
+        names = ("t_start", "images", "distance")
+        return {
+            "t_start": int(self.timesteps[0]),
+            "timesteps": self.timesteps.tolist(),
+            "curve": [dict(zip(names, point, strict=True)) for point in self.curve],
+            "network_calls": self.network_calls,
+            "share_of_evaluation": round(self.share, 4),
+        }
+
+
+def chooses_start(config: ConfigDict) -> bool:
+    return config.sampling.gls and config.sampling.t_start == AUTO_START
+
+
+def chooses_grid(config: ConfigDict) -> bool:
+    return config.sampling.spacing == AUTO_SPACING
+
+
+def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None) -> Choice:
+    """The time grid of config.sampling where its start, its spacing or both are to be chosen.
+
+    gaussian: what a late start draws from, or None. Deterministic: a function of the weights and the config.
+    """
+    settings, num, open_start = config.sampling, config.eval.num_samples, chooses_start(config)
+    times, nfe = fine_times(schedule.num_timesteps), sampling.nfe(settings.sampler, settings.n_steps)
+    runs, chunks = (RUNS, 2) if open_start else (0, 1)
+    least, most = CHUNK
+    size = parallel.round_up(int(np.clip(SHARE * num * nfe / (runs * nfe + chunks * FINE_STEPS), least, most)))
+    beyond = -(-num // size)  # chunks of noise that the evaluation uses
+    extract, spreads = _axes(config, gaussian) if open_start else (None, None)
+    target, errors = [], np.inf
+    for k in range(beyond, beyond + chunks):
+        noise, _ = prior(config, k * size, size)
+        x0, errors = walk(eps_fn, parallel.replicate(schedule), noise, times, min(size, MEASURED))
+        target.append(extract(x0) if extract else None)
+    errors = np.asarray(parallel.replicate(errors), np.float64)
+
+    def grid(t_start: int) -> np.ndarray:
+        if chooses_grid(config):
+            return cheapest_grid(errors, times, settings.n_steps, t_start)
+        return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+
+    def draw(t_start: int, k: int) -> np.ndarray:
+        first = (beyond + k) * size
+        [(x0, _)] = generate(config, eps_fn, schedule, gaussian, grid(t_start), first + size, size, first)
+        return extract(x0)
+
+    last, curve, calls = schedule.num_timesteps - 1, [], len(times) * chunks * size
+    start = settings.t_start if settings.gls else last
+    if open_start:
+        least = least_start(times, settings.n_steps) if chooses_grid(config) else settings.n_steps - 1
+        start, curve, drawn = _search(draw, target, spreads, max(least, 1), last)
+        calls += drawn * size * nfe
+    return Choice(grid(start), curve, calls, calls / (num * nfe))
+
+
+def _axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Callable[[jax.Array], np.ndarray], np.ndarray]:
+    """A function from x0 on the devices to features along the data's axes, [B, k] in float64, and the data's spreads.
+
+    A spread [k] is a standard deviation.
+    """
+    own = config.copy_and_resolve_references()
+    own.eval.update(features="classifier", reference="")
+    if classifier_path(own).exists() and stats_path(own, "classifier").exists():
+        features = load_features(own)
+        variances, axes = np.linalg.eigh(load_reference(own, features).cov)
+
+        def extract(x0):
+            return parallel.all_rows(features.extract(datasets.to_uint8(x0, config.data.centered)))
+    else:
+        variances, axes = np.asarray(gaussian.eigenvalues), np.asarray(gaussian.eigenvectors)
+
+        def extract(x0):
+            return parallel.all_rows(x0).reshape(len(x0), -1)
+
+    return lambda x0: extract(x0) @ axes, np.sqrt(np.maximum(variances, 0))
+
+
+def _distance(images: np.ndarray, target: np.ndarray, spreads: np.ndarray) -> float:
+    """The Frechet distance from means of `target` and standard deviations `spreads` [k], axis by axis."""
+    means = images.mean(axis=0) - target.mean(axis=0)
+    return float(np.sum(means**2) + np.sum((images.std(axis=0, ddof=1) - spreads) ** 2))
+
+
+def _search(
+    draw: Callable[[int, int], np.ndarray], target: list[np.ndarray], spreads: np.ndarray, least: int, last: int
+) -> tuple[int, list[tuple[int, int, float]], int]:
+    """The best start from least to last, the distance of every start tried, and how many chunks were drawn.
+
+    draw(t_start, k) gives the features of chunk k from a start, target[k] those of the fine solver's images; spreads
+    are what the standard deviations should be.
+    """
+    drawn: dict[tuple[int, int], np.ndarray] = {}
+    curve: list[tuple[int, int, float]] = []
+    progress = tqdm(total=RUNS, desc="choosing the start")
+
+    def nearest(starts: np.ndarray, chunks: int) -> int:
+        tried = []
+        for start in sorted({int(t) for t in np.clip(np.rint(starts), least, last)}):
+            for k in range(chunks):
+                if (start, k) not in drawn:
+                    drawn[start, k] = draw(start, k)
+                    progress.update()
+            images = np.concatenate([drawn[start, k] for k in range(chunks)])
+            tried.append((_distance(images, np.concatenate(target[:chunks]), spreads), start))
+            curve.append((start, len(images), tried[-1][0]))
+        return min(tried)[1]
+
+    with progress:
+        best = nearest(last * COARSE, chunks=1)
+        best = nearest(best + last * FINE, chunks=2)
+    return best, curve, len(drawn)
+
+
+def draw_curve(path: Path, choice: Choice) -> None:
+    """The distances that the start was chosen by, as a PNG."""
+    with plots.panels(path, (7.0, 3.6)) as [[axis]]:
+        for images in sorted({images for _, images, _ in choice.curve}):
+            points = sorted((start, distance) for start, count, distance in choice.curve if count == images)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{images} images")
+        t_start = int(choice.timesteps[0])
+        axis.axvline(t_start, color="0.35", linestyle="--", linewidth=1, label=f"chosen, t = {t_start}")
+        axis.set(xlabel="start", ylabel="distance of the trial", yscale="log")
+        axis.invert_xaxis()
+        axis.legend(fontsize=8)

@@ -1,0 +1,32 @@
+"""Patches as pixels: the network's way in and out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import abstract_params, apply_model, create_model
+from models.layers import depth_to_space, space_to_depth
+
+
+@pytest.mark.parametrize(("size", "channels"), [(1, 1), (2, 3), (4, 1)])
+def test_patches_go_there_and_back(rng, size, channels):
+    """Rows taken for columns, or channels that change places: pixels of a patch stand in reading order."""
+    x = rng.standard_normal((2, 8, 12, channels))
+    patches = space_to_depth(jnp.asarray(x), size)
+    assert patches.shape == (2, 8 // size, 12 // size, channels * size**2)
+    patch = x[1, size : 2 * size, 2 * size : 3 * size]
+    np.testing.assert_allclose(patches[1, 1, 2], patch.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(depth_to_space(patches, size), x, rtol=1e-6)
+
+
+def test_network_on_patches_is_quarter_the_size_inside(config):
+    """A patch_size that the network does not read, or attention at the image's own size."""
+    config.model.update(patch_size=2, attn_resolutions=(4,))
+    graphdef, params = create_model(config, jax.random.key(0))
+    assert params["conv_in"]["kernel"].shape == (3, 3, 4, 32)
+    assert params["conv_out"]["kernel"].shape == (3, 3, 32, 4)
+    assert apply_model(graphdef, params, jnp.zeros((3, 8, 8, 1)), jnp.zeros(3)).shape == (3, 8, 8, 1)
+    count = len(jax.tree.leaves(params))
+    config.model.attn_resolutions = (8,)
+    assert len(jax.tree.leaves(abstract_params(config)[1])) < count

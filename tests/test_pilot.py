@@ -1,0 +1,135 @@
+"""The trial that chooses a start: on made-up features whose best start is known, and on a real network."""
+
+import json
+
+import numpy as np
+import pytest
+
+import pilot
+import run_lib
+from errors import UserError
+from validation import validate
+
+
+def features_at(best, rng, chunk=200):
+    """Images whose mean and spread leave those asked for as the start leaves the best one."""
+    base = rng.standard_normal((2, chunk, 4))
+    spreads = np.concatenate(base).std(axis=0)
+    return lambda start, k: base[k] * (1 + abs(start - best) / 1000) + abs(start - best) / 100, [*base], spreads
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_distance_sees_mean_and_spread(rng, axis):
+    """A spread compared with the solver's in place of the data's, or a mean with none: by hand, on one axis each."""
+    target = rng.standard_normal((50, 2))
+    spreads = target.std(axis=0, ddof=1) * 2
+    images = target.copy()
+    images[:, axis] = 2 * (target[:, axis] - target[:, axis].mean()) + target[:, axis].mean() + 0.3
+    other = target.std(axis=0, ddof=1)[1 - axis]
+    assert pilot._distance(images, target, spreads) == pytest.approx(0.3**2 + other**2)
+
+
+@pytest.mark.parametrize("best", [120, 225, 424, 610, 790])
+def test_search_finds_the_nearest_start(rng, best):
+    """A round around the wrong start, or the farthest one taken: to within half the step of the second round."""
+    found, curve, drawn = pilot._search(*features_at(best, rng), 4, 999)
+    tried = {start for start, _, _ in curve}
+    assert abs(found - best) == min(abs(start - best) for start in tried)
+    assert abs(found - best) <= 0.0125 * 999 + 1
+    assert drawn <= pilot.RUNS
+    assert {images for _, images, _ in curve} == {200, 400}
+
+
+def test_search_stays_where_a_grid_has_room(rng):
+    """A start from which the steps do not fit, or one beyond the schedule."""
+    for best in (0, 999):
+        _, curve, _ = pilot._search(*features_at(best, rng), 200, 860)
+        starts = [start for start, _, _ in curve]
+        assert min(starts) >= 200
+        assert max(starts) <= 860
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from configs.ddpm import digits
+
+    folder = tmp_path_factory.mktemp("pilot")
+    config = digits.get_config()
+    config.data.cache_dir = str(folder / "decoded")
+    config.training.update(batch_size=8, n_iters=4, snapshot_freq=4, snapshot_freq_for_preemption=4)
+    config.training.snapshot_sampling = False
+    config.model.update(ch_mult=(1,), attn_resolutions=())
+    run_lib.train(config, folder / "run")
+    return folder / "run"
+
+
+def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifier, monkeypatch):
+    """More network calls than the limit, a count that is not the true one, or another choice from the same seed."""
+    config.eval.update(num_samples=600, batch_size=600, feature_batch_size=100)
+    config.sampling.update(gls=True, t_start=-1, n_steps=4, spacing="auto")
+    run_lib.fid_stats(config)
+    drawn = []
+    real_generate, real_walk = pilot.generate, pilot.walk
+
+    def counted(*arguments):
+        _, _, _, _, grid, end, _, first = arguments
+        drawn.append((end - first) * len(grid))
+        return real_generate(*arguments)
+
+    def counted_walk(eps_fn, schedule, noise, times, measured):
+        drawn.append(len(noise) * len(times))
+        return real_walk(eps_fn, schedule, noise, times, measured)
+
+    monkeypatch.setattr(pilot, "generate", counted)
+    monkeypatch.setattr(pilot, "walk", counted_walk)
+    result = run_lib.evaluate(config, trained)
+    choice = result["auto_start"]
+    assert choice["network_calls"] == sum(drawn)
+    assert sum(drawn) == pytest.approx(choice["share_of_evaluation"] * 600 * 4, rel=1e-3)
+    assert choice["share_of_evaluation"] <= 0.15 or max(point["images"] for point in choice["curve"]) == 16
+    assert result["t_start"] == choice["t_start"] == choice["timesteps"][0]
+    assert len(choice["timesteps"]) == 4
+    [folder] = (trained / "eval").iterdir()
+    assert "glsauto" in folder.name
+    assert (folder / "pilot.png").exists()
+    again = run_lib.evaluate(config, trained, "again")
+    assert again["auto_start"] == choice
+    assert json.loads((folder / "result.json").read_text())["auto_start"] == choice
+
+
+def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
+    """An automatic start that replaces, or is replaced by, the best of those given."""
+    config.eval.update(num_samples=40, batch_size=40)
+    config.sweep.update(samplers=("ddim",), n_steps=(2,), t_starts=("300:500:100", "auto"))
+    run_lib.fid_stats(config)
+    results = run_lib.sweep(config, trained, "swept")
+    assert [(r["gls"], r["chooses_start"]) for r in results] == [(False, False), *[(True, False)] * 3, (True, True)]
+    assert [r["t_start"] for r in results[1:4]] == [300, 400, 500]
+    table = (trained / "swept" / "table.txt").read_text()
+    assert table.count("auto") == 1
+    assert len(table.splitlines()) == 2 + 3
+    assert run_lib.sweep(config, trained, "swept") == results
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gls": True, "t_start": -1, "sampler": "ode"}, "ode is adaptive"),
+        ({"spacing": "auto", "sampler": "ode"}, "ode is adaptive"),
+        ({"spacing": "auto", "n_steps": 16}, "too many for spacing='auto': at most 15"),
+        ({"spacing": "auto", "n_steps": 10, "gls": True, "t_start": 50}, "too late for 10 steps"),
+        ({"gls": True, "t_start": -2}, "must be from"),
+        ({"gls": False, "t_start": -1, "spacing": "later"}, "spacing='later'"),
+    ],
+)
+def test_what_no_trial_can_choose_is_refused(config, settings, message):
+    config.sampling.update(settings)
+    with pytest.raises(UserError, match=message):
+        validate(config)
+
+
+@pytest.mark.parametrize("start", ["300", "500:300:25", "300:500:0", "a:b:c", "automatic", 1.5])
+def test_starts_of_a_sweep_that_mean_nothing(config, start):
+    config.sweep.t_starts = (300, start)
+    with pytest.raises(UserError, match="first:last:step"):
+        validate(config)
