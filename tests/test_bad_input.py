@@ -86,8 +86,11 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --n_steps=0": "at least 1",
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
-    f"{EVAL} --gls --t_start=-1": "from 1 to 999",
-    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999; at t = 0 images are clean",
+    f"{EVAL} --gls --t_start=-1": "must be a whole number, or auto",
+    f"{EVAL} --gls --t_start=soon": "must be a whole number, or auto",
+    f"{EVAL} --gls --t_start=auto --sampler=ode": "ode is adaptive",
+    f"{EVAL} --config.sampling.spacing=auto --n_steps=16": "at most 15",
+    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; at t = 0 images are clean",
     f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
 }
