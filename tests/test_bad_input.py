@@ -31,10 +31,6 @@ EXPORT = f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/out"
 OWN = f"{TRAIN} --config.data.cache_dir={{w}}_decoded"
 IDX = f"{OWN} --config.data.dataset=mnist --config.data.image_size=28 --config.data.path={{w}}"
 NPY = f"{OWN} --config.data.dataset=custom --config.data.num_channels=3 --config.data.path={{w}}"
-FEW = (
-    f"{STATS} --config.data.dataset=custom --config.data.path={{w}}/few_npy/train.npy --config.data.image_size=64 "
-    "--config.data.num_channels=3 --config.data.held_out=0.0 --config.data.cache_dir={w}_decoded"
-)
 TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
 WRONG_AT_ONCE = {  # before what is slow to import
@@ -122,7 +118,6 @@ WRONG = {
     f"{LATE} --config.assets_dir={{w}}/mnist_assets": "its dataset is mnist, this config's digits: run --mode",
     f"{LATE} --config.assets_dir={{w}}/range_assets": "its centered is False, this config's True: run --mode",
     f"{LATE} --config.assets_dir={{w}}/silent_assets": "does not say which images it was made of: run --mode=fid_stats",
-    f"{FEW} --config.sampling.rank=20": "rank=20 is too many for 20 images of dimension 12288: at most 19",
     f"{STATS} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
     f"{IMPORT} --source={{w}}/nothing.pth": "nothing.pth",
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",

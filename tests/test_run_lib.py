@@ -214,6 +214,15 @@ def test_sample_writes_the_images_that_generate_draws(config, trained):
     assert config.eval.enable_fid  # the caller's config is left as it was
 
 
+def test_more_directions_than_images_have_are_refused():
+    """A rank cut in silence, or refused where all of a small covariance is kept."""
+    images = np.zeros((20, 64, 64, 3), np.uint8)
+    with pytest.raises(UserError, match="sampling.rank=20 is too many for 20 images of dimension 12288: at most 19"):
+        run_lib._require_enough(images, 20)
+    run_lib._require_enough(images, 19)
+    run_lib._require_enough(images[:, :8, :8], 256)
+
+
 def test_comparison_needs_the_gaussian_alone(config, trained):
     """A start that no grid fits, drawn all the same; features computed for nothing."""
     config.eval.enable_fid = False
