@@ -22,7 +22,7 @@ class Moments:
         self.count = 0
         self._shift = np.zeros(dim)
         self._sum = np.zeros(dim)
-        self._outer = np.zeros((dim, dim), order="F")  # its upper triangle; what lies below is not read
+        self._outer = np.zeros((dim, dim))  # its lower triangle; what lies above is not read
 
     @property
     def dim(self) -> int:
@@ -52,7 +52,7 @@ class Moments:
         """At most EXACT_ROWS of uint8: float32 is twice as fast as float64, and here as exact."""
         centred = pixels - np.float32(MIDDLE)
         self._sum += centred.sum(axis=0, dtype=np.float64)
-        self._outer += scipy.linalg.blas.ssyrk(1.0, centred.T)
+        self._outer += scipy.linalg.blas.ssyrk(1.0, centred.T).T
 
     def merge(self, other: "Moments") -> "Moments":
         """Adds what another accumulator has seen."""
@@ -85,8 +85,10 @@ class Moments:
     def cov(self) -> np.ndarray:
         """[d, d], normalised by N - 1."""
         self._require(2)
-        outer = np.triu(self._outer) + np.triu(self._outer, 1).T
-        return (outer - np.outer(self._sum, self._sum) / self.count) / (self.count - 1)
+        cov = np.tril(self._outer - np.outer(self._sum, self._sum / self.count))
+        cov /= self.count - 1
+        cov += np.tril(cov, -1).T
+        return cov
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that it holds, for `of_arrays`."""
