@@ -79,8 +79,8 @@ def draw_scores(path: Path, results: Sequence[Mapping[str, Any]], critical: Time
     """Score against the late start: a panel for every sampler, a line for every n; dashed, the same n from pure noise.
 
     results: what result.json holds of scored runs, with a late start or without; those of baselines are left out. Runs
-    of one step for every t are one line, though each start has its own n. Bars are standard errors. critical: times to
-    be marked.
+    of one step for every t are one line, though each start has its own n. Bars are standard errors, stars the starts
+    that `auto` chose. critical: times to be marked.
     """
     results = [run for run in results if not run["baseline"]]
     samplers = list(dict.fromkeys(run["sampler"] for run in results))
@@ -104,11 +104,15 @@ def draw_scores(path: Path, results: Sequence[Mapping[str, Any]], critical: Time
         for axis in axes.flat[: len(samplers)][-columns:]:
             axis.set_xlabel("t of the late start")
             axis.tick_params(labelbottom=True)
-        axes[0, 0].plot([], [], "--", color="0.2", label="the same n from pure noise")
-        named = {
-            label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        axes[0, 0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
+        _add_legend(axes[0, 0], any(run.get("auto_start") for run in results))
+
+
+def _add_legend(axis, chosen: bool) -> None:
+    """For all panels, below them; every one has the lines of the first."""
+    axis.plot([], [], "--", color="0.2", label="the same n from pure noise")
+    if chosen:
+        axis.plot([], [], "*", color="0.2", markersize=9, label="t_start = auto")
+    axis.figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _length(run: Mapping[str, Any]) -> float:
@@ -130,9 +134,12 @@ def _scale_scores(axis, results: Sequence[Mapping[str, Any]], critical: Times) -
 
 def _draw_line(axis, runs: Sequence[Mapping[str, Any]], label: str, colour: str) -> None:
     late = sorted((run for run in runs if run["gls"]), key=lambda run: run["t_start"])
-    times, scores = ([run[name] for run in late] for name in ("t_start", "score"))
-    errors = [run["score_error"] or np.nan for run in late]
+    given, chosen = ([run for run in late if bool(run.get("auto_start")) is auto] for auto in (False, True))
+    times, scores = ([run[name] for run in given] for name in ("t_start", "score"))
+    errors = [run["score_error"] or np.nan for run in given]
     axis.plot(times, scores, "o-", color=colour, markersize=4, label=label)
     axis.errorbar(times, scores, errors, fmt="none", color=colour, elinewidth=1, capsize=2)
+    for run in chosen:
+        axis.plot(run["t_start"], run["score"], "*", color=colour, markersize=11, markeredgecolor="white")
     for run in (run for run in runs if not run["gls"]):
         axis.axhline(run["score"], color=colour, linestyle="--", linewidth=1.2)

@@ -91,7 +91,7 @@ def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """With a point on the curve for every start that was chosen from it."""
+    """With a star on the curve at every start that `auto` chose."""
     times, unexplained = arrays["t"], arrays["unexplained"]
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes

@@ -12,7 +12,7 @@ import analysis
 import evaluation
 import run_lib
 import sampling
-from analysis import experiments
+from analysis import experiments, figures
 from diffusion import NoiseSchedule
 from errors import UserError
 from sampling import generate
@@ -90,6 +90,17 @@ def test_table_and_json_say_never_where_there_is_no_time():
     arrays = {name: np.array([3.0, 1.0]) for name in analysis.COMPARED} | {"t_gaussian": np.array([200.4, np.nan])}
     assert re.search(r"2 +1.00 +1 +never", analysis.comparison(arrays))
     assert analysis._listed(arrays["t_gaussian"]) == [200.4, None]
+
+
+def test_chosen_starts_share_a_label_where_they_agree():
+    """A start under another sampler's name or another n."""
+    runs = [("ddim", 5, 410), ("ddim", 3, 325), ("ddpm", 3, 325), ("ddpm", 5, 410), ("heun", 5, 410)]
+    runs = [{"sampler": name, "n_steps": n, "auto_start": {"t_start": t}} for name, n, t in runs]
+    labelled = {" ".join(label.split()): starts for label, starts in figures.chosen_starts(runs).items()}
+    assert labelled == {
+        "t_start = auto for ddim, ddpm: 325 (n = 3), 410 (n = 5)": (325, 410),
+        "t_start = auto for heun: 410 (n = 5)": (410,),
+    }
 
 
 @pytest.fixture

@@ -78,13 +78,17 @@ def test_gaussian_data_grow_alike_everywhere():
 
 
 def test_what_is_not_symmetric_is_reported():
-    """The symmetric part of a rotation is nothing: eigenvalues of the whole matrix would not be real."""
+    """The symmetric part of a rotation is nothing: eigenvalues of the whole matrix would not be real.
+
+    P is (1 - sigma) I - sigma R: its symmetric part has norm 4 |1 - sigma|, the rest 5 sqrt(2) sigma.
+    """
     turn = np.zeros((DIM, DIM), np.float32)
     turn[0, 1], turn[1, 0] = 5.0, -5.0
     eps_fn = jax.tree_util.Partial(lambda turn, x, t: x + (x.reshape(1, -1) @ turn).reshape(x.shape), jnp.asarray(turn))
     followed = follow(eps_fn, SCHEDULE, jnp.zeros(SHAPE), [500], 1, jax.random.key(0))
     sigma = SCHEDULE.sigma(500)
     np.testing.assert_allclose(followed.growth, 0.5 - 1 / sigma, atol=1e-3)
+    np.testing.assert_allclose(followed.asymmetry, 5 * np.sqrt(2) * sigma / (4 * (1 - sigma)), rtol=1e-3)
 
 
 def test_critical_times_open_the_longest_growth():
