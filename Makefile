@@ -11,7 +11,7 @@ demo: .venv/installed results/digits/config.json
 	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
 	$(BIN)/python main.py --mode=sweep $(DIGITS) --workdir=results/digits
 
-results/digits/config.json: .venv/installed
+results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
 
 test: .venv/installed-dev

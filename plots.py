@@ -104,7 +104,7 @@ def draw_scores(path: Path, results: Sequence[Mapping[str, Any]], critical: Time
         for axis in axes.flat[: len(samplers)][-columns:]:
             axis.set_xlabel("t of the late start")
             axis.tick_params(labelbottom=True)
-        _add_legend(axes[0, 0], any(run.get("auto_start") for run in results))
+        _add_legend(axes[0, 0], any(run.get("chooses_start") for run in results))
 
 
 def _add_legend(axis, chosen: bool) -> None:
@@ -134,7 +134,7 @@ def _scale_scores(axis, results: Sequence[Mapping[str, Any]], critical: Times) -
 
 def _draw_line(axis, runs: Sequence[Mapping[str, Any]], label: str, colour: str) -> None:
     late = sorted((run for run in runs if run["gls"]), key=lambda run: run["t_start"])
-    given, chosen = ([run for run in late if bool(run.get("auto_start")) is auto] for auto in (False, True))
+    given, chosen = ([run for run in late if bool(run.get("chooses_start")) is auto] for auto in (False, True))
     times, scores = ([run[name] for run in given] for name in ("t_start", "score"))
     errors = [run["score_error"] or np.nan for run in given]
     axis.plot(times, scores, "o-", color=colour, markersize=4, label=label)

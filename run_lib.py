@@ -309,7 +309,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         "full_length": _scored(full_length, bench, folder / "scores", "full length"),
         "scores": _scores_there(config, facts, workdir / eval_folder)
         or _scored(few, bench, folder / "scores", "few steps"),
-        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("auto_start")],
+        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("chooses_start")],
     }
     measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = analysis.Subject(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import files
 import plots
 import tables
-from sampling.time_grid import AUTO_START
+from sampling.time_grid import starts_of
 from scoring import Result, folder_name
 
 COMPARED = 24  # how many images of a run stand in a row of a comparison
@@ -34,16 +34,9 @@ def sweep_configs(
     return configs
 
 
-def expand_starts(starts: Sequence[int | str]) -> list[int]:
-    """The starts of config.sweep.t_starts: "auto" becomes AUTO_START, "300:700:100" those from 300 to 700 by 100."""
-    expanded = []
-    for start in starts:
-        if isinstance(start, str) and start != "auto":
-            first, last, step = map(int, start.split(":"))
-            expanded += range(first, last + 1, step)
-        else:
-            expanded.append(AUTO_START if start == "auto" else start)
-    return list(dict.fromkeys(expanded))
+def expand_starts(entries: Sequence[int | str]) -> list[int]:
+    """The starts of config.sweep.t_starts, each once."""
+    return list(dict.fromkeys(start for entry in entries for start in starts_of(entry)))
 
 
 def compare(results: Sequence[Result]) -> list[list[Result]]:

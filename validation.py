@@ -5,7 +5,6 @@ as well, and tests/test_validation.py compares them.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from errors import UserError
 from sampling import SAMPLERS, nfe
 from sampling.auto_grid import fine_times, least_start
 from sampling.late_start import BASELINES
-from sampling.time_grid import AUTO_SPACING, AUTO_START, SPACINGS
+from sampling.time_grid import AUTO_SPACING, AUTO_START, SPACINGS, starts_of
 
 
 class Rule(NamedTuple):
@@ -53,14 +52,12 @@ def whole(rule: Rule) -> Rule:
     return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
 
 
-def start() -> Rule:
-    """Of a sweep: see `sweeping.expand_starts`."""
-
+def sweep_start() -> Rule:
     def holds(value: Any) -> bool:
-        if isinstance(value, str) and (parts := re.fullmatch(r"(\d+):(\d+):(\d+)", value)):
-            first, last, step = map(int, parts.groups())
-            return 1 <= first <= last and step >= 1
-        return value == "auto" or (isinstance(value, int) and value >= 1)
+        try:
+            return bool(starts_of(value))
+        except ValueError:
+            return False
 
     return Rule("a time of at least 1, 'auto', or 'first:last:step'", holds)
 
@@ -121,7 +118,7 @@ RULES = {
     "eval.reference": empty_or_file(),
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
-    "sweep.t_starts": list_of(start()),
+    "sweep.t_starts": list_of(sweep_start()),
     "sweep.baselines": list_of(one_of(BASELINES), least=0),
     "analysis.num_images": at_least(8),
     "analysis.num_times": at_least(4),

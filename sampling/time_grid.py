@@ -1,5 +1,7 @@
 """Which of the trained times a sampler visits."""
 
+import re
+
 import numpy as np
 
 from diffusion import NoiseSchedule
@@ -53,3 +55,18 @@ def time_grid(n_steps: int, t_start: int, spacing: str = "linear", schedule: Noi
     rank = np.arange(n_steps)
     unused = np.maximum.accumulate(np.rint(ascending).astype(np.int32) - rank)  # integers passed over so far
     return (np.minimum(unused, t_start + 1 - n_steps) + rank)[::-1].astype(np.int32)
+
+
+def starts_of(entry: int | str) -> list[int]:
+    """The starts that an entry of config.sweep.t_starts stands for: itself, or "300:700:100" from 300 to 700 by 100.
+
+    "auto" is AUTO_START. Raises ValueError for what is neither, or not at least 1.
+    """
+    if entry == "auto":
+        return [AUTO_START]
+    first, last, step = entry, entry, 1
+    if isinstance(entry, str) and re.fullmatch(r"\d+:\d+:\d+", entry):
+        first, last, step = map(int, entry.split(":"))
+    if not (isinstance(first, int) and 1 <= first <= last and step >= 1):
+        raise ValueError(f"{entry!r} must be a time of at least 1, 'auto', or 'first:last:step'")
+    return list(range(first, last + 1, step))

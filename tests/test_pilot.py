@@ -128,7 +128,7 @@ def test_what_no_trial_can_choose_is_refused(config, settings, message):
         validate(config)
 
 
-@pytest.mark.parametrize("start", ["300", "500:300:25", "300:500:0", "a:b:c", "automatic", 1.5])
+@pytest.mark.parametrize("start", ["300", "500:300:25", "300:500:0", "a:b:c", "+300:400:50", "automatic", 1.5])
 def test_starts_of_a_sweep_that_mean_nothing(config, start):
     config.sweep.t_starts = (300, start)
     with pytest.raises(UserError, match="first:last:step"):

@@ -48,13 +48,14 @@ def drawn(monkeypatch):
 
 def scored(sampler, n_steps, t_start, score, **other):
     facts = {"sampler": sampler, "n_steps": n_steps, "t_start": t_start, "gls": t_start < 999, "score": score}
-    return facts | {"baseline": "", "score_error": 1.0, "score_name": "FD", "num_samples": 7} | other
+    facts |= {"baseline": "", "chooses_start": False, "score_error": 1.0, "score_name": "FD", "num_samples": 7}
+    return facts | other
 
 
 def test_scores_are_a_panel_a_sampler_and_a_line_an_n(tmp_path, drawn):
     """A line through another sampler's scores, a baseline's, or those of the full start; starts joined out of order."""
     results = [scored("ddim", 3, t, s) for t, s in ((400, 2.0), (300, 4.0), (500, 3.0), (999, 50.0))]
-    results += [scored("ddim", 3, 350, 2.5, auto_start={"t_start": 350}), scored("ddim", 3, 300, 9.0, baseline="afs")]
+    results += [scored("ddim", 3, 350, 2.5, chooses_start=True), scored("ddim", 3, 300, 9.0, baseline="afs")]
     results += [scored("ddpm", t + 1, t, s) for t, s in ((200, 6.0), (999, 1.0), (100, 7.0))]  # one step for every t
     plots.draw_scores(tmp_path / "a.png", results, {"rule": 413.0, "other": np.nan})
     [[ddim, ddpm]] = drawn[0]
