@@ -81,6 +81,10 @@ class NoiseSchedule:
         """The x_0 that `diffuse` would have taken to x_t with the noise eps."""
         return (x_t - per_image(self.sigma(t), x_t) * eps) / per_image(self.signal(t), x_t)
 
+    def eps_of_v(self, x_t: jax.Array, t: ArrayLike, v: jax.Array) -> jax.Array:
+        """eps from v = signal eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
+        return per_image(self.sigma(t), x_t) * x_t + per_image(self.signal(t), x_t) * v
+
 
 def per_image(value: jax.Array, images: jax.Array) -> jax.Array:
     """A scalar or [B], in the dtype of images [B, ...] and shaped to broadcast against them."""

@@ -94,7 +94,8 @@ def make_train_step(
 
         def loss_fn(params):
             predict = functools.partial(apply_model, graphdef, params, dropout_key=dropout_rng)
-            return jnp.mean(ddpm_loss(predict, schedule, x0, t, noise))
+            errors = ddpm_loss(predict, schedule, x0, t, noise)
+            return jnp.mean(errors / schedule.alpha_bar(t) if config.model.prediction == "v" else errors)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

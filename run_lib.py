@@ -21,13 +21,13 @@ import sampling
 import scoring
 import sweeping
 import training
-from diffusion import EpsFn, NoiseSchedule
+from diffusion import EpsFn
 from diversity import Labeller, load_labeller
 from eigenpairs import ROWS
 from errors import UserError
 from features import Features, load_features
 from keys import key_for
-from models import make_eps_fn
+from models import make_eps_fn, make_schedule
 from models.from_torch import ForeignCheckpoint, export_diffusers, load_foreign
 from models.weights import fill, read_weights, save_weights
 from moments import EXACT_ROWS, Moments
@@ -39,11 +39,6 @@ from tallies import RESERVOIR, Tally
 from validation import validate, validate_batch
 
 TRAJECTORIES = 12  # how many images a film strip follows
-
-
-def make_schedule(config: ConfigDict) -> NoiseSchedule:
-    model = config.model
-    return NoiseSchedule.linear(model.beta_min / model.num_scales, model.beta_max / model.num_scales, model.num_scales)
 
 
 def load_eps_fn(config: ConfigDict, workdir: str | Path) -> EpsFn:

@@ -89,6 +89,7 @@ RULES = {
     "model.dropout": from_up_to(0, 1),
     "model.nf": Rule("a positive multiple of 32, the number of groups of GroupNorm", lambda v: v > 0 and v % 32 == 0),
     "model.patch_size": at_least(1),
+    "model.prediction": one_of(["eps", "v"]),
     "model.ch_mult": list_of(whole(at_least(1))),
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
     "model.num_res_blocks": at_least(1),

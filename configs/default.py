@@ -61,6 +61,9 @@ def get_default_config() -> ConfigDict:
     # Pixels of the U-Net are patches of patch_size x patch_size pixels of the image: 2 makes large images four times
     # as cheap. The paper's networks, and those of diffusers, have 1.
     model.patch_size = 1
+    # What the network is trained on: the noise "eps", or "v" = signal eps - sigma x_0, which keeps the error of x_0
+    # bounded where there is little signal. Samplers see eps either way.
+    model.prediction = "eps"
     model.ch_mult = (1, 2, 2, 2)
     model.num_res_blocks = 2
     # Image sizes at which residual blocks are followed by attention; the middle always has it.

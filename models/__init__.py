@@ -5,12 +5,17 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from diffusion import EpsFn
-from models.ddpm import DDPM
+from diffusion import EpsFn, NoiseSchedule
+from models.ddpm import DDPM, linear_betas
 
 MODELS = {"ddpm": DDPM}
 
 Params = nnx.State
+
+
+def make_schedule(config: ConfigDict) -> NoiseSchedule:
+    """The noise that the network of config.model is for."""
+    return NoiseSchedule.linear(*linear_betas(config.model))
 
 
 def create_model(config: ConfigDict, rng: jax.Array) -> tuple[nnx.GraphDef, Params]:
@@ -36,9 +41,11 @@ def apply_model(graphdef: nnx.GraphDef, params: Params, x: jax.Array, t: jax.Arr
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
     network = nnx.merge(graphdef, params)
     if network.dtype == jnp.float32:  # as it comes: float64 stays float64
-        return network(x, t, rngs)
-    rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
-    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
+        predicted = network(x, t, rngs)
+    else:
+        rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
+        predicted = nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
+    return NoiseSchedule.linear(*network.v_betas).eps_of_v(x, t, predicted) if network.v_betas else predicted
 
 
 def make_eps_fn(graphdef: nnx.GraphDef, params: Params) -> EpsFn:

@@ -20,8 +20,13 @@ from models.layers import (
 )
 
 
+def linear_betas(model: ConfigDict) -> tuple[float, float, int]:
+    """The arguments of `NoiseSchedule.linear`."""
+    return model.beta_min / model.num_scales, model.beta_max / model.num_scales, model.num_scales
+
+
 class DDPM(nnx.Module):
-    """Predicts the noise in x.
+    """Predicts the noise in x, or with model.prediction="v" what `NoiseSchedule.eps_of_v` makes it of.
 
     `down` and `up` are lists of stages, a stage a list of blocks applied in turn. The output of every down stage is
     kept, and every up stage begins by taking one back, the newest first. With model.patch_size p the U-Net works on
@@ -31,6 +36,7 @@ class DDPM(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model, data = config.model, config.data
         self.nf, self.centered, self.act = model.nf, data.centered, NONLINEARITIES[model.nonlinearity]
+        self.v_betas = linear_betas(model) if model.prediction == "v" else None  # a tuple, since graphdefs are hashed
         self.dtype = jnp.dtype(model.dtype)  # of the computation: see models.apply_model
         self.patch_size, patch_channels = model.patch_size, data.num_channels * model.patch_size**2
         temb_dim = 4 * model.nf if model.conditional else 0
@@ -78,7 +84,7 @@ class DDPM(nnx.Module):
         self.conv_out = conv3x3(channels, patch_channels, init_scale=0, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """eps [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
+        """eps, or v, [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
         temb = self._time_embedding(t, x.dtype)
         h = self.conv_in(space_to_depth(x if self.centered else 2 * x - 1, self.patch_size))
         skips = [h]

@@ -59,6 +59,7 @@ UNET_SETTINGS = {
 }
 UNET_FIELDS = {
     "model.patch_size": 1,
+    "model.prediction": "eps",
     "model.conditional": True,
     "model.nonlinearity": "swish",
     "model.resamp_with_conv": True,
@@ -172,6 +173,7 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
         "model.nonlinearity": model.nonlinearity,
         "model.nf": model.nf,
         "model.patch_size": model.patch_size,
+        "model.prediction": model.prediction,
         "model.ch_mult": tuple(model.ch_mult),
         "model.num_res_blocks": model.num_res_blocks,
         "model.resamp_with_conv": model.resamp_with_conv,
@@ -228,6 +230,7 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
         "model.conditional": bool(match[1]),
         "model.nf": nf,
         "model.patch_size": 1,
+        "model.prediction": "eps",
         "model.ch_mult": _multiples([modules[start]["Conv_1.weight"][0] for start in starts], nf),
         "model.num_res_blocks": num_res_blocks,
         "model.attn_resolutions": _resolutions(attends, image_size),

@@ -25,7 +25,8 @@ UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], 
 def make_config(sizes: dict, **changes) -> ConfigDict:
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
-    model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32", "patch_size": 1}
+    model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32"}
+    model |= {"patch_size": 1, "prediction": "eps"}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
     config.update_from_flattened_dict(changes)
@@ -247,7 +248,7 @@ def test_attention_once_a_level_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("nonlinearity", "relu"), ("conditional", False), ("resamp_with_conv", False), ("patch_size", 2)],
+    [("nonlinearity", "relu"), ("conditional", False), ("resamp_with_conv", False), ("patch_size", 2), ("prediction", "v")],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
     """Catches a folder that loads in diffusers and is another function."""

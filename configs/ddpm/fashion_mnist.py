@@ -11,14 +11,15 @@ from configs.ddpm import mnist
 
 def get_config():
     config = mnist.get_config()
-    config.training.n_iters = 12_000
+    config.training.n_iters = 8000
     config.training.eval_freq = 1000
-    config.training.snapshot_freq = 2000
+    config.training.snapshot_freq = 1000
     config.training.snapshot_freq_for_preemption = 200
     config.data.dataset = "fashion_mnist"
     config.data.path = "/usr/share/datasets/fashion-mnist"
     config.model.nf = 32
     config.model.patch_size = 2
+    config.model.prediction = "v"
     config.model.ch_mult = (1, 2)
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (7,)
