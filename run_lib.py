@@ -140,7 +140,7 @@ def _tally(images: np.ndarray, features: Features, labeller: Labeller | None, ba
 
 def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> scoring.Result:
     """Draws eval.num_samples images as config.sampling says, scores them, and returns what result.json holds."""
-    bench = _prepare(config, workdir, [config])
+    bench = load_bench(config, workdir, [config])
     result = scoring.run(config, bench, workdir / eval_folder)
     print(protocol.card(result))
     if bench.bits_per_dim:
@@ -159,10 +159,8 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
     starts = sweeping.expand_starts(config.sweep.t_starts)
     runs = sweeping.sweep_configs(config, config.sweep.n_steps, starts, config.sweep.baselines)
-    bench, folder = _prepare(config, workdir, runs), workdir / eval_folder
-    results = [
-        scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder) for run in runs
-    ]
+    bench, folder = load_bench(config, workdir, runs), workdir / eval_folder
+    results = [scoring.run_once(run, bench, folder) for run in runs]
     if not parallel.is_first():  # the report reads what the first process alone has written
         return results
     critical = leading_times(bench.gaussian.eigenvalues, bench.schedule) if bench.gaussian else {}
@@ -174,7 +172,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     return results
 
 
-def _prepare(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> scoring.Bench:
+def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> scoring.Bench:
     """What the runs share. Mistakes in them and in the files that they need are found before the network is loaded."""
     for run in (config, *runs):
         validate(run)
@@ -230,7 +228,7 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
     validate(config)
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
-    bench = _prepare(config, workdir, [config])
+    bench = load_bench(config, workdir, [config])
     folder = workdir / "drawn" / scoring.folder_name(scoring.describe(config, bench))
     timesteps, _ = scoring.plan(config, bench)
     if trajectory:
@@ -254,7 +252,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
     name = "auto" if t_start == AUTO_START else t_start
     runs = sweeping.sweep_configs(config, [n_steps], [t_start])
-    bench = _prepare(config, workdir, runs)
+    bench = load_bench(config, workdir, runs)
     rows = []
     for run in runs:
         timesteps, _ = scoring.plan(run, bench)
@@ -295,7 +293,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
     starts = [t_start for t_start in sweeping.expand_starts(own.sweep.t_starts) if t_start != AUTO_START]
     few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), starts)
     full_length = _full_length_runs(own)
-    bench = _prepare(own, workdir, [own, *few, *full_length])
+    bench = load_bench(own, workdir, [own, *few, *full_length])
     facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step}
     x0 = datasets.to_network_range(
         jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
@@ -363,7 +361,7 @@ def _scored(runs: Sequence[ConfigDict], bench: scoring.Bench, folder: Path, name
     results = []
     with tqdm(total=sum(run.sampling.n_steps for run in runs), desc=name, unit="step") as progress:
         for run in runs:
-            results.append(scoring.finished(scoring.describe(run, bench), folder) or scoring.run(run, bench, folder))
+            results.append(scoring.run_once(run, bench, folder))
             progress.update(run.sampling.n_steps)
     return results
 

@@ -90,11 +90,16 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
         "eval_loss": bench.eval_loss,
         "bits_per_dim": bench.bits_per_dim,
-    } | ({} if _chooses(config) else _grid_facts(grid_of(config, bench.schedule, settings.gls)))
+    } | _facts_given(config, bench.schedule)
 
 
-def _chooses(config: ConfigDict) -> bool:
-    return pilot.chooses_start(config) or pilot.chooses_grid(config)
+def _facts_given(config: ConfigDict, schedule: NoiseSchedule) -> Result:
+    """Of the first and last time of the grid those that no trial is to choose."""
+    if pilot.chooses_start(config):
+        return {}
+    if pilot.chooses_grid(config):
+        return {"t_start": config.sampling.t_start if config.sampling.gls else schedule.num_timesteps - 1}
+    return _grid_facts(grid_of(config, schedule, config.sampling.gls))
 
 
 def _grid_facts(timesteps: np.ndarray) -> Result:
@@ -104,7 +109,7 @@ def _grid_facts(timesteps: np.ndarray) -> Result:
 def plan(config: ConfigDict, bench: Bench) -> tuple[np.ndarray, pilot.Choice | None]:
     """The time grid of a run, and how it was chosen where a trial chose it."""
     gaussian = bench.gaussian if config.sampling.gls else None
-    if not _chooses(config):
+    if not (pilot.chooses_start(config) or pilot.chooses_grid(config)):
         return grid_of(config, bench.schedule, config.sampling.gls), None
     choice = pilot.choose(config, bench.eps_fn, bench.schedule, gaussian)
     return choice.timesteps, choice
@@ -139,6 +144,11 @@ def all_finished(facts: Result, folder: Path) -> list[Result]:
     """Every scored result in the folder that agrees with these facts."""
     results = [files.read_json(path) for path in sorted(folder.glob("*/result.json"))]
     return [result for result in results if result.items() >= facts.items() and result["score"] is not None]
+
+
+def run_once(config: ConfigDict, bench: Bench, folder: Path) -> Result:
+    """The result that lies in the folder, or that of `run`."""
+    return finished(describe(config, bench), folder) or run(config, bench, folder)
 
 
 def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:

@@ -69,6 +69,15 @@ def test_predict_x0_undoes_diffuse(t):
     np.testing.assert_allclose(x_t, jnp.sqrt(ab) * x0 + jnp.sqrt(1 - ab) * noise, atol=1e-5)
 
 
+@pytest.mark.parametrize("t", [0, 500, 999, jnp.array([0, 400, 999])])
+def test_eps_of_v_is_the_noise(t):
+    """Another sign, or signal and sigma exchanged, in what a network trained on v is taken to say."""
+    rng = np.random.default_rng(0)
+    x0, noise = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
+    v = per_image(SCHEDULE.signal(t), x0) * noise - per_image(SCHEDULE.sigma(t), x0) * x0
+    np.testing.assert_allclose(SCHEDULE.eps_of_v(SCHEDULE.diffuse(x0, t, noise), t, v), noise, atol=1e-5)
+
+
 def test_a_schedule_is_a_pytree():
     """Catches a schedule that cannot be traced or that loses its table on the way through jit."""
     inside = jax.jit(lambda schedule, t: schedule.sigma(t))(SCHEDULE, 3)

@@ -248,7 +248,13 @@ def test_attention_once_a_level_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("nonlinearity", "relu"), ("conditional", False), ("resamp_with_conv", False), ("patch_size", 2), ("prediction", "v")],
+    [
+        ("nonlinearity", "relu"),
+        ("conditional", False),
+        ("resamp_with_conv", False),
+        ("patch_size", 2),
+        ("prediction", "v"),
+    ],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
     """Catches a folder that loads in diffusers and is another function."""

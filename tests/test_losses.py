@@ -42,6 +42,15 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
     np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
 
 
+def test_network_trained_on_v_pays_for_its_error_of_v(config):
+    """The error of eps, or one weighted the wrong way: a new network predicts 0, and v^2 of grey images is ab eps^2."""
+    config.model.prediction = "v"
+    graphdef, state = losses.create_state(config)
+    step = losses.make_train_step(config, graphdef, SCHEDULE)
+    _, metrics = step(state, jnp.full((2000, 8, 8, 1), 127, jnp.uint8))
+    assert float(metrics["loss"]) == pytest.approx(np.mean(SCHEDULE.alpha_bars), rel=0.05)
+
+
 @pytest.fixture
 def stepped(config):
     """(the state before, the state after one step, its metrics, the config) on real digits."""

@@ -1,0 +1,241 @@
+"""The paper's table, and every solver at equal cost, on a trained Fashion-MNIST network.
+
+python experiments/fashion_mnist.py table | solvers [--workdir=results/fashion_mnist] [--dest=docs/fashion_mnist]
+
+table: DDPM, DDIM and PNDM, n = 3, 5 and 10, without a late start, with the best and with `auto`, over three seeds.
+solvers: every solver with and without a late start, its n the largest that the same number of network calls allows.
+The best start is searched on noise of its own. Runs are kept below the workdir; what was interrupted goes on.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import files
+import plots
+import run_lib
+import sampling
+import scoring
+import sweeping
+import tables
+from configs.ddpm import fashion_mnist
+from protocol import Result
+from sampling.time_grid import AUTO_START
+
+SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
+COARSE, FINE = range(300, 901, 100), (-50, 50)  # starts tried first, and those beside the best of them
+
+TABLE_SEEDS, TABLE_SAMPLES = (1, 2, 3), 10_000
+# The scores on MNIST without and with a late start, from the paper's Table 1; these are the cells of the table.
+PAPER = {
+    ("ddpm", 3): (42.63, 11.92),
+    ("ddpm", 5): (13.25, 6.95),
+    ("ddpm", 10): (6.75, 4.21),
+    ("ddim", 3): (42.63, 11.92),
+    ("ddim", 5): (13.25, 6.95),
+    ("ddim", 10): (4.46, 2.44),
+    ("pndm", 3): (154.89, 38.23),
+    ("pndm", 5): (21.22, 5.11),
+    ("pndm", 10): (14.36, 5.02),
+}
+
+SOLVER_SEED, SOLVER_SAMPLES = 1, 2000
+BUDGETS = (4, 5, 6, 8, 10, 15, 20)  # network calls an image
+SOLVERS = [(name, "linear") for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
+SOLVERS += [(name, "auto") for name in ("ddim", "dpmpp_2m", "unipc_2", "ipndm")]
+REFERENCE = ("ddpm", 1000)  # what few steps are to come near to
+
+MEASURES = ("score", "score_error", "score_at_infinity", "kid", "precision", "recall", "density", "coverage")
+MEASURES += ("label_entropy", "label_distance")
+COLUMNS = ("sampler", "spacing", "n_steps", "nfe", "start", "t_start", "seed", "num_samples", *MEASURES)
+
+
+class Laboratory:
+    """One network, the folder of its runs, and the runs that are asked of it."""
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config = config
+        probe = self.variant("ddim", 3, seed=0, num=2, t_start=500)
+        self.bench, self.folder = run_lib.load_bench(self.config, workdir, [probe]), workdir / "experiments"
+
+    def variant(self, sampler, n_steps, seed, num, t_start=None, spacing="linear") -> ConfigDict:
+        """t_start None: without a late start."""
+        config = self.config.copy_and_resolve_references()
+        config.seed, config.eval.num_samples = seed, num
+        config.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, spacing=spacing)
+        config.sampling.t_start = config.sampling.t_start if t_start is None else t_start
+        return config
+
+    def score(self, *args, **kwargs) -> Result:
+        return scoring.run_once(self.variant(*args, **kwargs), self.bench, self.folder)
+
+    def best_start(self, sampler: str, n_steps: int, spacing: str = "linear") -> int:
+        scores: dict[int, float] = {}
+
+        def best_of(starts: Iterable[int]) -> int:
+            for t_start in starts:
+                scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
+            return min(scores, key=scores.get)
+
+        near = best_of(COARSE)
+        return best_of(near + step for step in FINE)
+
+
+def row(kind: str, result: Result) -> list:
+    facts = result | {"start": kind}
+    return [facts[name] for name in COLUMNS]
+
+
+def write_rows(path: Path, rows: Sequence[Sequence]) -> None:
+    files.write_text(path, tables.to_csv(COLUMNS, rows))
+    print(f"{len(rows)} runs: {path}")
+
+
+# The table
+
+
+def make_table(laboratory: Laboratory, dest: Path) -> None:
+    cells, rows, shown = [], [], []
+    for sampler, n_steps in tqdm(PAPER, "cells"):
+        starts = {"full": None, "best": laboratory.best_start(sampler, n_steps), "auto": AUTO_START}
+        cell = {
+            kind: [laboratory.score(sampler, n_steps, seed, TABLE_SAMPLES, start) for seed in TABLE_SEEDS]
+            for kind, start in starts.items()
+        }
+        cells.append(cell)
+        rows += [row(kind, run) for kind, runs in cell.items() for run in runs]
+        shown += [cell["full"][0], cell["best"][0]]
+        write_rows(dest / "table.csv", rows)  # after every cell, for whoever cannot wait
+    files.write_text(dest / "table.txt", "\n\n".join([score_table(cells), diversity_table(cells)]) + "\n")
+    plots.save_comparison(dest / "grid.png", sweeping.comparison_rows([shown], laboratory.folder))
+    print((dest / "table.txt").read_text(encoding="utf-8"))
+
+
+def score_table(cells: Sequence[dict[str, list[Result]]]) -> str:
+    header = (
+        "sampler",
+        "n",
+        "NFE",
+        "without",
+        "best start",
+        "score",
+        "gain",
+        "auto",
+        "score",
+        "gain",
+        "paper's, MNIST",
+    )
+    lines = []
+    for cell, (paper_without, paper_late) in zip(cells, PAPER.values(), strict=True):
+        first, without = cell["full"][0], mean(run["score"] for run in cell["full"])
+        line = [first["sampler"], str(first["n_steps"]), str(first["nfe"]), spread(cell["full"], "score")]
+        for kind in ("best", "auto"):
+            chosen = sorted({run["t_start"] for run in cell[kind]})
+            gain = without / mean(run["score"] for run in cell[kind])
+            line += ["/".join(map(str, chosen)), spread(cell[kind], "score"), f"{gain:.1f}x"]
+        lines.append([*line, f"{paper_without / paper_late:.1f}x"])
+    return tables.aligned(header, lines)
+
+
+def diversity_table(cells: Sequence[dict[str, list[Result]]]) -> str:
+    names = ("precision", "recall", "coverage", "label_entropy")
+    lines = [
+        [cell[kind][0]["sampler"], str(cell[kind][0]["n_steps"]), kind, *[spread(cell[kind], name) for name in names]]
+        for cell in cells
+        for kind in ("full", "best")
+    ]
+    return tables.aligned(("sampler", "n", "start", "precision", "recall", "coverage", "label entropy, bits"), lines)
+
+
+def spread(runs: Sequence[Result], name: str) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = [run[name] for run in runs]
+    return f"{mean(values):.4g} ± {stdev(values):.1g}"
+
+
+# Every solver at equal cost
+
+
+def make_solvers(laboratory: Laboratory, dest: Path) -> None:
+    runs: dict[tuple[str, str, int, str], Result] = {}
+    with tqdm(total=len(SOLVERS) * len(BUDGETS), desc="solvers") as progress:
+        for budget in BUDGETS:
+            for sampler, spacing in SOLVERS:
+                n_steps = steps_within(sampler, budget)
+                starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, spacing)} if n_steps else {}
+                for kind, t_start in starts.items():
+                    cost = sampler, n_steps, SOLVER_SEED, SOLVER_SAMPLES
+                    runs[sampler, spacing, budget, kind] = laboratory.score(*cost, t_start, spacing)
+                progress.update()
+            write_rows(dest / "solvers.csv", [row(kind, run) for (*_, kind), run in runs.items()])
+    long_run = laboratory.score(*REFERENCE, SOLVER_SEED, SOLVER_SAMPLES)
+    write_rows(dest / "solvers.csv", [row(kind, run) for (*_, kind), run in [*runs.items(), (("full",), long_run)]])
+    files.write_text(dest / "solvers.txt", best_table(runs, long_run) + "\n")
+    draw_solvers(dest / "solvers.png", runs, long_run)
+    print((dest / "solvers.txt").read_text(encoding="utf-8"))
+
+
+def steps_within(sampler: str, budget: int) -> int:
+    """The largest n whose network calls stay within the budget; 0 for none."""
+    return max((n_steps for n_steps in range(1, budget + 1) if sampling.nfe(sampler, n_steps) <= budget), default=0)
+
+
+def best_table(runs: dict[tuple[str, str, int, str], Result], long_run: Result) -> str:
+    """For every budget the best solver without and the best with a late start."""
+    lines = []
+    for budget in BUDGETS:
+        best = [
+            min((key for key in runs if key[2:] == (budget, kind)), key=lambda key: runs[key]["score"])
+            for kind in ("full", "best")
+        ]
+        without, late = (runs[key]["score"] for key in best)
+        names = [sampler if spacing == "linear" else f"{sampler}, {spacing} grid" for sampler, spacing, *_ in best]
+        t_start = str(runs[best[1]]["t_start"])
+        lines.append(
+            [str(budget), names[0], f"{without:.2f}", names[1], t_start, f"{late:.2f}", f"{without / late:.2f}x"]
+        )
+    header = ("NFE", "best without", "score", "best with", "start", "score", "gain")
+    return tables.aligned(header, lines) + f"\n\n{REFERENCE[0]}, n = {REFERENCE[1]}: {long_run['score']:.2f}"
+
+
+def draw_solvers(path: Path, runs: dict[tuple[str, str, int, str], Result], long_run: Result) -> None:
+    with plots.panels(path, (11, 8), 2, 2, sharex=True, sharey=True, layout="constrained") as axes:
+        titles = {"full": "from pure noise", "best": "late start"}
+        for panels, spacing in zip(axes, ("linear", "auto"), strict=True):
+            for axis, kind in zip(panels, titles, strict=True):
+                names = [name for name, its_spacing in SOLVERS if its_spacing == spacing]
+                for name in names:
+                    points = [
+                        (run["nfe"], run["score"])
+                        for key, run in runs.items()
+                        if key[:2] + key[3:] == (name, spacing, kind)
+                    ]
+                    colour = f"C{list(sampling.SAMPLERS).index(name)}"
+                    axis.plot(*zip(*points, strict=True), "o-", markersize=4, color=colour, label=name)
+                axis.axhline(
+                    long_run["score"], color="0.4", linestyle="--", label=f"{REFERENCE[0]}, n = {REFERENCE[1]}"
+                )
+                axis.set(yscale="log", title=f"{titles[kind]}, {spacing} grid")
+                axis.grid(which="both", alpha=0.3)
+            panels[0].set_ylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples")
+            panels[-1].legend(fontsize=8, ncols=2)
+        for axis in axes[-1]:
+            axis.set_xlabel("network calls an image (NFE)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("table", "solvers"))
+    parser.add_argument("--workdir", type=Path, default=Path("results/fashion_mnist"))
+    parser.add_argument("--dest", type=Path, default=Path("docs/fashion_mnist"))
+    args = parser.parse_args()
+    {"table": make_table, "solvers": make_solvers}[args.part](
+        Laboratory(fashion_mnist.get_config(), args.workdir), args.dest
+    )

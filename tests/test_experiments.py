@@ -1,0 +1,83 @@
+"""The table and the comparison of solvers, on a network of a few weights."""
+
+import csv
+import runpy
+
+import pytest
+
+import datasets
+import run_lib
+import sampling
+
+EXPERIMENT = runpy.run_path(str(datasets.REPOSITORY / "experiments/fashion_mnist.py"), run_name="experiment")
+
+
+@pytest.fixture
+def laboratory(config, tmp_path, shipped_classifier, monkeypatch):
+    """Two cells, two solvers and two budgets at small numbers; and what they are asked for in `names`."""
+    config.training.n_iters = 1
+    config.training.snapshot_sampling = False
+    run_lib.train(config, tmp_path / "run")
+    run_lib.fid_stats(config)
+    names = EXPERIMENT["make_table"].__globals__
+    monkeypatch.setitem(names, "PAPER", {("ddim", 2): (6.0, 3.0), ("pndm", 2): (8.0, 2.0)})
+    for name, value in {
+        "TABLE_SAMPLES": 12,
+        "SEARCHED": 12,
+        "SOLVER_SAMPLES": 12,
+        "COARSE": (300, 400),
+        "BUDGETS": (4, 5),
+        "SOLVERS": [("ddim", "linear"), ("heun", "linear"), ("pndm", "auto")],
+        "REFERENCE": ("ddpm", 20),
+    }.items():
+        monkeypatch.setitem(names, name, value)
+    return EXPERIMENT["Laboratory"](config, tmp_path / "run")
+
+
+def read(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_has_every_cell_on_the_same_noise(laboratory, tmp_path):
+    """A start searched on the noise that it is scored on, a cell with other seeds, or a gain upside down."""
+    EXPERIMENT["make_table"](laboratory, tmp_path)
+    rows = read(tmp_path / "table.csv")
+    assert len(rows) == 2 * 3 * 3
+    for sampler in ("ddim", "pndm"):
+        for kind in ("full", "best", "auto"):
+            cell = [row for row in rows if (row["sampler"], row["start"]) == (sampler, kind)]
+            assert [row["seed"] for row in cell] == ["1", "2", "3"]
+        best = {row["t_start"] for row in rows if (row["sampler"], row["start"]) == (sampler, "best")}
+        assert len(best) == 1 and best < {"250", "300", "350", "400", "450"}
+    lines = (tmp_path / "table.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[2].split()[:3] == ["ddim", "2", "2"] and lines[2].endswith("2.0x") and lines[3].endswith("4.0x")
+    full, best = (
+        [float(row["score"]) for row in rows if (row["sampler"], row["start"]) == ("ddim", kind)]
+        for kind in ("full", "best")
+    )
+    assert f"{sum(full) / sum(best):.1f}x" in lines[2].split()
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_solvers_are_compared_at_equal_cost(laboratory, tmp_path):
+    """More network calls than the budget has, a solver left out, or one that the budget is too small for."""
+    EXPERIMENT["make_solvers"](laboratory, tmp_path)
+    *rows, long_run = read(tmp_path / "solvers.csv")
+    assert (long_run["sampler"], long_run["n_steps"]) == ("ddpm", "20")
+    found = [(row["sampler"], row["nfe"], row["spacing"]) for row in rows if row["start"] == "full"]
+    at_four, at_five = [("ddim", "4"), ("heun", "3"), ("pndm", "4")], [("ddim", "5"), ("heun", "5"), ("pndm", "4")]
+    grids = ["linear", "linear", "auto"] * 2
+    assert found == [(*facts, grid) for facts, grid in zip(at_four + at_five, grids, strict=True)]
+    assert [row["start"] for row in rows] == ["full", "best"] * 6
+    assert (tmp_path / "solvers.png").exists()
+    assert len((tmp_path / "solvers.txt").read_text(encoding="utf-8").splitlines()) == 2 + 2 + 2
+
+
+def test_steps_within_a_budget():
+    """One step too many or too few."""
+    for name, solver in sampling.SAMPLERS.items():
+        if solver.nfe(1):
+            n_steps = EXPERIMENT["steps_within"](name, 15)
+            assert solver.nfe(n_steps) <= 15 < solver.nfe(n_steps + 1)
+    assert EXPERIMENT["steps_within"]("pndm", 3) == 0
