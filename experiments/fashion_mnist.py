@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ import sweeping
 import tables
 from configs.ddpm import fashion_mnist
 from protocol import Result
+from sampling.auto_grid import FINE_STEPS, fine_times, least_start
 from sampling.time_grid import AUTO_START
 
 SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
@@ -78,9 +80,11 @@ class Laboratory:
 
     def best_start(self, sampler: str, n_steps: int, spacing: str = "linear") -> int:
         scores: dict[int, float] = {}
+        times = fine_times(self.config.model.num_scales)
+        least = n_steps if spacing == "linear" else least_start(times, n_steps)
 
         def best_of(starts: Iterable[int]) -> int:
-            for t_start in starts:
+            for t_start in filter(lambda t_start: t_start >= least, starts):
                 scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
             return min(scores, key=scores.get)
 
@@ -168,7 +172,7 @@ def make_solvers(laboratory: Laboratory, dest: Path) -> None:
     with tqdm(total=len(SOLVERS) * len(BUDGETS), desc="solvers") as progress:
         for budget in BUDGETS:
             for sampler, spacing in SOLVERS:
-                n_steps = steps_within(sampler, budget)
+                n_steps = steps_within(sampler, spacing, budget)
                 starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, spacing)} if n_steps else {}
                 for kind, t_start in starts.items():
                     cost = sampler, n_steps, SOLVER_SEED, SOLVER_SAMPLES
@@ -182,9 +186,10 @@ def make_solvers(laboratory: Laboratory, dest: Path) -> None:
     print((dest / "solvers.txt").read_text(encoding="utf-8"))
 
 
-def steps_within(sampler: str, budget: int) -> int:
-    """The largest n whose network calls stay within the budget; 0 for none."""
-    return max((n_steps for n_steps in range(1, budget + 1) if sampling.nfe(sampler, n_steps) <= budget), default=0)
+def steps_within(sampler: str, spacing: str, budget: int) -> int:
+    """The largest n whose network calls stay within the budget; 0 for none, or where no such grid can be chosen."""
+    n_steps = max((n for n in range(1, budget + 1) if sampling.nfe(sampler, n) <= budget), default=0)
+    return n_steps if spacing == "linear" or n_steps <= FINE_STEPS // 2 else 0
 
 
 def best_table(runs: dict[tuple[str, str, int, str], Result], long_run: Result) -> str:
@@ -236,6 +241,7 @@ if __name__ == "__main__":
     parser.add_argument("--workdir", type=Path, default=Path("results/fashion_mnist"))
     parser.add_argument("--dest", type=Path, default=Path("docs/fashion_mnist"))
     args = parser.parse_args()
+    logging.set_verbosity(logging.FATAL)  # as main.py does
     {"table": make_table, "solvers": make_solvers}[args.part](
         Laboratory(fashion_mnist.get_config(), args.workdir), args.dest
     )

@@ -78,6 +78,7 @@ def test_steps_within_a_budget():
     """One step too many or too few."""
     for name, solver in sampling.SAMPLERS.items():
         if solver.nfe(1):
-            n_steps = EXPERIMENT["steps_within"](name, 15)
+            n_steps = EXPERIMENT["steps_within"](name, "linear", 15)
             assert solver.nfe(n_steps) <= 15 < solver.nfe(n_steps + 1)
-    assert EXPERIMENT["steps_within"]("pndm", 3) == 0
+    assert EXPERIMENT["steps_within"]("pndm", "linear", 3) == 0
+    assert [EXPERIMENT["steps_within"]("ddim", "auto", budget) for budget in (15, 16)] == [15, 0]
