@@ -39,6 +39,18 @@ def test_every_question_has_a_folder_of_its_own(config, field, value):
     assert scoring.folder_name(before) != scoring.folder_name(after)
 
 
+def test_questions_below_one_chosen_grid_differ_by_their_start(config):
+    """A start that is given, and lost where the grid below it is left to a trial: no folder, or one for all starts."""
+    config.sampling.update(n_steps=4, spacing="auto")
+    assert scoring.describe(config, BENCH)["t_start"] == 999
+    config.sampling.update(gls=True, t_start=400)
+    question = scoring.describe(config, BENCH)
+    assert question["t_start"] == 400 and "t_last" not in question
+    assert "gls400" in scoring.folder_name(question)
+    config.sampling.t_start = -1
+    assert "t_start" not in scoring.describe(config, BENCH)
+
+
 def test_scores_of_other_features_or_statistics_lie_elsewhere(config):
     """A FID that replaces the distance of a classifier's features, or one against published statistics."""
     features = Features(None, 3, "classifier", "FD", "", "", "none")
