@@ -302,7 +302,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         "full_length": _scored(full_length, bench, folder / "scores", "full length"),
         "scores": _scores_there(config, facts, workdir / eval_folder)
         or _scored(few, bench, folder / "scores", "few steps"),
-        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("chooses_start")],
+        "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("chooses_start")]
+        or _chosen_starts(config, own, bench),
     }
     measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = analysis.Subject(
@@ -339,6 +340,17 @@ def _analysis_config(config: ConfigDict) -> ConfigDict:
     own.sampling.update(gls=True, n_steps=1, **AS_IN_THE_PAPER)
     own.sweep.samplers = SCORED
     return own
+
+
+def _chosen_starts(config: ConfigDict, own: ConfigDict, bench: scoring.Bench) -> list[scoring.Result]:
+    """What a run with t_start = auto says of its start, for an evaluation of the config's own size."""
+    found = []
+    for run in sweeping.sweep_configs(own, (max(own.sweep.n_steps),), [AUTO_START]):
+        if run.sampling.gls:
+            run.eval.num_samples = config.eval.num_samples
+            _, choice = scoring.plan(run, bench)
+            found.append(scoring.describe(run, bench) | {"auto_start": choice.facts()})
+    return found
 
 
 def _full_length_runs(own: ConfigDict) -> list[ConfigDict]:

@@ -28,6 +28,6 @@ def get_config():
     config.optim.warmup = 100
     config.optim.schedule = "cosine"
     config.eval.num_samples = 10_000
-    config.eval.batch_size = 125
+    config.eval.batch_size = 128
     config.analysis.score_samples = 128
     return config
