@@ -26,7 +26,7 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
     model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32"}
-    model |= {"patch_size": 1, "prediction": "eps"}
+    model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
     config.update_from_flattened_dict(changes)
