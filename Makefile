@@ -16,13 +16,9 @@ results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
 
 # The paper's table, and every solver at equal cost, on Fashion-MNIST: hours, which may be interrupted.
-table: results/fashion_mnist/config.json
+table figures: results/fashion_mnist/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
-	$(BIN)/python experiments/fashion_mnist.py table
-
-figures: results/fashion_mnist/config.json
-	$(BIN)/python main.py --mode=fid_stats $(FASHION)
-	$(BIN)/python experiments/fashion_mnist.py solvers
+	$(BIN)/python experiments/fashion_mnist.py $@
 
 results/fashion_mnist/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/fashion_mnist_28.npz

@@ -345,11 +345,12 @@ def _analysis_config(config: ConfigDict) -> ConfigDict:
 def _chosen_starts(config: ConfigDict, own: ConfigDict, bench: scoring.Bench) -> list[scoring.Result]:
     """What a run with t_start = auto says of its start, for an evaluation of the config's own size."""
     found = []
-    for run in sweeping.sweep_configs(own, (max(own.sweep.n_steps),), [AUTO_START]):
-        if run.sampling.gls:
-            run.eval.num_samples = config.eval.num_samples
-            _, choice = scoring.plan(run, bench)
-            found.append(scoring.describe(run, bench) | {"auto_start": choice.facts()})
+    for sampler in SCORED:
+        run = own.copy_and_resolve_references()
+        run.eval.num_samples = config.eval.num_samples
+        run.sampling.update(sampler=sampler, n_steps=max(own.sweep.n_steps), t_start=AUTO_START)
+        _, choice = scoring.plan(run, bench)
+        found.append(scoring.describe(run, bench) | {"auto_start": choice.facts()})
     return found
 
 

@@ -1,17 +1,19 @@
 """The paper's table, and every solver at equal cost, on a trained Fashion-MNIST network.
 
-python experiments/fashion_mnist.py table | solvers [--workdir=results/fashion_mnist] [--dest=docs/fashion_mnist]
+python experiments/fashion_mnist.py table | figures [--workdir=results/fashion_mnist] [--dest=docs/fashion_mnist]
 
 table: DDPM, DDIM and PNDM, n = 3, 5 and 10, without a late start, with the best and with `auto`, over three seeds.
-solvers: every solver with and without a late start, its n the largest that the same number of network calls allows.
+figures: every solver with and without a late start, its n the largest that the same number of network calls allows.
 The best start is searched on noise of its own. Runs are kept below the workdir; what was interrupted goes on.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +29,7 @@ import scoring
 import sweeping
 import tables
 from configs.ddpm import fashion_mnist
+from errors import UserError
 from protocol import Result
 from sampling.auto_grid import FINE_STEPS, fine_times, least_start
 from sampling.time_grid import AUTO_START
@@ -72,7 +75,8 @@ class Laboratory:
         config = self.config.copy_and_resolve_references()
         config.seed, config.eval.num_samples = seed, num
         config.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, spacing=spacing)
-        config.sampling.t_start = config.sampling.t_start if t_start is None else t_start
+        if t_start is not None:
+            config.sampling.t_start = t_start
         return config
 
     def score(self, *args, **kwargs) -> Result:
@@ -84,8 +88,9 @@ class Laboratory:
         least = n_steps if spacing == "linear" else least_start(times, n_steps)
 
         def best_of(starts: Iterable[int]) -> int:
-            for t_start in filter(lambda t_start: t_start >= least, starts):
-                scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
+            for t_start in starts:
+                if t_start >= least:
+                    scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
             return min(scores, key=scores.get)
 
         near = best_of(COARSE)
@@ -123,19 +128,7 @@ def make_table(laboratory: Laboratory, dest: Path) -> None:
 
 
 def score_table(cells: Sequence[dict[str, list[Result]]]) -> str:
-    header = (
-        "sampler",
-        "n",
-        "NFE",
-        "without",
-        "best start",
-        "score",
-        "gain",
-        "auto",
-        "score",
-        "gain",
-        "paper's, MNIST",
-    )
+    header = ("sampler", "n", "NFE", "without", "best start", "score", "gain", "auto", "score", "gain", "the paper's")
     lines = []
     for cell, (paper_without, paper_late) in zip(cells, PAPER.values(), strict=True):
         first, without = cell["full"][0], mean(run["score"] for run in cell["full"])
@@ -167,20 +160,27 @@ def spread(runs: Sequence[Result], name: str) -> str:
 # Every solver at equal cost
 
 
-def make_solvers(laboratory: Laboratory, dest: Path) -> None:
-    runs: dict[tuple[str, str, int, str], Result] = {}
-    with tqdm(total=len(SOLVERS) * len(BUDGETS), desc="solvers") as progress:
-        for budget in BUDGETS:
-            for sampler, spacing in SOLVERS:
-                n_steps = steps_within(sampler, spacing, budget)
-                starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, spacing)} if n_steps else {}
-                for kind, t_start in starts.items():
-                    cost = sampler, n_steps, SOLVER_SEED, SOLVER_SAMPLES
-                    runs[sampler, spacing, budget, kind] = laboratory.score(*cost, t_start, spacing)
-                progress.update()
-            write_rows(dest / "solvers.csv", [row(kind, run) for (*_, kind), run in runs.items()])
+class Cell(NamedTuple):
+    sampler: str
+    spacing: str
+    budget: int
+    start: str  # "full" or "best"
+
+    @property
+    def name(self) -> str:
+        return self.sampler if self.spacing == "linear" else f"{self.sampler}, {self.spacing} grid"
+
+
+def make_figures(laboratory: Laboratory, dest: Path) -> None:
+    runs: dict[Cell, Result] = {}
+    for budget, (sampler, spacing) in tqdm(list(itertools.product(BUDGETS, SOLVERS)), "solvers"):
+        n_steps = steps_within(sampler, spacing, budget)
+        starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, spacing)} if n_steps else {}
+        for kind, t_start in starts.items():
+            result = laboratory.score(sampler, n_steps, SOLVER_SEED, SOLVER_SAMPLES, t_start, spacing)
+            runs[Cell(sampler, spacing, budget, kind)] = result
     long_run = laboratory.score(*REFERENCE, SOLVER_SEED, SOLVER_SAMPLES)
-    write_rows(dest / "solvers.csv", [row(kind, run) for (*_, kind), run in [*runs.items(), (("full",), long_run)]])
+    write_rows(dest / "solvers.csv", [*(row(cell.start, run) for cell, run in runs.items()), row("full", long_run)])
     files.write_text(dest / "solvers.txt", best_table(runs, long_run) + "\n")
     draw_solvers(dest / "solvers.png", runs, long_run)
     print((dest / "solvers.txt").read_text(encoding="utf-8"))
@@ -192,42 +192,35 @@ def steps_within(sampler: str, spacing: str, budget: int) -> int:
     return n_steps if spacing == "linear" or n_steps <= FINE_STEPS // 2 else 0
 
 
-def best_table(runs: dict[tuple[str, str, int, str], Result], long_run: Result) -> str:
+def best_table(runs: dict[Cell, Result], long_run: Result) -> str:
     """For every budget the best solver without and the best with a late start."""
     lines = []
     for budget in BUDGETS:
-        best = [
-            min((key for key in runs if key[2:] == (budget, kind)), key=lambda key: runs[key]["score"])
+        full, late = (
+            min((cell for cell in runs if (cell.budget, cell.start) == (budget, kind)), key=lambda c: runs[c]["score"])
             for kind in ("full", "best")
-        ]
-        without, late = (runs[key]["score"] for key in best)
-        names = [sampler if spacing == "linear" else f"{sampler}, {spacing} grid" for sampler, spacing, *_ in best]
-        t_start = str(runs[best[1]]["t_start"])
-        lines.append(
-            [str(budget), names[0], f"{without:.2f}", names[1], t_start, f"{late:.2f}", f"{without / late:.2f}x"]
         )
+        without, score = runs[full]["score"], runs[late]["score"]
+        line = [str(budget), full.name, f"{without:.2f}", late.name, str(runs[late]["t_start"]), f"{score:.2f}"]
+        lines.append([*line, f"{without / score:.2f}x"])
     header = ("NFE", "best without", "score", "best with", "start", "score", "gain")
-    return tables.aligned(header, lines) + f"\n\n{REFERENCE[0]}, n = {REFERENCE[1]}: {long_run['score']:.2f}"
+    return tables.aligned(header, lines) + f"\n\n{long_name()}: {long_run['score']:.2f}"
 
 
-def draw_solvers(path: Path, runs: dict[tuple[str, str, int, str], Result], long_run: Result) -> None:
+def long_name() -> str:
+    sampler, n_steps = REFERENCE
+    return f"{sampler}, n = {n_steps}"
+
+
+def draw_solvers(path: Path, runs: dict[Cell, Result], long_run: Result) -> None:
+    """Score against network calls: a row of panels for every kind of grid, without and with a late start."""
+    titles = {"full": "from pure noise", "best": "late start"}
     with plots.panels(path, (11, 8), 2, 2, sharex=True, sharey=True, layout="constrained") as axes:
-        titles = {"full": "from pure noise", "best": "late start"}
         for panels, spacing in zip(axes, ("linear", "auto"), strict=True):
-            for axis, kind in zip(panels, titles, strict=True):
-                names = [name for name, its_spacing in SOLVERS if its_spacing == spacing]
-                for name in names:
-                    points = [
-                        (run["nfe"], run["score"])
-                        for key, run in runs.items()
-                        if key[:2] + key[3:] == (name, spacing, kind)
-                    ]
-                    colour = f"C{list(sampling.SAMPLERS).index(name)}"
-                    axis.plot(*zip(*points, strict=True), "o-", markersize=4, color=colour, label=name)
-                axis.axhline(
-                    long_run["score"], color="0.4", linestyle="--", label=f"{REFERENCE[0]}, n = {REFERENCE[1]}"
-                )
-                axis.set(yscale="log", title=f"{titles[kind]}, {spacing} grid")
+            for axis, (kind, title) in zip(panels, titles.items(), strict=True):
+                draw_lines(axis, {c: run for c, run in runs.items() if (c.spacing, c.start) == (spacing, kind)})
+                axis.axhline(long_run["score"], color="0.4", linestyle="--", label=long_name())
+                axis.set(yscale="log", title=f"{title}, {spacing} grid")
                 axis.grid(which="both", alpha=0.3)
             panels[0].set_ylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples")
             panels[-1].legend(fontsize=8, ncols=2)
@@ -235,13 +228,24 @@ def draw_solvers(path: Path, runs: dict[tuple[str, str, int, str], Result], long
             axis.set_xlabel("network calls an image (NFE)")
 
 
+def draw_lines(axis, runs: dict[Cell, Result]) -> None:
+    for number, name in enumerate(sampling.SAMPLERS):
+        points = [(run["nfe"], run["score"]) for cell, run in runs.items() if cell.sampler == name]
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("table", "solvers"))
+    parser.add_argument("part", choices=("table", "figures"))
     parser.add_argument("--workdir", type=Path, default=Path("results/fashion_mnist"))
     parser.add_argument("--dest", type=Path, default=Path("docs/fashion_mnist"))
     args = parser.parse_args()
     logging.set_verbosity(logging.FATAL)  # as main.py does
-    {"table": make_table, "solvers": make_solvers}[args.part](
-        Laboratory(fashion_mnist.get_config(), args.workdir), args.dest
-    )
+    make = {"table": make_table, "figures": make_figures}[args.part]
+    try:
+        make(Laboratory(fashion_mnist.get_config(), args.workdir), args.dest)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on from what is saved\n")

@@ -138,6 +138,19 @@ def test_analyze_writes_every_picture_and_keeps_finished_numbers(config, workdir
     assert len(made) == 1
 
 
+def test_chosen_starts_are_those_of_an_evaluation_of_the_configs_size(config, workdir):
+    """A trial as small as the analysis' own runs, of a start that is given, or one for all samplers."""
+    config.eval.num_samples = 40
+    config.analysis.score_samples = 5
+    own = run_lib._analysis_config(config)
+    found = run_lib._chosen_starts(config, own, run_lib.load_bench(own, workdir, [own]))
+    assert [(run["sampler"], run["n_steps"], run["num_samples"]) for run in found] == [("ddpm", 2, 40), ("ddim", 2, 40)]
+    for run in found:
+        trial = run["auto_start"]
+        assert trial["t_start"] in {point["t_start"] for point in trial["curve"]}
+        assert trial["share_of_evaluation"] == pytest.approx(trial["network_calls"] / (40 * 2), abs=1e-4)
+
+
 def test_scores_shown_are_of_this_step_and_these_settings(config, tmp_path):
     """Scores of another sampler, baseline, step, seed or number of samples in one figure."""
     facts = {"dataset": "digits", "checkpoint_step": 6}
