@@ -31,7 +31,7 @@ import tables
 from configs.ddpm import fashion_mnist
 from errors import UserError
 from protocol import Result
-from sampling.auto_grid import FINE_STEPS, fine_times, least_start
+from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
 
 SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
@@ -84,13 +84,10 @@ class Laboratory:
 
     def best_start(self, sampler: str, n_steps: int, spacing: str = "linear") -> int:
         scores: dict[int, float] = {}
-        times = fine_times(self.config.model.num_scales)
-        least = n_steps if spacing == "linear" else least_start(times, n_steps)
 
         def best_of(starts: Iterable[int]) -> int:
             for t_start in starts:
-                if t_start >= least:
-                    scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
+                scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
             return min(scores, key=scores.get)
 
         near = best_of(COARSE)
