@@ -1,5 +1,7 @@
 """Features to scores: Fréchet distances with their error bars, and the statistics that samples are scored against."""
 
+import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -62,7 +64,8 @@ def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: n
     return float(np.sum((mean1 - mean2) ** 2) + np.sum(factor1**2) + np.trace(cov2) - 2 * root)
 
 
-class Reference(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
     """What samples are scored against: the moments of a split's features, and what is known of the split."""
 
     mean: np.ndarray  # [d]
@@ -71,6 +74,11 @@ class Reference(NamedTuple):
     description: str
     features: np.ndarray | None = None  # [at most tallies.RESERVOIR, d], spread evenly over the split
     label_counts: np.ndarray | None = None  # [K]
+
+    @functools.cached_property
+    def squared_radii(self) -> np.ndarray:
+        """`fidelity.squared_radii` of the features: dearer than drawing few images, and the same for every run."""
+        return fidelity.squared_radii(self.features)
 
 
 class Distance(NamedTuple):
@@ -128,15 +136,21 @@ def scores(tally: Tally, reference: Reference) -> Scores:
         "score_error": found.error,
         "score_at_infinity": found.at_infinity,
     }
-    return result | _sample_scores(tally.reservoir, reference.features) | _label_scores(tally, reference)
+    return result | _sample_scores(tally.reservoir, reference) | _label_scores(tally, reference)
 
 
-def _sample_scores(fake: np.ndarray, real: np.ndarray | None) -> Scores:
+def _sample_scores(fake: np.ndarray, reference: Reference) -> Scores:
     names = ("num_compared", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    real = reference.features
     if real is None or min(len(real), len(fake)) <= fidelity.DENSITY_NEIGHBOURS:
         return dict.fromkeys(names)
-    values = (*fidelity.kid(real, fake), *fidelity.precision_recall(real, fake), *fidelity.density_coverage(real, fake))
-    return dict(zip(names, (len(fake), *values), strict=True))
+    values = (
+        len(fake),
+        *fidelity.kid(real, fake),
+        *fidelity.precision_recall(real, fake, real_radii=reference.squared_radii),
+        *fidelity.density_coverage(real, fake, real_radii=reference.squared_radii),
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def _label_scores(tally: Tally, reference: Reference) -> Scores:

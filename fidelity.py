@@ -49,25 +49,31 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return base * base * base
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = PRECISION_NEIGHBOURS) -> tuple[float, float]:
+def precision_recall(real: np.ndarray, fake: np.ndarray, real_radii: np.ndarray | None = None) -> tuple[float, float]:
     """The improved precision and recall of Kynkaanniemi et al. (2019).
 
-    Precision is the share of `fake` that lies within the k-th neighbour's distance of some real sample; recall is the
-    same with the roles exchanged. Raises ValueError for k samples or fewer.
+    Precision is the share of `fake` that lies within the k-th neighbour's distance of some real sample, k = 3; recall
+    is the same with the roles exchanged. real_radii: `squared_radii(real)` where that is known. Raises ValueError for k
+    samples or fewer.
     """
-    real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    k = PRECISION_NEIGHBOURS
+    radii = squared_radii(real, k) if real_radii is None else real_radii
+    real_radii, fake_radii = radii[:, k - 1], squared_radii(fake, k)[:, k - 1]
     precision = np.concatenate([(block <= real_radii).any(axis=1) for block in _squared_distances(fake, real)])
     recall = np.concatenate([(block <= fake_radii).any(axis=1) for block in _squared_distances(real, fake)])
     return float(precision.mean()), float(recall.mean())
 
 
-def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = DENSITY_NEIGHBOURS) -> tuple[float, float]:
+def density_coverage(
+    real: np.ndarray, fake: np.ndarray, k: int = DENSITY_NEIGHBOURS, real_radii: np.ndarray | None = None
+) -> tuple[float, float]:
     """The density and coverage of Naeem et al. (2020).
 
     Density is the mean number of real samples whose k-th neighbour lies beyond a sample of `fake`, over k; coverage the
-    share of real samples with one of `fake` nearer than their k-th neighbour. Raises ValueError for k samples or fewer.
+    share of real samples with one of `fake` nearer than their k-th neighbour. real_radii: `squared_radii(real)` where
+    that is known. Raises ValueError for k samples or fewer.
     """
-    radii = _squared_radii(real, k)
+    radii = (squared_radii(real, k) if real_radii is None else real_radii)[:, k - 1]
     inside, covered = 0, np.zeros(len(real), bool)
     for block in _squared_distances(fake, real):
         within = block < radii
@@ -76,11 +82,12 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = DENSITY_NEIGHB
     return float(inside / (k * len(fake))), float(covered.mean())
 
 
-def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """To each sample's k-th neighbour, itself not counted."""
+def squared_radii(x: np.ndarray, k: int = DENSITY_NEIGHBOURS) -> np.ndarray:
+    """[N, k]: from each sample to its first, second, ... k-th neighbour, itself not counted."""
     if len(x) <= k:
         raise ValueError(f"needs more than {k} samples, has {len(x)}")
-    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _squared_distances(x, x)])
+    nearest = [np.partition(block, k, axis=1)[:, : k + 1] for block in _squared_distances(x, x)]
+    return np.sort(np.concatenate(nearest), axis=1)[:, 1:]
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:

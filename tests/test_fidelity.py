@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fidelity
-from fidelity import density_coverage, kid, precision_recall, squared_mmd
+from fidelity import density_coverage, kid, precision_recall, squared_mmd, squared_radii
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,16 @@ def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
     for k in (3, 5):
         expected = golden[f"prdc{k}_density"], golden[f"prdc{k}_coverage"]
         assert density_coverage(golden["real"], golden["fake"], k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_radii_known_from_elsewhere_change_nothing(golden):
+    """The neighbours of one k taken for those of another, or the samples themselves counted among them."""
+    real, fake = golden["real"], golden["fake"]
+    radii = squared_radii(real)
+    distances = np.sort(((real[:20, None].astype(np.float64) - real) ** 2).sum(axis=2), axis=1)
+    np.testing.assert_allclose(radii[:20], distances[:, 1 : radii.shape[1] + 1], rtol=1e-9)
+    for score in (precision_recall, density_coverage):
+        assert score(real, fake, real_radii=radii) == score(real, fake)
 
 
 def test_too_few_samples_are_refused(golden):
