@@ -62,10 +62,14 @@ def chooses_grid(config: ConfigDict) -> bool:
     return config.sampling.spacing == AUTO_SPACING
 
 
-def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian | None) -> Choice:
+def needs_gaussian(config: ConfigDict) -> bool:
+    return config.sampling.gls or chooses_grid(config)
+
+
+def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian) -> Choice:
     """The time grid of config.sampling where its start, its spacing or both are to be chosen.
 
-    gaussian: what a late start draws from, or None. Deterministic: a function of the weights and the config.
+    gaussian: the data's, late start or not. Deterministic: a function of the weights and the config.
     """
     settings, num, open_start = config.sampling, config.eval.num_samples, chooses_start(config)
     times, nfe = fine_times(schedule.num_timesteps), sampling.nfe(settings.sampler, settings.n_steps)
@@ -77,7 +81,7 @@ def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian:
     target, errors = [], np.inf
     for k in range(beyond, beyond + chunks):
         noise, _ = prior(config, k * size, size)
-        x0, errors = walk(eps_fn, parallel.replicate(schedule), noise, times, min(size, MEASURED))
+        x0, errors = walk(eps_fn, parallel.replicate(schedule), gaussian, noise, times, min(size, MEASURED))
         target.append(extract(x0) if extract else None)
     errors = np.asarray(parallel.replicate(errors), np.float64)
 

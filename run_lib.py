@@ -15,6 +15,7 @@ import files
 import likelihood
 import losses
 import parallel
+import pilot
 import plots
 import protocol
 import sampling
@@ -177,12 +178,12 @@ def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) ->
     for run in (config, *runs):
         validate(run)
     checkpoints.require(config, workdir)
-    late, scored = any(run.sampling.gls for run in runs), config.eval.enable_fid
+    fitted, scored = any(map(pilot.needs_gaussian, runs)), config.eval.enable_fid
     if scored and config.eval.num_samples < 2:
         raise UserError("eval.num_samples=1 is not allowed: a covariance needs at least 2")
     own_reference = scored and not config.eval.reference
-    evaluation.require_stats(config, *[evaluation.GAUSSIAN] * late, *[config.eval.features] * own_reference)
-    gaussian, digest = scoring.load_gaussian(config) if late else (None, None)
+    evaluation.require_stats(config, *[evaluation.GAUSSIAN] * fitted, *[config.eval.features] * own_reference)
+    gaussian, digest = scoring.load_gaussian(config) if fitted else (None, None)
     features, labeller = (load_features(config), load_labeller(config)) if scored else (None, None)
     reference = evaluation.load_reference(config, features, labeller) if scored else None
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None

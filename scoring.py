@@ -87,7 +87,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "reference_file": config.eval.reference or None,
         "classifier": bench.labeller.name if bench.labeller else None,
         **protocol.facts(bench.features, bench.reference),
-        "gaussian_sha256": bench.gaussian_sha256 if settings.gls else None,
+        "gaussian_sha256": bench.gaussian_sha256 if pilot.needs_gaussian(config) else None,
         "eval_loss": bench.eval_loss,
         "bits_per_dim": bench.bits_per_dim,
     } | _facts_given(config, bench.schedule)
@@ -108,10 +108,9 @@ def _grid_facts(timesteps: np.ndarray) -> Result:
 
 def plan(config: ConfigDict, bench: Bench) -> tuple[np.ndarray, pilot.Choice | None]:
     """The time grid of a run, and how it was chosen where a trial chose it."""
-    gaussian = bench.gaussian if config.sampling.gls else None
     if not (pilot.chooses_start(config) or pilot.chooses_grid(config)):
         return grid_of(config, bench.schedule, config.sampling.gls), None
-    choice = pilot.choose(config, bench.eps_fn, bench.schedule, gaussian)
+    choice = pilot.choose(config, bench.eps_fn, bench.schedule, bench.gaussian)
     return choice.timesteps, choice
 
 

@@ -141,6 +141,16 @@ class DataGaussian:
         centred = x - per_image(jnp.sqrt(ab), x) * self._mean_image(x.dtype)
         return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / (ab * variance + 1 - ab))
 
+    def carried(self, displacement: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
+        """What a displacement of x_t [B,H,W,C] becomes as the Gaussian's own flow takes x_t to clean data.
+
+        Along an eigenvector of variance L it is multiplied by sqrt(L / (ab L + 1 - ab)), the ratio of the spreads.
+        """
+        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(displacement.dtype).tiny  # of clean data nothing is undone
+        return self._transform(
+            displacement, lambda variance: jnp.sqrt((variance + tiny) / (ab * variance + (1 - ab) + tiny))
+        )
+
     def _mean_image(self, dtype: jnp.dtype) -> jax.Array:
         return jnp.asarray(self.mean, dtype).reshape(self.image_shape)
 

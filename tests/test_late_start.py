@@ -66,6 +66,20 @@ def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
 
 
 @pytest.mark.parametrize("rank", [None, 4])
+def test_carried_is_the_gaussians_own_flow(rank):
+    """Draws from one noise at two times are two points of one path: so are their differences. Nothing is undone at the
+    end, though the data do not vary in some directions."""
+    gaussian, alpha_bars = fit(rank), jnp.array([0.01, 0.5, 1.0])
+    noise = RNG.normal(size=(2, 3, *SHAPE))
+    first, second = (gaussian.sample(part, alpha_bars) for part in noise)
+    ends = gaussian.sample(noise[0], 1.0) - gaussian.sample(noise[1], 1.0)
+    np.testing.assert_allclose(gaussian.carried(first - second, alpha_bars), ends, rtol=1e-9)
+    flat = DataGaussian(np.zeros(DIM), np.eye(DIM), np.zeros(DIM), 0.0, SHAPE)
+    np.testing.assert_allclose(flat.carried(noise[0], jnp.array([0.0, 0.9, 1.0]))[2], noise[0][2])
+    np.testing.assert_allclose(flat.carried(noise[0], 0.9), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
 def test_eps_is_the_score(rank):
     """Catches a wrong factor or sign: eps = -sqrt(1 - ab) grad log density, the derivative taken by JAX."""
     gaussian, alpha_bars = fit(rank), jnp.array([0.1, 0.5, 0.99])

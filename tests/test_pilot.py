@@ -76,9 +76,9 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
         drawn.append((end - first) * len(grid))
         return real_generate(*arguments)
 
-    def counted_walk(eps_fn, schedule, noise, times, measured):
+    def counted_walk(eps_fn, schedule, gaussian, noise, times, measured):
         drawn.append(len(noise) * len(times))
-        return real_walk(eps_fn, schedule, noise, times, measured)
+        return real_walk(eps_fn, schedule, gaussian, noise, times, measured)
 
     monkeypatch.setattr(pilot, "generate", counted)
     monkeypatch.setattr(pilot, "walk", counted_walk)

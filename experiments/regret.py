@@ -1,0 +1,104 @@
+"""What the start chosen by a trial loses against the best of a full sweep.
+
+python experiments/regret.py digits | fashion_mnist [--n_steps 3 5 10] [--evaluation=50000] [--num=600]
+
+For every sampler and n, --num images are scored from each start of the sweep and from the one that `--t_start=auto`
+chooses for an evaluation of --evaluation images, all of the same noise, which the trial does not see. What is finished
+lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret.csv and regret.txt are made of it.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import evaluation
+import files
+import pilot
+import run_lib
+import sampling
+import scoring
+import tables
+from errors import UserError
+from sampling.time_grid import AUTO_START
+from tallies import Tally
+
+STARTS = range(150, 851, 25)
+SAMPLERS = [name for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
+COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_score", "regret", "share_of_evaluation")
+
+
+def measure(config: ConfigDict, bench: scoring.Bench, sampler: str, n_steps: int, evaluated: int) -> dict:
+    """The score of config.eval.num_samples images from every start, and of those from the start that is chosen."""
+    config = config.copy_and_resolve_references()
+    config.sampling.update(sampler=sampler, n_steps=n_steps, gls=True, t_start=AUTO_START)
+
+    def score(t_start: int) -> float:
+        config.sampling.t_start = t_start
+        tally = Tally(bench.features.dim)
+        for x0, count in scoring.draw(config, bench, scoring.plan(config, bench)[0]):
+            scoring.observe(tally, bench.features, None, x0, count)
+        return evaluation.distance(tally.groups, bench.reference).value
+
+    asked = config.copy_and_resolve_references()
+    asked.eval.num_samples = evaluated
+    choice = pilot.choose(asked, bench.eps_fn, bench.schedule, bench.gaussian)
+    auto, scores = int(choice.timesteps[0]), {t_start: score(t_start) for t_start in STARTS}
+    best = min(scores, key=scores.get)
+    auto_score = score(auto)
+    facts = (sampler, n_steps, sampling.nfe(sampler, n_steps), best, scores[best], auto, auto_score)
+    found = dict(zip(COLUMNS, (*facts, auto_score / scores[best] - 1, choice.share), strict=True))
+    return found | {"scores": {str(t_start): value for t_start, value in scores.items()}}
+
+
+def report(cells: list[dict], dest: Path) -> None:
+    """Every cell, the median regret and the worst, for machines and for people."""
+    files.write_text(dest / "regret.csv", tables.to_csv(COLUMNS, [[cell[name] for name in COLUMNS] for cell in cells]))
+    rows = []
+    for cell in cells:
+        best, auto = (f"{cell[name]:.2f}" for name in ("best_score", "auto_score"))
+        line = [cell["sampler"], str(cell["n_steps"]), str(cell["best"]), best, str(cell["auto"]), auto]
+        rows.append([*line, f"{cell['regret']:.1%}"])
+    regrets = [cell["regret"] for cell in cells]
+    table = tables.aligned(("sampler", "n", "best", "score", "auto", "score", "regret"), rows)
+    summary = f"regret: median {median(regrets):.1%}, worst {max(regrets):.1%}"
+    files.write_text(dest / "regret.txt", f"{table}\n\n{summary}\n")
+    print((dest / "regret.txt").read_text(encoding="utf-8"))
+
+
+def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
+    config = importlib.import_module(f"configs.ddpm.{name}").get_config()
+    config.eval.num_samples = num
+    config.sampling.gls = True
+    workdir = Path("results") / name
+    bench = run_lib.load_bench(config, workdir, [config])
+    cells = []
+    for n, sampler in tqdm([(n, sampler) for n in n_steps for sampler in SAMPLERS], "cells"):
+        path = workdir / "regret" / f"{sampler}_n{n}_step{bench.checkpoint_step}_num{num}_of{evaluated}.json"
+        if not path.exists():
+            files.write_json(path, measure(config, bench, sampler, n, evaluated))
+        cells.append(files.read_json(path))
+        report(cells, Path("docs") / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", choices=("digits", "fashion_mnist"))
+    parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])
+    parser.add_argument("--evaluation", type=int, default=50_000)
+    parser.add_argument("--num", type=int, default=600)
+    args = parser.parse_args()
+    logging.set_verbosity(logging.FATAL)  # as main.py does
+    try:
+        main(args.config, args.n_steps, args.evaluation, args.num)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on from what is saved\n")
