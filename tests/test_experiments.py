@@ -9,8 +9,12 @@ import datasets
 import files
 import run_lib
 import sampling
+import scoring
 
-EXPERIMENT = runpy.run_path(str(datasets.REPOSITORY / "experiments/fashion_mnist.py"), run_name="experiment")
+EXPERIMENT, REGRET = (
+    runpy.run_path(str(datasets.REPOSITORY / f"experiments/{name}.py"), run_name="experiment")
+    for name in ("fashion_mnist", "regret")
+)
 
 
 @pytest.fixture
@@ -85,3 +89,25 @@ def test_steps_within_a_budget():
             assert solver.nfe(n_steps) <= 15 < solver.nfe(n_steps + 1)
     assert EXPERIMENT["steps_within"]("pndm", "linear", 3) == 0
     assert [EXPERIMENT["steps_within"]("ddim", "auto", budget) for budget in (15, 16)] == [15, 0]
+
+
+def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_path, monkeypatch):
+    """Scores that are not those of eval, a trial for another size, or the worst start for the best."""
+    measure, starts = REGRET["measure"], (300, 500, 700)
+    monkeypatch.setitem(measure.__globals__, "STARTS", starts)
+    config = laboratory.variant("ddim", 2, seed=3, num=40)
+    cell = measure(config, laboratory.bench, "ddim", 2, 600)
+
+    scores = {start: laboratory.score("ddim", 2, seed=3, num=40, t_start=start)["score"] for start in starts}
+    assert cell["scores"] == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
+    assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == cell["scores"][str(cell["best"])]
+    asked = laboratory.variant("ddim", 2, seed=3, num=600, t_start=-1)
+    assert cell["auto"] == scoring.plan(asked, laboratory.bench)[1].timesteps[0]
+    chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
+    assert cell["regret"] == pytest.approx(chosen / min(scores.values()) - 1, abs=1e-6)
+
+    REGRET["report"]([cell, cell | {"regret": 0.5}, cell | {"regret": 0.25}], tmp_path)
+    assert [row["best"] for row in read(tmp_path / "regret.csv")] == 3 * [str(cell["best"])]
+    median = sorted([cell["regret"], 0.25, 0.5])[1]
+    last = (tmp_path / "regret.txt").read_text(encoding="utf-8").splitlines()[-1]
+    assert f"median {median:.1%}" in last
