@@ -217,7 +217,7 @@ def draw_solvers(path: Path, runs: dict[Cell, Result], long_run: Result) -> None
             for axis, (kind, title) in zip(panels, titles.items(), strict=True):
                 draw_lines(axis, {c: run for c, run in runs.items() if (c.spacing, c.start) == (spacing, kind)})
                 axis.axhline(long_run["score"], color="0.4", linestyle="--", label=long_name())
-                axis.set(yscale="log", title=f"{title}, {spacing} grid")
+                axis.set(yscale="log", title=f"{title}, {spacing} grid", xticks=BUDGETS)
                 axis.grid(which="both", alpha=0.3)
             panels[0].set_ylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples")
             panels[-1].legend(fontsize=8, ncols=2)
