@@ -1,6 +1,7 @@
 """Mean and covariance of a stream of vectors, in float64: what the FID and the late start both rest on."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -9,6 +10,7 @@ import parallel
 
 MIDDLE = 128.0  # of uint8's range
 EXACT_ROWS = 1024  # of uint8 less MIDDLE: their products sum to 2^24 at most, and float32 has every integer up to that
+FAST_ROWS = 256  # OpenBLAS takes a tenth longer for four times as many at once
 
 
 class Moments:
@@ -52,7 +54,15 @@ class Moments:
         """At most EXACT_ROWS of uint8: float32 is twice as fast as float64, and here as exact."""
         centred = pixels - np.float32(MIDDLE)
         self._sum += centred.sum(axis=0, dtype=np.float64)
-        self._outer += scipy.linalg.blas.ssyrk(1.0, centred.T).T
+        for start in range(0, len(pixels), FAST_ROWS):
+            rows, goes_on = centred[start : start + FAST_ROWS], float(start > 0)
+            scipy.linalg.blas.ssyrk(1.0, rows.T, goes_on, self._product, overwrite_c=True)
+        self._outer += self._product.T
+
+    @cached_property
+    def _product(self) -> np.ndarray:
+        """Where the products of a batch go: new memory each time would take longer than the sum."""
+        return np.zeros((self.dim, self.dim), np.float32, order="F")
 
     def merge(self, other: "Moments") -> "Moments":
         """Adds what another accumulator has seen."""
@@ -85,9 +95,10 @@ class Moments:
     def cov(self) -> np.ndarray:
         """[d, d], normalised by N - 1."""
         self._require(2)
-        cov = np.tril(self._outer - np.outer(self._sum, self._sum / self.count))
+        cov = scipy.linalg.blas.dsyr(-1 / self.count, self._sum, a=self._outer.T)  # whose upper triangle it is there
         cov /= self.count - 1
-        cov += np.tril(cov, -1).T
+        for i in range(self.dim):
+            cov[i + 1 :, i] = cov[i, i + 1 :]
         return cov
 
     def arrays(self) -> dict[str, np.ndarray]:

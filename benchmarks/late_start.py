@@ -36,6 +36,7 @@ import tables
 from configs.ddpm import celeba64, cifar10, digits
 from diffusion import NoiseSchedule
 from eigenpairs import PASSES
+from huge_pages import restart_with_huge_pages
 from models import create_model, make_eps_fn
 from sampling.late_start import DataGaussian
 
@@ -165,6 +166,7 @@ def random_gaussian(shape: tuple[int, int, int], rank: int | None) -> DataGaussi
 
 
 def main() -> None:
+    restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="paper,large,draw")
     parser.add_argument("--images", type=int, default=50_000)

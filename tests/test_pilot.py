@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import evaluation
 import pilot
 import run_lib
 from errors import UserError
@@ -95,6 +96,18 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     again = run_lib.evaluate(config, trained, "again")
     assert again["auto_start"] == choice
     assert json.loads((folder / "result.json").read_text())["auto_start"] == choice
+
+
+def test_chosen_grid_from_pure_noise_needs_the_gaussian_too(config, trained, shipped_classifier):
+    """A grid chosen without the flow that carries its errors: a traceback, or a result that does not name the file."""
+    config.eval.update(num_samples=40, batch_size=40)
+    config.sampling.update(gls=False, n_steps=4, spacing="auto")
+    run_lib.fid_stats(config)
+    result = run_lib.evaluate(config, trained, "from_noise")
+    assert result["t_start"] == 999 and result["gaussian_sha256"]
+    evaluation.stats_path(config, evaluation.GAUSSIAN).unlink()
+    with pytest.raises(UserError, match="--mode=fid_stats"):
+        run_lib.evaluate(config, trained, "without")
 
 
 def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
