@@ -1,10 +1,9 @@
 """The start of a late start, and the grid below it, found by a small trial with the network that is to be evaluated.
 
-A solver of many steps makes images from some noise; the sampler makes images of the same noise from a few starts. That
-start is chosen whose images have the solver's mean and the data's spread along each of the data's axes, in the features
-of the data set's own classifier or, where there is none, in pixels. Since the noise is shared, the chance that fills a
-mean of a hundred images is the same on both sides; and spreads settle sooner than covariances, or distances of them. No
-noise of the trial is the evaluation's.
+The sampler makes images of the same noise from a few starts. That start is chosen whose images come nearest to the data
+in mean and in spread along each of the data's axes, in the features of the data set's own classifier or, where there is
+none, in pixels. Spreads settle sooner than covariances, or distances of them; and an axis counts the less, the more
+chance there is in so few images along it. No noise of the trial is the evaluation's.
 """
 
 from collections.abc import Callable
@@ -33,6 +32,7 @@ CHUNK = 8, 512  # images, at least and at most; an evaluation too small for the 
 COARSE = np.linspace(0.15, 0.85, 8)  # starts tried first, on one chunk of images, as shares of the schedule
 FINE = np.arange(-3, 4) * 0.025  # those around the best of them, tried next, on two
 RUNS = len(COARSE) + 2 * len(FINE) - 1  # chunks drawn in all: the best of the first is not drawn again
+DISCERNED = 0.003  # see `_distance`
 MEASURED = 32  # images whose trajectories say where a grid's times go
 
 
@@ -71,74 +71,86 @@ def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian:
 
     gaussian: the data's, late start or not. Deterministic: a function of the weights and the config.
     """
-    settings, num, open_start = config.sampling, config.eval.num_samples, chooses_start(config)
+    settings, num = config.sampling, config.eval.num_samples
+    open_start, open_grid = chooses_start(config), chooses_grid(config)
     times, nfe = fine_times(schedule.num_timesteps), sampling.nfe(settings.sampler, settings.n_steps)
-    runs, chunks = (RUNS, 2) if open_start else (0, 1)
-    least, most = CHUNK
-    size = parallel.round_up(int(np.clip(SHARE * num * nfe / (runs * nfe + chunks * FINE_STEPS), least, most)))
+    runs, walks = RUNS * open_start, FINE_STEPS * open_grid
+    size = parallel.round_up(int(np.clip(SHARE * num * nfe / (runs * nfe + walks), *CHUNK)))
     beyond = -(-num // size)  # chunks of noise that the evaluation uses
-    extract, spreads = _axes(config, gaussian) if open_start else (None, None)
-    target, errors = [], np.inf
-    for k in range(beyond, beyond + chunks):
-        noise, _ = prior(config, k * size, size)
-        x0, errors = walk(eps_fn, parallel.replicate(schedule), gaussian, noise, times, min(size, MEASURED))
-        target.append(extract(x0) if extract else None)
-    errors = np.asarray(parallel.replicate(errors), np.float64)
+    errors, calls = None, 0
+    if open_grid:
+        noise, _ = prior(config, beyond * size, size)
+        _, errors = walk(eps_fn, parallel.replicate(schedule), gaussian, noise, times, min(size, MEASURED))
+        errors, calls = np.asarray(parallel.replicate(errors), np.float64), len(times) * size
 
     def grid(t_start: int) -> np.ndarray:
-        if chooses_grid(config):
+        if open_grid:
             return cheapest_grid(errors, times, settings.n_steps, t_start)
         return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
 
-    def draw(t_start: int, k: int) -> np.ndarray:
-        first = (beyond + k) * size
-        [(x0, _)] = generate(config, eps_fn, schedule, gaussian, grid(t_start), first + size, size, first)
-        return extract(x0)
-
-    last, curve, calls = schedule.num_timesteps - 1, [], len(times) * chunks * size
+    last, curve = schedule.num_timesteps - 1, []
     start = settings.t_start if settings.gls else last
     if open_start:
-        least = least_start(times, settings.n_steps) if chooses_grid(config) else settings.n_steps - 1
-        start, curve, drawn = _search(draw, target, spreads, max(least, 1), last)
+        extract, data = _axes(config, gaussian)
+
+        def draw(t_start: int, k: int) -> np.ndarray:
+            first = (beyond + k) * size
+            [(x0, _)] = generate(config, eps_fn, schedule, gaussian, grid(t_start), first + size, size, first)
+            return extract(x0)
+
+        least = least_start(times, settings.n_steps) if open_grid else settings.n_steps - 1
+        start, curve, drawn = _search(draw, data, max(least, 1), last)
         calls += drawn * size * nfe
     return Choice(grid(start), curve, calls, calls / (num * nfe))
 
 
-def _axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Callable[[jax.Array], np.ndarray], np.ndarray]:
-    """A function from x0 on the devices to features along the data's axes, [B, k] in float64, and the data's spreads.
+class Axes(NamedTuple):
+    """The data along their axes, the eigenvectors of their covariance: means and standard deviations, each [k]."""
 
-    A spread [k] is a standard deviation.
-    """
+    means: np.ndarray
+    spreads: np.ndarray
+
+
+def _axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Callable[[jax.Array], np.ndarray], Axes]:
+    """A function from x0 on the devices to features along the data's axes, [B, k] in float64, and the data there."""
     own = config.copy_and_resolve_references()
     own.eval.update(features="classifier", reference="")
     if classifier_path(own).exists() and stats_path(own, "classifier").exists():
         features = load_features(own)
-        variances, axes = np.linalg.eigh(load_reference(own, features).cov)
+        reference = load_reference(own, features)
+        mean, (variances, axes) = reference.mean, np.linalg.eigh(reference.cov)
 
         def extract(x0):
             return parallel.all_rows(features.extract(datasets.to_uint8(x0, config.data.centered)))
     else:
-        variances, axes = np.asarray(gaussian.eigenvalues), np.asarray(gaussian.eigenvectors)
+        mean, variances, axes = (
+            np.asarray(part, np.float64) for part in (gaussian.mean, gaussian.eigenvalues, gaussian.eigenvectors)
+        )
 
         def extract(x0):
             return parallel.all_rows(x0).reshape(len(x0), -1)
 
-    return lambda x0: extract(x0) @ axes, np.sqrt(np.maximum(variances, 0))
+    return lambda x0: extract(x0) @ axes, Axes(mean @ axes, np.sqrt(np.maximum(variances, 0)))
 
 
-def _distance(images: np.ndarray, target: np.ndarray, spreads: np.ndarray) -> float:
-    """The Frechet distance from means of `target` and standard deviations `spreads` [k], axis by axis."""
-    means = images.mean(axis=0) - target.mean(axis=0)
-    return float(np.sum(means**2) + np.sum((images.std(axis=0, ddof=1) - spreads) ** 2))
+def _distance(images: np.ndarray, data: Axes) -> float:
+    """The Frechet distance from the data of images [N, k], axis by axis, each weighed by what can be told along it.
+
+    Chance adds an axis's variance over N to the square of its mean. Where that is the share DISCERNED of the variance
+    along a leading axis (their own mean, weighed by themselves), the axis has half its weight.
+    """
+    variances = data.spreads**2
+    chance, discerned = variances / len(images), DISCERNED * np.sum(variances**2) / np.sum(variances)
+    means, spreads = images.mean(axis=0) - data.means, images.std(axis=0, ddof=1) - data.spreads
+    return float(np.sum(discerned / (discerned + chance) * (means**2 + spreads**2)))
 
 
 def _search(
-    draw: Callable[[int, int], np.ndarray], target: list[np.ndarray], spreads: np.ndarray, least: int, last: int
+    draw: Callable[[int, int], np.ndarray], data: Axes, least: int, last: int
 ) -> tuple[int, list[tuple[int, int, float]], int]:
     """The best start from least to last, the distance of every start tried, and how many chunks were drawn.
 
-    draw(t_start, k) gives the features of chunk k from a start, target[k] those of the fine solver's images; spreads
-    are what the standard deviations should be.
+    draw(t_start, k) gives the features of chunk k from a start.
     """
     drawn: dict[tuple[int, int], np.ndarray] = {}
     curve: list[tuple[int, int, float]] = []
@@ -152,7 +164,7 @@ def _search(
                     drawn[start, k] = draw(start, k)
                     progress.update()
             images = np.concatenate([drawn[start, k] for k in range(chunks)])
-            tried.append((_distance(images, np.concatenate(target[:chunks]), spreads), start))
+            tried.append((_distance(images, data), start))
             curve.append((start, len(images), tried[-1][0]))
         return min(tried)[1]
 

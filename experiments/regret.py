@@ -9,7 +9,9 @@ lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret.csv and 
 
 import argparse
 import importlib
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -35,27 +37,30 @@ SAMPLERS = [name for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_score", "regret", "share_of_evaluation")
 
 
-def measure(config: ConfigDict, bench: scoring.Bench, sampler: str, n_steps: int, evaluated: int) -> dict:
-    """The score of config.eval.num_samples images from every start, and of those from the start that is chosen."""
+def score(config: ConfigDict, bench: scoring.Bench, t_start: int) -> float:
     config = config.copy_and_resolve_references()
-    config.sampling.update(sampler=sampler, n_steps=n_steps, gls=True, t_start=AUTO_START)
+    config.sampling.t_start = t_start
+    tally = Tally(bench.features.dim)
+    for x0, count in scoring.draw(config, bench, scoring.plan(config, bench)[0]):
+        scoring.observe(tally, bench.features, None, x0, count)
+    return evaluation.distance(tally.groups, bench.reference).value
 
-    def score(t_start: int) -> float:
-        config.sampling.t_start = t_start
-        tally = Tally(bench.features.dim)
-        for x0, count in scoring.draw(config, bench, scoring.plan(config, bench)[0]):
-            scoring.observe(tally, bench.features, None, x0, count)
-        return evaluation.distance(tally.groups, bench.reference).value
 
+def sweep(config: ConfigDict, bench: scoring.Bench) -> dict[str, float]:
+    """The score of config.eval.num_samples images from every start."""
+    return {str(t_start): score(config, bench, t_start) for t_start in STARTS}
+
+
+def measure(config: ConfigDict, bench: scoring.Bench, scores: dict[str, float], evaluated: int) -> dict:
+    """What the start chosen for an evaluation of so many images loses against the best of a sweep."""
     asked = config.copy_and_resolve_references()
-    asked.eval.num_samples = evaluated
+    asked.eval.num_samples, asked.sampling.t_start = evaluated, AUTO_START
     choice = pilot.choose(asked, bench.eps_fn, bench.schedule, bench.gaussian)
-    auto, scores = int(choice.timesteps[0]), {t_start: score(t_start) for t_start in STARTS}
-    best = min(scores, key=scores.get)
-    auto_score = score(auto)
-    facts = (sampler, n_steps, sampling.nfe(sampler, n_steps), best, scores[best], auto, auto_score)
-    found = dict(zip(COLUMNS, (*facts, auto_score / scores[best] - 1, choice.share), strict=True))
-    return found | {"scores": {str(t_start): value for t_start, value in scores.items()}}
+    auto, best = int(choice.timesteps[0]), min(scores, key=scores.get)
+    auto_score = scores[str(auto)] if str(auto) in scores else score(config, bench, auto)
+    sampler, n_steps = config.sampling.sampler, config.sampling.n_steps
+    facts = (sampler, n_steps, sampling.nfe(sampler, n_steps), int(best), scores[best], auto, auto_score)
+    return dict(zip(COLUMNS, (*facts, auto_score / scores[best] - 1, choice.share), strict=True))
 
 
 def report(cells: list[dict], dest: Path) -> None:
@@ -79,13 +84,22 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
     config.sampling.gls = True
     workdir = Path("results") / name
     bench = run_lib.load_bench(config, workdir, [config])
-    cells = []
-    for n, sampler in tqdm([(n, sampler) for n in n_steps for sampler in SAMPLERS], "cells"):
-        path = workdir / "regret" / f"{sampler}_n{n}_step{bench.checkpoint_step}_num{num}_of{evaluated}.json"
+    cells: dict[str, ConfigDict] = {}
+    for n, sampler in itertools.product(n_steps, SAMPLERS):
+        cell = config.copy_and_resolve_references()
+        cell.sampling.update(sampler=sampler, n_steps=n)
+        cells[f"{sampler}_n{n}_step{bench.checkpoint_step}_num{num}"] = cell
+
+    def kept(path: Path, make: Callable[..., dict], *args) -> dict:
         if not path.exists():
-            files.write_json(path, measure(config, bench, sampler, n, evaluated))
-        cells.append(files.read_json(path))
-        report(cells, Path("docs") / name)
+            files.write_json(path, make(*args))
+        return files.read_json(path)
+
+    folder, found = workdir / "regret", []
+    sweeps = {key: kept(folder / f"{key}.json", sweep, cell, bench) for key, cell in tqdm(cells.items(), "sweeps")}
+    for key, cell in tqdm(cells.items(), "trials"):
+        found.append(kept(folder / f"{key}_of{evaluated}.json", measure, cell, bench, sweeps[key], evaluated))
+        report(found, Path("docs") / name)
 
 
 if __name__ == "__main__":

@@ -93,14 +93,15 @@ def test_steps_within_a_budget():
 
 def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_path, monkeypatch):
     """Scores that are not those of eval, a trial for another size, or the worst start for the best."""
-    measure, starts = REGRET["measure"], (300, 500, 700)
-    monkeypatch.setitem(measure.__globals__, "STARTS", starts)
-    config = laboratory.variant("ddim", 2, seed=3, num=40)
-    cell = measure(config, laboratory.bench, "ddim", 2, 600)
+    starts = (300, 500, 700)
+    monkeypatch.setitem(REGRET["sweep"].__globals__, "STARTS", starts)
+    config = laboratory.variant("ddim", 2, seed=3, num=40, t_start=500)
+    swept = REGRET["sweep"](config, laboratory.bench)
+    cell = REGRET["measure"](config, laboratory.bench, swept, 600)
 
     scores = {start: laboratory.score("ddim", 2, seed=3, num=40, t_start=start)["score"] for start in starts}
-    assert cell["scores"] == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
-    assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == cell["scores"][str(cell["best"])]
+    assert swept == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
+    assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == swept[str(cell["best"])]
     asked = laboratory.variant("ddim", 2, seed=3, num=600, t_start=-1)
     assert cell["auto"] == scoring.plan(asked, laboratory.bench)[1].timesteps[0]
     chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]

@@ -13,21 +13,28 @@ from validation import validate
 
 
 def features_at(best, rng, chunk=200):
-    """Images whose mean and spread leave those asked for as the start leaves the best one."""
+    """Images whose mean and spread leave the data's as the start leaves the best one."""
     base = rng.standard_normal((2, chunk, 4))
-    spreads = np.concatenate(base).std(axis=0)
-    return lambda start, k: base[k] * (1 + abs(start - best) / 1000) + abs(start - best) / 100, [*base], spreads
+    data = pilot.Axes(np.concatenate(base).mean(axis=0), np.concatenate(base).std(axis=0))
+    return lambda start, k: base[k] * (1 + abs(start - best) / 1000) + abs(start - best) / 100, data
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_distance_sees_mean_and_spread(rng, axis):
-    """A spread compared with the solver's in place of the data's, or a mean with none: by hand, on one axis each."""
-    target = rng.standard_normal((50, 2))
-    spreads = target.std(axis=0, ddof=1) * 2
-    images = target.copy()
-    images[:, axis] = 2 * (target[:, axis] - target[:, axis].mean()) + target[:, axis].mean() + 0.3
-    other = target.std(axis=0, ddof=1)[1 - axis]
-    assert pilot._distance(images, target, spreads) == pytest.approx(0.3**2 + other**2)
+def test_distance_sees_mean_and_spread(rng):
+    """A mean or a spread forgotten, or compared with another than the data's: by hand, with images without end."""
+    images = rng.standard_normal((50, 2))
+    images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [0.3, 0.0]
+    distance = pilot._distance(images, pilot.Axes(np.zeros(2), np.array([1.0, 3.0])))
+    assert distance == pytest.approx(0.3**2 + 2.0**2, rel=1e-3)
+
+
+def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
+    """Chance along one broad axis that outweighs a difference along many narrow ones: eight draws of 16."""
+    broad = np.array([100.0, *[1.0] * 50])
+    data = pilot.Axes(np.zeros(51), broad)
+    draws = rng.standard_normal((2, 8, 16, 51)) * broad
+    far = [pilot._distance(images + 1.5 * (broad == 1), data) for images in draws[0]]
+    near = [pilot._distance(images, data) for images in draws[1]]
+    assert np.median(far) > 2 * np.median(near)
 
 
 @pytest.mark.parametrize("best", [120, 225, 424, 610, 790])
