@@ -103,7 +103,8 @@ def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_pa
     assert swept == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
     assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == swept[str(cell["best"])]
     asked = laboratory.variant("ddim", 2, seed=3, num=600, t_start=-1)
-    assert cell["auto"] == scoring.plan(asked, laboratory.bench)[1].timesteps[0]
+    choice = scoring.plan(asked, laboratory.bench)[1]
+    assert (cell["auto"], cell["share_of_evaluation"]) == (choice.timesteps[0], choice.share)
     chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
     assert cell["regret"] == pytest.approx(chosen / min(scores.values()) - 1, abs=1e-6)
 

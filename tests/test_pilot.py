@@ -22,8 +22,8 @@ def features_at(best, rng, chunk=200):
 def test_distance_sees_mean_and_spread(rng):
     """A mean or a spread forgotten, or compared with another than the data's: by hand, with images without end."""
     images = rng.standard_normal((50, 2))
-    images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [0.3, 0.0]
-    distance = pilot._distance(images, pilot.Axes(np.zeros(2), np.array([1.0, 3.0])))
+    images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [2.3, 7.0]
+    distance = pilot._distance(images, pilot.Axes(np.array([2.0, 7.0]), np.array([1.0, 3.0])))
     assert distance == pytest.approx(0.3**2 + 2.0**2, rel=1e-3)
 
 
@@ -31,9 +31,9 @@ def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
     """Chance along one broad axis that outweighs a difference along many narrow ones: eight draws of 16."""
     broad = np.array([100.0, *[1.0] * 50])
     data = pilot.Axes(np.zeros(51), broad)
-    draws = rng.standard_normal((2, 8, 16, 51)) * broad
-    far = [pilot._distance(images + 1.5 * (broad == 1), data) for images in draws[0]]
-    near = [pilot._distance(images, data) for images in draws[1]]
+    draws = rng.standard_normal((8, 16, 51)) * broad
+    far = [pilot._distance(images + 1.5 * (broad == 1), data) for images in draws]
+    near = [pilot._distance(images, data) for images in draws]
     assert np.median(far) > 2 * np.median(near)
 
 
