@@ -77,6 +77,9 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "gls": settings.gls,
         "chooses_start": pilot.chooses_start(config),
         "baseline": settings.baseline,
+        "history": settings.gls
+        and settings.baseline != "no_history"
+        and sampling.lookup(settings.sampler).takes_history,
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 import files
 import plots
 import tables
+from sampling import SAMPLERS
 from sampling.time_grid import starts_of
 from scoring import Result, folder_name
 
@@ -21,13 +22,14 @@ def sweep_configs(
     """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
     full, late = [{"gls": False}], [{"gls": True, "t_start": t_start} for t_start in t_starts]
     starts = []
-    for kind, rival in ((full, "afs"), (late, "isotropic")):
-        for baseline in ("", *[rival] * (rival in baselines)):
+    for kind, rivals in ((full, ("afs",)), (late, ("isotropic", "no_history"))):
+        for baseline in ("", *[rival for rival in rivals if rival in baselines]):
             starts += [start | {"baseline": baseline} for start in kind]
     configs = []
     for sampler in config.sweep.samplers:
+        forgets = SAMPLERS[sampler].takes_history
         for steps in n_steps:
-            for start in starts:
+            for start in [start for start in starts if forgets or start["baseline"] != "no_history"]:
                 copy = config.copy_and_resolve_references()
                 copy.sampling.update(sampler=sampler, n_steps=steps, **start)
                 configs.append(copy)

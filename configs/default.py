@@ -99,7 +99,8 @@ def get_default_config() -> ConfigDict:
     sampling.gls = False
     sampling.t_start = 500
     # What a late start is to be compared with: "afs" takes the first noise prediction of a full start from the prior in
-    # place of the network, "isotropic" draws a late start from the data's mean and mean variance alone.
+    # place of the network, "isotropic" draws a late start from the data's mean and mean variance alone, and with
+    # "no_history" a multistep solver opens as if nothing were known above the start.
     sampling.baseline = ""
     # How many directions of the data's covariance fid_stats keeps where it is too large to form, above d = 4,096.
     sampling.rank = 256
@@ -138,7 +139,7 @@ def get_default_config() -> ConfigDict:
     sweep.n_steps = (3, 5, 10)
     # Also "300:700:25" for those from 300 to 700 by 25, and "auto".
     sweep.t_starts = (300, 400, 500, 600, 700)
-    # Of "afs" and "isotropic", which to run beside them.
+    # Of "afs", "isotropic" and "no_history", which to run beside them.
     sweep.baselines = ()
 
     # What --mode=analyze measures with: training images, times, leading eigenvalues, and steps of a trajectory.

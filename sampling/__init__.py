@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion import EpsFn, NoiseSchedule
-from sampling.common import image_keys
+from sampling.common import History, image_keys
 from sampling.ddim import ddim, ddpm
 from sampling.multistep import deis_3, dpmpp_2m, dpmpp_3m, ipndm, unipc_2, unipc_3
 from sampling.pndm import pndm, pndm_nfe
@@ -19,18 +19,19 @@ class Sampler(NamedTuple):
     order: int | None = None  # of convergence, as it opens; None where no fixed step has one
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
+    takes_history: bool = False
 
 
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
     "pndm": Sampler(pndm, order=2, nfe=pndm_nfe),
-    "dpmpp_2m": Sampler(dpmpp_2m, order=2),
-    "dpmpp_3m": Sampler(dpmpp_3m, order=2),
-    "unipc_2": Sampler(unipc_2, order=3),
-    "unipc_3": Sampler(unipc_3, order=3),
-    "ipndm": Sampler(ipndm, order=2),
-    "deis_3": Sampler(deis_3, order=2),
+    "dpmpp_2m": Sampler(dpmpp_2m, order=2, takes_history=True),
+    "dpmpp_3m": Sampler(dpmpp_3m, order=2, takes_history=True),
+    "unipc_2": Sampler(unipc_2, order=3, takes_history=True),
+    "unipc_3": Sampler(unipc_3, order=3, takes_history=True),
+    "ipndm": Sampler(ipndm, order=2, takes_history=True),
+    "deis_3": Sampler(deis_3, order=2, takes_history=True),
     "heun": Sampler(heun, order=2, nfe=heun_nfe),
     "ode": Sampler(ode, nfe=lambda n_steps: None),
 }
@@ -54,6 +55,7 @@ def sample(
     x_start: jax.Array,
     timesteps: jax.Array,
     rng: jax.Array | None = None,
+    history: History | None = None,
 ) -> jax.Array:
     """Follows a sampler from x_start at timesteps[0] down to clean data.
 
@@ -64,6 +66,8 @@ def sample(
       x_start: [B,H,W,C], distributed as x_t at t = timesteps[0]; float64 computes in float64.
       timesteps: [n], strictly descending integers (see `time_grid`); may be traced.
       rng: for stochastic samplers, one key, or one per image [B] (see `image_keys`).
+      history: what was predicted on the way to x_start, for multistep solvers; others have no use for it. For a late
+        start from `noise` it is functools.partial(gaussian.predictions, noise).
 
     Returns:
       The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
@@ -77,4 +81,5 @@ def sample(
     def batch_eps_fn(x, t):
         return eps_fn(x, jnp.full(len(x), t, x.dtype))
 
-    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, keys)
+    known = {"history": history} if sampler.takes_history else {}
+    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, keys, **known)

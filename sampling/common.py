@@ -1,6 +1,6 @@
 """What the samplers share: their signature, a grid's intervals, the pieces of a solver, and noise owned by an image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from diffusion import EpsFn, NoiseSchedule, per_image
+
+History = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""What was predicted on the way to the start: a scalar alpha_bar to x_0 and eps there, each [B,H,W,C]."""
 
 ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 """Row k - 1: the weights of order k for equal steps, newest prediction first."""
@@ -29,9 +32,13 @@ def transfer(schedule: NoiseSchedule, t: ArrayLike, s: ArrayLike) -> tuple[jax.A
     return a, a * schedule.sigma(t) * jnp.expm1(schedule.half_log_snr(t) - schedule.half_log_snr(s))
 
 
-def past(n_steps: int, length: int, newest: int = 0) -> np.ndarray:
-    """[n_steps, length]: which grid points step i looks back on, newest first; before the start, the start again."""
-    return np.maximum(np.arange(n_steps)[:, None] + newest - np.arange(length), 0)
+def looking_back(points: jax.Array, n_steps: int, length: int, newest: int = 0) -> jax.Array:
+    """[n_steps, length]: the points of a grid that step i looks back on, newest first.
+
+    Before its start the grid goes on with steps as long as its first.
+    """
+    index = np.arange(n_steps)[:, None] + newest - np.arange(length)
+    return points[np.maximum(index, 0)] + np.minimum(index, 0) * jnp.diff(points[:2]).sum()
 
 
 def lagrange(nodes: jax.Array, counts: np.ndarray, points: jax.Array) -> jax.Array:
@@ -57,11 +64,11 @@ def linear_multistep(
     times: jax.Array,
     x_weights: jax.Array,
     weights: jax.Array,
-    history: Sequence[jax.Array] = (),
+    past: Sequence[jax.Array] = (),
 ) -> jax.Array:
     """Step i: x <- x_weights[i] x + sum_j weights[i, j] p_{i-j}, where p_i = predict(x, times[i]).
 
-    times, x_weights: [n]. weights: [n, k], zero where j > i unless history holds the predictions made before the first
+    times, x_weights: [n]. weights: [n, k], zero where j > i + len(past). past: the predictions made before the first
     step, newest first.
     """
 
@@ -71,9 +78,13 @@ def linear_multistep(
         history = jnp.concatenate([predict(x, t)[None], history[:-1]])
         return (per_image(x_weight, x) * x + weighted_sum(weights, history), history), None
 
-    history = jnp.stack([*history, *[jnp.zeros_like(x)] * (weights.shape[1] - len(history))])
-    (x, _), _ = jax.lax.scan(step, (x, history), (times, x_weights, weights))
+    (x, _), _ = jax.lax.scan(step, (x, filled(past, weights.shape[1], x)), (times, x_weights, weights))
     return x
+
+
+def filled(past: Sequence[jax.Array], length: int, x: jax.Array) -> jax.Array:
+    """[length, *x.shape]: the past's predictions, and zeros behind them."""
+    return jnp.stack([*past, *[jnp.zeros_like(x)] * (length - len(past))])
 
 
 def predicts_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:

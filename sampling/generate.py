@@ -34,7 +34,8 @@ def generate(
 
     The last batch is drawn whole rather than compiled anew for its size; what lies beyond its count is to be dropped.
     eps_fn is a pytree (see `run_lib.load_eps_fn`), so that one compilation serves all weights and all starts.
-    gaussian is what a late start draws from; without one the samplers start from pure noise.
+    gaussian is what a late start draws from, and whose predictions are its history; without one the samplers start from
+    pure noise.
     The images before index `first` are left out, and all others are what they are with them, bit by bit.
     """
     settings = config.sampling
@@ -46,9 +47,10 @@ def generate(
     for start in range(first // batch_size * batch_size, num, batch_size):
         noise, keys = prior(config, start, batch_size)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
-        x0 = _sample(
-            settings.sampler, clip_range, settings.baseline == "afs", eps_fn, schedule, x_start, timesteps, keys
-        )
+        known = gaussian is not None and settings.baseline != "no_history"
+        history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if known else None
+        afs = settings.baseline == "afs"
+        x0 = _sample(settings.sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history)
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
 
@@ -79,10 +81,10 @@ _late_start = jax.jit(DataGaussian.sample)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def _sample(sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys):
+def _sample(sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history):
     eps_fn = analytic_first_step(eps_fn, schedule, timesteps[0]) if afs else eps_fn
     eps_fn = clip_x0(eps_fn, schedule, *clip_range) if clip_range else eps_fn
-    return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys)
+    return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys, history)
 
 
 def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterator[tuple[jax.Array, jax.Array, int]]:

@@ -25,7 +25,7 @@ from moments import Moments
 Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 
 EXACT_UP_TO = 4096  # the image dimension whose covariance is formed: 134 MB
-BASELINES = ("afs", "isotropic")  # what also shortens the early phase: `analytic_first_step`, `isotropic`
+BASELINES = ("afs", "isotropic", "no_history")  # `analytic_first_step`; late starts without directions, `predictions`
 ARRAYS = ("mean", "eigenvectors", "eigenvalues", "residual_variance", "image_shape")
 
 
@@ -140,6 +140,17 @@ class DataGaussian:
         ab = jnp.asarray(alpha_bar)
         centred = x - per_image(jnp.sqrt(ab), x) * self._mean_image(x.dtype)
         return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / (ab * variance + 1 - ab))
+
+    def predictions(self, noise: jax.Array, alpha_bar: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """x_0 and eps [B,H,W,C] as `eps` predicts them where `sample` puts noise [B,H,W,C] at a scalar alpha_bar.
+
+        What a network would say above a late start, without asking it. Of the noise itself rather than of x_t, so that
+        x_0 keeps its digits where next to nothing is left of it.
+        """
+        ab = jnp.asarray(alpha_bar)
+        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(ab * variance + 1 - ab))
+        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / (ab * variance + 1 - ab)))
+        return self._mean_image(noise.dtype) + x0, eps
 
     def carried(self, displacement: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
         """What a displacement of x_t [B,H,W,C] becomes as the Gaussian's own flow takes x_t to clean data.

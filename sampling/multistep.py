@@ -1,8 +1,11 @@
 """Multistep solvers of the probability-flow ODE: one evaluation a step, and a table of weights for the last few.
 
 DPM-Solver++ and UniPC step the predicted x_0 in lambda = log(signal / sigma), iPNDM and DEIS the predicted noise in t.
-Each makes its table from the grid, for all steps at once. Orders rise from 1 as history gathers. Where lambda is the
+Each makes its table from the grid, for all steps at once. Orders rise from 1 as predictions gather. Where lambda is the
 time they also fall to 1 at the end, as the authors advise: the last step ends at lambda = infinity.
+
+A late start need not open at order 1. One step above it the marginal is Gaussian, and what the network would have said
+there is known in closed form (`DataGaussian.predictions`): with that for a history the first step is of order 2.
 """
 
 import functools
@@ -14,10 +17,12 @@ import numpy as np
 from diffusion import EpsFn, NoiseSchedule, per_image
 from sampling.common import (
     ADAMS_BASHFORTH,
+    History,
+    filled,
     intervals,
     lagrange,
     linear_multistep,
-    past,
+    looking_back,
     predicts_x0,
     transfer,
     weighted_sum,
@@ -33,6 +38,7 @@ def dpmpp(
     x: jax.Array,
     timesteps: jax.Array,
     keys: jax.Array | None = None,
+    history: History | None = None,
 ) -> jax.Array:
     """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2; order 3 is (3M) as in diffusers.
 
@@ -41,9 +47,10 @@ def dpmpp(
     Taylor's series asks, so it too is of order 2, if with a smaller error; with 2 phi_3 it would be of order 3.
     """
     times, _ = intervals(timesteps, x.dtype)
-    sigma, h = schedule.sigma(times), jnp.diff(schedule.half_log_snr(times))
-    order_now, steps_back = falling_orders(order, len(times)), past(len(h), 3)
-    r_0, r_1 = h[steps_back[:, 1]] / h, h[steps_back[:, 2]] / h
+    sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
+    h, past = jnp.diff(lambdas), past_x0(history, lambdas)
+    order_now = falling_orders(order, len(times), len(past))
+    r_0, r_1 = -jnp.diff(looking_back(lambdas, len(h), 3)).T / h
     phi_1 = -jnp.expm1(-h)
     phi_2 = 1 - phi_1 / h
     phi_3 = 0.5 - phi_2 / h
@@ -53,7 +60,7 @@ def dpmpp(
     older = jnp.where(order_now == 3, curvature / r_1, 0)
     weights = schedule.signal(times[1:])[:, None] * jnp.stack([phi_1 + newer, -newer - older, older], axis=1)
     table = ending_in_x0(sigma[1:] / sigma[:-1], weights[:, :order])
-    return linear_multistep(predicts_x0(eps_fn, schedule), x, times, *table)
+    return linear_multistep(predicts_x0(eps_fn, schedule), x, times, *table, past)
 
 
 def unipc(
@@ -63,6 +70,7 @@ def unipc(
     x: jax.Array,
     timesteps: jax.Array,
     keys: jax.Array | None = None,
+    history: History | None = None,
 ) -> jax.Array:
     """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867).
 
@@ -74,15 +82,15 @@ def unipc(
     """
     times, _ = intervals(timesteps, x.dtype)
     sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
-    h = jnp.diff(lambdas)[:, None]
+    h, known = jnp.diff(lambdas)[:, None], past_x0(history, lambdas)
     places, masses = (GAUSS_LEGENDRE[0] + 1) / 2, GAUSS_LEGENDRE[1] / 2
     masses = schedule.signal(times[1:])[:, None] * h * masses * jnp.exp(h * (places - 1))
 
     def adams(newest):
         """The weights of the predictions at the ends of the last steps: newest = 1 includes the end of this one."""
-        known = falling_orders(order, len(times)) + newest
-        points = lambdas[:-1, None] + h * np.where(known[:, None] == 2, 0.5, places)
-        basis = lagrange(lambdas[past(len(h), order + 1, newest)], known, points)
+        counts = falling_orders(order, len(times), len(known)) + newest
+        points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, places)
+        basis = lagrange(looking_back(lambdas, len(h), order + 1, newest), counts, points)
         return (basis * masses[:, None]).sum(axis=-1)
 
     ratio = sigma[1:] / sigma[:-1]
@@ -92,30 +100,40 @@ def unipc(
     predict_x0 = predicts_x0(eps_fn, schedule)
 
     def step(carry, row):
-        x, predicted, history = carry
-        t, (correct_x, correct_history), (predict_x, predict_history) = row
-        history = jnp.concatenate([predict_x0(predicted, t)[None], history[:-1]])
-        x = per_image(correct_x, x) * x + weighted_sum(correct_history, history)
-        predicted = per_image(predict_x, x) * x + weighted_sum(predict_history, history)
-        return (x, predicted, history), None
+        x, predicted, past = carry
+        t, (correct_x, correct_past), (predict_x, predict_past) = row
+        past = jnp.concatenate([predict_x0(predicted, t)[None], past[:-1]])
+        x = per_image(correct_x, x) * x + weighted_sum(correct_past, past)
+        predicted = per_image(predict_x, x) * x + weighted_sum(predict_past, past)
+        return (x, predicted, past), None
 
-    history = jnp.zeros((order + 1, *x.shape), x.dtype)
-    (_, x0, _), _ = jax.lax.scan(step, (x, x, history), (times, corrector, predictor))
+    (_, x0, _), _ = jax.lax.scan(step, (x, x, filled(known, order + 1, x)), (times, corrector, predictor))
     return x0
 
 
 def ipndm(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    x: jax.Array,
+    timesteps: jax.Array,
+    keys: jax.Array | None = None,
+    history: History | None = None,
 ) -> jax.Array:
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that opens with lower orders in place of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(schedule, times, next_times)
-    order_now = rising_orders(4, len(times))
-    return linear_multistep(eps_fn, x, times, x_weights, eps_weights[:, None] * ADAMS_BASHFORTH[order_now - 1])
+    past = past_eps(history, schedule, times)
+    weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(past)) - 1]
+    return linear_multistep(eps_fn, x, times, x_weights, weights, past)
 
 
 def deis_3(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    x: jax.Array,
+    timesteps: jax.Array,
+    keys: jax.Array | None = None,
+    history: History | None = None,
 ) -> jax.Array:
     """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902).
 
@@ -127,19 +145,32 @@ def deis_3(
     ends = jnp.arange(-1, schedule.num_timesteps)
     middles, masses = ends[1:] - 0.5, jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    basis = lagrange(times[past(len(times), 4)], rising_orders(4, len(times)), middles[None])
+    past = past_eps(history, schedule, times)
+    basis = lagrange(looking_back(times, len(times), 4), rising_orders(4, len(times), len(past)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
-    return linear_multistep(eps_fn, x, times, x_weights, schedule.signal(next_times)[:, None] * integrals)
+    weights = schedule.signal(next_times)[:, None] * integrals
+    return linear_multistep(eps_fn, x, times, x_weights, weights, past)
 
 
-def rising_orders(highest: int, n_steps: int) -> np.ndarray:
-    """[n]: 1, 2, .. highest, highest, ..: no step has more predictions than have been made."""
-    return np.minimum(highest, np.arange(n_steps) + 1)
+def rising_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
+    """[n]: 1, 2, .. highest, highest, ..: no step has more predictions than were known or have been made since."""
+    return np.minimum(highest, known + 1 + np.arange(n_steps))
 
 
-def falling_orders(highest: int, n_steps: int) -> np.ndarray:
-    """[n-1]: 1, 2, .. highest, .. 3, 2, of the steps before the last, whose order is 1."""
-    return np.minimum(rising_orders(highest, n_steps), rising_orders(highest, n_steps)[::-1])[:-1]
+def falling_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
+    """[n-1]: the same, but .. 3, 2 before the last step, whose order is 1."""
+    return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
+
+
+def past_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
+    """The x_0 predicted one step above a start, as `looking_back` continues its grid; empty without a history."""
+    return [history(jax.nn.sigmoid(2 * looking_back(lambdas, 1, 2)[0, 1]))[0]] if history else []
+
+
+def past_eps(history: History | None, schedule: NoiseSchedule, times: jax.Array) -> list[jax.Array]:
+    """The noise predicted there, where the grid is one of times; above the last time of all it stays the same."""
+    last = schedule.num_timesteps - 1
+    return [history(schedule.alpha_bar(jnp.minimum(looking_back(times, 1, 2)[0, 1], last)))[1]] if history else []
 
 
 def ending_in_x0(x_weights: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

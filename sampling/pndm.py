@@ -38,9 +38,7 @@ def pndm(
     if len(times) <= OPENING_STEPS:
         return x
     x_weights, eps_weights = transfer(schedule, times[rest], next_times[rest])
-    return linear_multistep(
-        eps_fn, x, times[rest], x_weights, eps_weights[:, None] * ADAMS_BASHFORTH[3], history=slopes[::-1]
-    )
+    return linear_multistep(eps_fn, x, times[rest], x_weights, eps_weights[:, None] * ADAMS_BASHFORTH[3], slopes[::-1])
 
 
 def pndm_nfe(n_steps: int) -> int:
