@@ -180,8 +180,8 @@ def _validate_start(config: ConfigDict) -> None:
     late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
     _require(baseline not in ("isotropic", "no_history") or settings.gls, late)
     with_history = [name for name, sampler in SAMPLERS.items() if sampler.takes_history]
-    without = f"sampling.baseline={baseline!r} is for solvers with a history, not {settings.sampler}"
-    _require(baseline != "no_history" or settings.sampler in with_history, f"{without}: {', '.join(with_history)}")
+    without = f"sampling.baseline={baseline!r}: {settings.sampler} uses no history; {', '.join(with_history)} do"
+    _require(baseline != "no_history" or settings.sampler in with_history, without)
     full = f"sampling.baseline={baseline!r} replaces the first of several steps of a full start: no --gls, n_steps >= 2"
     _require(baseline != "afs" or (not settings.gls and settings.n_steps >= 2), full)
 

@@ -51,7 +51,8 @@ sample = jax.jit(sampling.sample, static_argnums=(0, 1))  # compiled once a samp
 def late_start(sampler: str, gaussian: DataGaussian, noise: jax.Array, rng: jax.Array) -> jax.Array:
     """All that there is to it, once `gaussian` is fitted: images [B, H, W, C] from noise of that shape."""
     x = gaussian.sample(noise, SCHEDULE.alpha_bar(T_START))
-    return sample(sampler, eps_fn, SCHEDULE, x, time_grid(N_STEPS, T_START), rng)
+    history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise)  # for multistep solvers
+    return sample(sampler, eps_fn, SCHEDULE, x, time_grid(N_STEPS, T_START), rng, history)
 
 
 def full_start(sampler: str, noise: jax.Array, rng: jax.Array) -> jax.Array:

@@ -122,7 +122,7 @@ def ipndm(
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that opens with lower orders in place of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(schedule, times, next_times)
-    past = past_eps(history, schedule, times)
+    past = past_eps(history, schedule, times[0], next_times[0])
     weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(past)) - 1]
     return linear_multistep(eps_fn, x, times, x_weights, weights, past)
 
@@ -145,8 +145,9 @@ def deis_3(
     ends = jnp.arange(-1, schedule.num_timesteps)
     middles, masses = ends[1:] - 0.5, jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    past = past_eps(history, schedule, times)
-    basis = lagrange(looking_back(times, len(times), 4), rising_orders(4, len(times), len(past)), middles[None])
+    past = past_eps(history, schedule, times[0], next_times[0])
+    nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
+    basis = lagrange(nodes, rising_orders(4, len(times), len(past)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
     weights = schedule.signal(next_times)[:, None] * integrals
     return linear_multistep(eps_fn, x, times, x_weights, weights, past)
@@ -163,14 +164,15 @@ def falling_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
 
 
 def past_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
-    """The x_0 predicted one step above a start, as `looking_back` continues its grid; empty without a history."""
-    return [history(jax.nn.sigmoid(2 * looking_back(lambdas, 1, 2)[0, 1]))[0]] if history else []
+    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history."""
+    [[_, above]] = looking_back(lambdas, 1, 2)
+    return [history(jax.nn.sigmoid(2 * above))[0]] if history else []
 
 
-def past_eps(history: History | None, schedule: NoiseSchedule, times: jax.Array) -> list[jax.Array]:
-    """The noise predicted there, where the grid is one of times; above the last time of all it stays the same."""
-    last = schedule.num_timesteps - 1
-    return [history(schedule.alpha_bar(jnp.minimum(looking_back(times, 1, 2)[0, 1], last)))[1]] if history else []
+def past_eps(history: History | None, schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> list[jax.Array]:
+    """The noise predicted one step above t, the step from t to s; above the last time of all it stays the same."""
+    above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
+    return [history(schedule.alpha_bar(above))[1]] if history else []
 
 
 def ending_in_x0(x_weights: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -82,6 +82,8 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --n_steps=0": "at least 1",
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
+    f"{EVAL} --config.sampling.baseline=no_history": "needs --gls",
+    f"{LATE} --config.sampling.baseline=no_history --sampler=ddim": "ddim uses no history; dpmpp_2m,",
     f"{EVAL} --gls --t_start=-1": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=soon": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=auto --sampler=ode": "ode is adaptive",

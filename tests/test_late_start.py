@@ -208,6 +208,18 @@ def test_isotropic_keeps_the_mean_and_the_trace():
     np.testing.assert_allclose(gaussian.sample(noise, 0.3), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_predictions_along_the_way_down(rank):
+    """Catches eps or x_0 of another point than the one where `sample` puts the noise: through that point they agree."""
+    gaussian = fit(rank=rank)
+    noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
+    for ab in (0.9, 0.3, 1e-3):
+        x_t = gaussian.sample(noise, ab)
+        x0, eps = gaussian.predictions(noise, ab)
+        np.testing.assert_allclose(eps, gaussian.eps(x_t, ab), atol=1e-10)
+        np.testing.assert_allclose(np.sqrt(ab) * x0 + np.sqrt(1 - ab) * eps, x_t, atol=1e-10)
+
+
 def test_same_noise_same_picture():
     """A root that is not symmetric, or noise put through in another order: full DDIM of an exact mixture, 1000 steps.
 

@@ -1,5 +1,6 @@
 """Every mode once, for real: real digits, a small network, and something true said of what comes out."""
 
+import functools
 import json
 import os
 import subprocess
@@ -15,11 +16,12 @@ import datasets
 import evaluation
 import losses
 import run_lib
+import sampling
 import scoring
 from errors import UserError
 from features import load_features
 from sampling import late_start
-from sampling.generate import generate
+from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
 
@@ -292,6 +294,23 @@ def drawn_images(config, batch_size):
     eps_fn = run_lib.make_eps_fn(graphdef, params)
     batches = generate(config, eps_fn, run_lib.make_schedule(config), None, time_grid(4, 999), 12, batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
+
+
+@pytest.mark.parametrize("baseline", ["", "no_history", "isotropic"])
+def test_a_late_start_is_the_solvers_history(config, rng, baseline):
+    """A history lost on the way to the solver, kept where a run is to do without, or of another Gaussian or noise."""
+    config.sampling.update(sampler="unipc_2", gls=True, baseline=baseline)
+    schedule, grid, shape = run_lib.make_schedule(config), time_grid(4, 500), datasets.image_shape(config)
+    gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
+    eps_fn = jax.tree_util.Partial(lambda x, t: 0.5 * x)
+    [(found, _)] = generate(config, eps_fn, schedule, gaussian, grid, 8, 8)
+    own = gaussian.isotropic() if baseline == "isotropic" else gaussian
+    noise, _ = prior(config, 0, 8)
+    x, history = own.sample(noise, schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
+    known = {} if baseline == "no_history" else {"history": history}
+    np.testing.assert_allclose(found, sampling.sample("unipc_2", eps_fn, schedule, x, grid, **known), atol=2e-5)
+    other = {"history": history} if baseline == "no_history" else {}
+    assert np.abs(found - sampling.sample("unipc_2", eps_fn, schedule, x, grid, **other)).max() > 1e-3
 
 
 def test_same_images_for_any_batch_size_and_device_count(config, tmp_path):

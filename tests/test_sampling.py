@@ -20,6 +20,7 @@ from sampling.time_grid import time_grid
 
 DATA = Path(__file__).parent / "data"
 FIXED_STEP = [name for name in sampling.SAMPLERS if name != "ode"]
+WITH_HISTORY = [name for name, sampler in sampling.SAMPLERS.items() if sampler.takes_history]
 SCHEDULE = NoiseSchedule.linear()
 
 
@@ -182,6 +183,36 @@ def test_full_order_where_the_ends_are_graded(name, order, x64):
     np.testing.assert_allclose(measured_orders(name, [graded(128), graded(64), graded(32)]), order, atol=0.35)
 
 
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_history_opens_at_order_2(name, x64):
+    """Catches a history of another time, side or kind, or a table that does not use it: the first step is short by it.
+
+    Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
+    """
+    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
+    noise = jnp.asarray(STARTS[..., :3])
+    history = functools.partial(gaussian.predictions, noise)
+    steps = [64, 32, 16]
+
+    def errors(history):
+        found = []
+        for step in steps:
+            seen = []
+
+            def recorded_eps(x, t, seen=seen):
+                jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+                return gaussian.eps(x, FINE.alpha_bar(t))
+
+            grid, x = jnp.array([HIGH, HIGH - step, LOW, 0]), gaussian.sample(noise, FINE.alpha_bar(HIGH))
+            jax.block_until_ready(sampling.sample(name, recorded_eps, FINE, x, grid, history=history))
+            jax.effects_barrier()
+            found.append(np.linalg.norm(seen[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
+        return -np.diff(np.log2(found))
+
+    np.testing.assert_allclose(errors(None), 2, atol=0.2)
+    np.testing.assert_allclose(errors(history), 3, atol=0.2)
+
+
 def test_ode_is_the_exact_solution(x64):
     """Catches a wrong drift, a wrong inverse of lambda(t), and a tolerance that is not met."""
     expected = FINE.predict_x0(exact_states(), LOW, fine_eps(exact_states(), jnp.full(len(STARTS), LOW)))
@@ -312,6 +343,17 @@ def test_one_compilation_serves_all_starts(name):
 
 
 # What every sampler keeps
+
+
+@pytest.mark.parametrize("name", WITH_HISTORY)
+@pytest.mark.parametrize(("n_steps", "t_start"), [(1, 999), (2, 999), (4, 998)])
+def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlated):
+    """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
+    noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
+    x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
+    x0 = sampling.sample(name, eps_fn, SCHEDULE, x, time_grid(n_steps, t_start), jax.random.key(1), history)
+    assert np.isfinite(x0).all()
 
 
 @pytest.mark.parametrize(("name", "n_steps"), [*itertools.product(FIXED_STEP, [1, 2]), ("ode", 1)])

@@ -39,6 +39,22 @@ def test_every_question_has_a_folder_of_its_own(config, field, value):
     assert scoring.folder_name(before) != scoring.folder_name(after)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "gls", "baseline", "known"),
+    [
+        ("unipc_3", True, "", True),
+        ("unipc_3", True, "isotropic", True),
+        ("unipc_3", True, "no_history", False),
+        ("unipc_3", False, "", False),
+        ("pndm", True, "", False),
+    ],
+)
+def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, sampler, gls, baseline, known):
+    """A late start with a history that passes for one without."""
+    config.sampling.update(sampler=sampler, gls=gls, baseline=baseline)
+    assert scoring.describe(config, BENCH)["history"] is known
+
+
 def test_questions_below_one_chosen_grid_differ_by_their_start(config):
     """A start that is given, and lost where the grid below it is left to a trial: no folder, or one for all starts."""
     config.sampling.update(n_steps=4, spacing="auto")
