@@ -164,9 +164,13 @@ def falling_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
 
 
 def past_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
-    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history."""
+    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history.
+
+    And in grids of three times or fewer: in equal steps of t the second step is then several times as long in lambda as
+    the first, and carries what the history got wrong as many times as far.
+    """
     [[_, above]] = looking_back(lambdas, 1, 2)
-    return [history(jax.nn.sigmoid(2 * above))[0]] if history else []
+    return [history(jax.nn.sigmoid(2 * above))[0]] if history and len(lambdas) > 3 else []
 
 
 def past_eps(history: History | None, schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> list[jax.Array]:
