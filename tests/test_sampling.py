@@ -190,27 +190,23 @@ def test_history_opens_at_order_2(name, x64):
     Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
     """
     gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
-    noise = jnp.asarray(STARTS[..., :3])
-    history = functools.partial(gaussian.predictions, noise)
-    steps = [64, 32, 16]
+    noise, seen = jnp.asarray(STARTS[..., :3]), []
+
+    def recorded_eps(x, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return gaussian.eps(x, FINE.alpha_bar(t))
 
     def errors(history):
-        found = []
-        for step in steps:
-            seen = []
-
-            def recorded_eps(x, t, seen=seen):
-                jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
-                return gaussian.eps(x, FINE.alpha_bar(t))
-
-            grid, x = jnp.array([HIGH, HIGH - step, LOW, 0]), gaussian.sample(noise, FINE.alpha_bar(HIGH))
-            jax.block_until_ready(sampling.sample(name, recorded_eps, FINE, x, grid, history=history))
+        sample, found = jax.jit(functools.partial(sampling.sample, name, recorded_eps, FINE, history=history)), []
+        for step in (64, 32, 16):
+            seen.clear()
+            sample(gaussian.sample(noise, FINE.alpha_bar(HIGH)), jnp.array([HIGH, HIGH - step, LOW, 0]))
             jax.effects_barrier()
             found.append(np.linalg.norm(seen[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
         return -np.diff(np.log2(found))
 
     np.testing.assert_allclose(errors(None), 2, atol=0.2)
-    np.testing.assert_allclose(errors(history), 3, atol=0.2)
+    np.testing.assert_allclose(errors(functools.partial(gaussian.predictions, noise)), 3, atol=0.2)
 
 
 def test_ode_is_the_exact_solution(x64):
@@ -346,13 +342,15 @@ def test_one_compilation_serves_all_starts(name):
 
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
-@pytest.mark.parametrize(("n_steps", "t_start"), [(1, 999), (2, 999), (4, 998)])
+@pytest.mark.parametrize(("n_steps", "t_start"), [(1, 999), (4, 998)])
 def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlated):
     """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
     noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
     x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
-    x0 = sampling.sample(name, eps_fn, SCHEDULE, x, time_grid(n_steps, t_start), jax.random.key(1), history)
+    x0 = jax.jit(functools.partial(sampling.sample, name, eps_fn, SCHEDULE, history=history))(
+        x, time_grid(n_steps, t_start)
+    )
     assert np.isfinite(x0).all()
 
 
