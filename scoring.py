@@ -28,7 +28,7 @@ from diversity import Labeller
 from errors import UserError
 from features import Features, rebatched
 from protocol import Result
-from sampling.generate import generate, grid_of
+from sampling.generate import generate, grid_of, opens_with_history
 from sampling.late_start import DataGaussian
 from tallies import RESERVOIR, Tally
 
@@ -77,9 +77,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
         "gls": settings.gls,
         "chooses_start": pilot.chooses_start(config),
         "baseline": settings.baseline,
-        "history": settings.gls
-        and settings.baseline != "no_history"
-        and sampling.lookup(settings.sampler).takes_history,
+        "history": opens_with_history(config),
         "spacing": settings.spacing,
         "clip_x0": settings.clip_x0,
         "num_samples": config.eval.num_samples,

@@ -27,9 +27,9 @@ def sweep_configs(
             starts += [start | {"baseline": baseline} for start in kind]
     configs = []
     for sampler in config.sweep.samplers:
-        forgets = SAMPLERS[sampler].takes_history
+        own = [start for start in starts if start["baseline"] != "no_history" or SAMPLERS[sampler].history_from]
         for steps in n_steps:
-            for start in [start for start in starts if forgets or start["baseline"] != "no_history"]:
+            for start in own:
                 copy = config.copy_and_resolve_references()
                 copy.sampling.update(sampler=sampler, n_steps=steps, **start)
                 configs.append(copy)

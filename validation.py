@@ -139,6 +139,7 @@ def validate(config: ConfigDict) -> None:
         _require(rule.holds(value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
     _validate_network(config)
     _validate_start(config)
+    _validate_baseline(config)
     _validate_analysis(config)
 
 
@@ -176,10 +177,13 @@ def _validate_start(config: ConfigDict) -> None:
         f"{start + 1}",
     )
     _validate_trial(config, start, chosen)
-    baseline = settings.baseline
+
+
+def _validate_baseline(config: ConfigDict) -> None:
+    settings, baseline = config.sampling, config.sampling.baseline
     late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
     _require(baseline not in ("isotropic", "no_history") or settings.gls, late)
-    with_history = [name for name, sampler in SAMPLERS.items() if sampler.takes_history]
+    with_history = [name for name, sampler in SAMPLERS.items() if sampler.history_from]
     without = f"sampling.baseline={baseline!r}: {settings.sampler} uses no history; {', '.join(with_history)} do"
     _require(baseline != "no_history" or settings.sampler in with_history, without)
     full = f"sampling.baseline={baseline!r} replaces the first of several steps of a full start: no --gls, n_steps >= 2"

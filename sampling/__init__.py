@@ -15,23 +15,28 @@ from sampling.runge_kutta import heun, heun_nfe, ode
 
 
 class Sampler(NamedTuple):
-    run: Callable[..., jax.Array]  # (eps_fn, schedule, x [B,H,W,C], timesteps [n], keys [B] or None) -> x0
+    run: Callable[..., jax.Array]  # (eps_fn, schedule, x [B,H,W,C], timesteps [n]) -> x0; also keys [B], or a history
     order: int | None = None  # of convergence, as it opens; None where no fixed step has one
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
-    takes_history: bool = False
+    history_from: int | None = None  # the least n that opens with a history; None for what looks back on nothing
+
+    def takes_history(self, n_steps: int) -> bool:
+        return self.history_from is not None and n_steps >= self.history_from
 
 
+# Equal steps of t, if only three, make the second step of DPM-Solver++ and UniPC several times as long in lambda as the
+# first: it would carry what a history gets wrong as many times as far.
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
     "pndm": Sampler(pndm, order=2, nfe=pndm_nfe),
-    "dpmpp_2m": Sampler(dpmpp_2m, order=2, takes_history=True),
-    "dpmpp_3m": Sampler(dpmpp_3m, order=2, takes_history=True),
-    "unipc_2": Sampler(unipc_2, order=3, takes_history=True),
-    "unipc_3": Sampler(unipc_3, order=3, takes_history=True),
-    "ipndm": Sampler(ipndm, order=2, takes_history=True),
-    "deis_3": Sampler(deis_3, order=2, takes_history=True),
+    "dpmpp_2m": Sampler(dpmpp_2m, order=2, history_from=4),
+    "dpmpp_3m": Sampler(dpmpp_3m, order=2, history_from=4),
+    "unipc_2": Sampler(unipc_2, order=3, history_from=4),
+    "unipc_3": Sampler(unipc_3, order=3, history_from=4),
+    "ipndm": Sampler(ipndm, order=2, history_from=1),
+    "deis_3": Sampler(deis_3, order=2, history_from=1),
     "heun": Sampler(heun, order=2, nfe=heun_nfe),
     "ode": Sampler(ode, nfe=lambda n_steps: None),
 }
@@ -81,5 +86,7 @@ def sample(
     def batch_eps_fn(x, t):
         return eps_fn(x, jnp.full(len(x), t, x.dtype))
 
-    known = {"history": history} if sampler.takes_history else {}
-    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, keys, **known)
+    needed = {"keys": keys} if sampler.needs_rng else {}
+    if sampler.takes_history(len(timesteps)):
+        needed["history"] = history
+    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, **needed)

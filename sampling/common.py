@@ -64,27 +64,27 @@ def linear_multistep(
     times: jax.Array,
     x_weights: jax.Array,
     weights: jax.Array,
-    past: Sequence[jax.Array] = (),
+    known: Sequence[jax.Array] = (),
 ) -> jax.Array:
     """Step i: x <- x_weights[i] x + sum_j weights[i, j] p_{i-j}, where p_i = predict(x, times[i]).
 
-    times, x_weights: [n]. weights: [n, k], zero where j > i + len(past). past: the predictions made before the first
+    times, x_weights: [n]. weights: [n, k], zero where j > i + len(known). known: the predictions made before the first
     step, newest first.
     """
 
     def step(carry, row):
-        x, history = carry
+        x, past = carry
         t, x_weight, weights = row
-        history = jnp.concatenate([predict(x, t)[None], history[:-1]])
-        return (per_image(x_weight, x) * x + weighted_sum(weights, history), history), None
+        past = jnp.concatenate([predict(x, t)[None], past[:-1]])
+        return (per_image(x_weight, x) * x + weighted_sum(weights, past), past), None
 
-    (x, _), _ = jax.lax.scan(step, (x, filled(past, weights.shape[1], x)), (times, x_weights, weights))
+    (x, _), _ = jax.lax.scan(step, (x, filled(known, weights.shape[1], x)), (times, x_weights, weights))
     return x
 
 
-def filled(past: Sequence[jax.Array], length: int, x: jax.Array) -> jax.Array:
-    """[length, *x.shape]: the past's predictions, and zeros behind them."""
-    return jnp.stack([*past, *[jnp.zeros_like(x)] * (length - len(past))])
+def filled(known: Sequence[jax.Array], length: int, x: jax.Array) -> jax.Array:
+    """[length, *x.shape]: the predictions known, and zeros behind them."""
+    return jnp.stack([*known, *[jnp.zeros_like(x)] * (length - len(known))])
 
 
 def predicts_x0(eps_fn: EpsFn, schedule: NoiseSchedule) -> EpsFn:

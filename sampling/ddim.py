@@ -8,7 +8,12 @@ from sampling.common import image_noise, intervals
 
 
 def ddim(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None, eta: float = 0.0
+    eps_fn: EpsFn,
+    schedule: NoiseSchedule,
+    x: jax.Array,
+    timesteps: jax.Array,
+    keys: jax.Array | None = None,
+    eta: float = 0.0,
 ) -> jax.Array:
     """Song et al. (2021), equation 12, with the noise of equation 16 scaled by eta.
 
@@ -33,7 +38,5 @@ def ddim(
     return x
 
 
-def ddpm(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None
-) -> jax.Array:
+def ddpm(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array) -> jax.Array:
     return ddim(eps_fn, schedule, x, timesteps, keys, eta=1.0)

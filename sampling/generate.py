@@ -47,12 +47,19 @@ def generate(
     for start in range(first // batch_size * batch_size, num, batch_size):
         noise, keys = prior(config, start, batch_size)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
-        known = gaussian is not None and settings.baseline != "no_history"
+        known = gaussian is not None and opens_with_history(config)
         history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if known else None
         afs = settings.baseline == "afs"
         x0 = _sample(settings.sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history)
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
+
+
+def opens_with_history(config: ConfigDict) -> bool:
+    """Whether the solver of config.sampling is told what the data's Gaussian predicts above its late start."""
+    settings = config.sampling
+    wanted = settings.gls and settings.baseline != "no_history"
+    return wanted and sampling.lookup(settings.sampler).takes_history(settings.n_steps)
 
 
 def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> np.ndarray:

@@ -37,7 +37,6 @@ def dpmpp(
     schedule: NoiseSchedule,
     x: jax.Array,
     timesteps: jax.Array,
-    keys: jax.Array | None = None,
     history: History | None = None,
 ) -> jax.Array:
     """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2; order 3 is (3M) as in diffusers.
@@ -48,8 +47,8 @@ def dpmpp(
     """
     times, _ = intervals(timesteps, x.dtype)
     sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
-    h, past = jnp.diff(lambdas), past_x0(history, lambdas)
-    order_now = falling_orders(order, len(times), len(past))
+    h, known = jnp.diff(lambdas), known_x0(history, lambdas)
+    order_now = falling_orders(order, len(times), len(known))
     r_0, r_1 = -jnp.diff(looking_back(lambdas, len(h), 3)).T / h
     phi_1 = -jnp.expm1(-h)
     phi_2 = 1 - phi_1 / h
@@ -60,7 +59,7 @@ def dpmpp(
     older = jnp.where(order_now == 3, curvature / r_1, 0)
     weights = schedule.signal(times[1:])[:, None] * jnp.stack([phi_1 + newer, -newer - older, older], axis=1)
     table = ending_in_x0(sigma[1:] / sigma[:-1], weights[:, :order])
-    return linear_multistep(predicts_x0(eps_fn, schedule), x, times, *table, past)
+    return linear_multistep(predicts_x0(eps_fn, schedule), x, times, *table, known)
 
 
 def unipc(
@@ -69,7 +68,6 @@ def unipc(
     schedule: NoiseSchedule,
     x: jax.Array,
     timesteps: jax.Array,
-    keys: jax.Array | None = None,
     history: History | None = None,
 ) -> jax.Array:
     """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867).
@@ -82,7 +80,7 @@ def unipc(
     """
     times, _ = intervals(timesteps, x.dtype)
     sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
-    h, known = jnp.diff(lambdas)[:, None], past_x0(history, lambdas)
+    h, known = jnp.diff(lambdas)[:, None], known_x0(history, lambdas)
     places, masses = (GAUSS_LEGENDRE[0] + 1) / 2, GAUSS_LEGENDRE[1] / 2
     masses = schedule.signal(times[1:])[:, None] * h * masses * jnp.exp(h * (places - 1))
 
@@ -112,28 +110,18 @@ def unipc(
 
 
 def ipndm(
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    x: jax.Array,
-    timesteps: jax.Array,
-    keys: jax.Array | None = None,
-    history: History | None = None,
+    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, history: History | None = None
 ) -> jax.Array:
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that opens with lower orders in place of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(schedule, times, next_times)
-    past = past_eps(history, schedule, times[0], next_times[0])
-    weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(past)) - 1]
-    return linear_multistep(eps_fn, x, times, x_weights, weights, past)
+    known = known_eps(history, schedule, times[0], next_times[0])
+    weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(known)) - 1]
+    return linear_multistep(eps_fn, x, times, x_weights, weights, known)
 
 
 def deis_3(
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    x: jax.Array,
-    timesteps: jax.Array,
-    keys: jax.Array | None = None,
-    history: History | None = None,
+    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, history: History | None = None
 ) -> jax.Array:
     """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902).
 
@@ -145,12 +133,12 @@ def deis_3(
     ends = jnp.arange(-1, schedule.num_timesteps)
     middles, masses = ends[1:] - 0.5, jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    past = past_eps(history, schedule, times[0], next_times[0])
+    known = known_eps(history, schedule, times[0], next_times[0])
     nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
-    basis = lagrange(nodes, rising_orders(4, len(times), len(past)), middles[None])
+    basis = lagrange(nodes, rising_orders(4, len(times), len(known)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
     weights = schedule.signal(next_times)[:, None] * integrals
-    return linear_multistep(eps_fn, x, times, x_weights, weights, past)
+    return linear_multistep(eps_fn, x, times, x_weights, weights, known)
 
 
 def rising_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
@@ -163,17 +151,13 @@ def falling_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
-def past_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
-    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history.
-
-    And in grids of three times or fewer: in equal steps of t the second step is then several times as long in lambda as
-    the first, and carries what the history got wrong as many times as far.
-    """
+def known_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
+    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history."""
     [[_, above]] = looking_back(lambdas, 1, 2)
-    return [history(jax.nn.sigmoid(2 * above))[0]] if history and len(lambdas) > 3 else []
+    return [history(jax.nn.sigmoid(2 * above))[0]] if history else []
 
 
-def past_eps(history: History | None, schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> list[jax.Array]:
+def known_eps(history: History | None, schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> list[jax.Array]:
     """The noise predicted one step above t, the step from t to s; above the last time of all it stays the same."""
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
     return [history(schedule.alpha_bar(above))[1]] if history else []

@@ -9,9 +9,7 @@ from sampling.common import ADAMS_BASHFORTH, intervals, linear_multistep, transf
 OPENING_STEPS = 3
 
 
-def pndm(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
-) -> jax.Array:
+def pndm(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array) -> jax.Array:
     """Liu et al. (2022), algorithm 2 (F-PNDM): three pseudo Runge-Kutta steps, then pseudo linear multistep.
 
     As in the authors' code, alpha_bar is read at t truncated towards zero at half steps, while the network sees the

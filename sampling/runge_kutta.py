@@ -13,9 +13,7 @@ from sampling.common import intervals, predicts_x0, transfer
 State = TypeVar("State")
 
 
-def heun(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
-) -> jax.Array:
+def heun(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array) -> jax.Array:
     """Heun's second-order method, Karras et al. (2022, arXiv 2206.00364), algorithm 1.
 
     The ODE is d(x / signal) = eps d(sigma / signal), so a step is `transfer` with the mean of eps at its two ends. The
@@ -43,9 +41,7 @@ def heun_nfe(n_steps: int) -> int:
     return 2 * n_steps - 1
 
 
-def ode(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, keys: jax.Array | None = None
-) -> jax.Array:
+def ode(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array) -> jax.Array:
     """What every deterministic sampler tends to as steps are added between the first and the last time of its grid.
 
     Solves the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, equation 13) in lambda = log(signal / sigma),

@@ -299,7 +299,7 @@ def drawn_images(config, batch_size):
 @pytest.mark.parametrize("baseline", ["", "no_history", "isotropic"])
 def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     """A history lost on the way to the solver, kept where a run is to do without, or of another Gaussian or noise."""
-    config.sampling.update(sampler="unipc_2", gls=True, baseline=baseline)
+    config.sampling.update(sampler="unipc_2", n_steps=4, gls=True, baseline=baseline)
     schedule, grid, shape = run_lib.make_schedule(config), time_grid(4, 500), datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
     eps_fn = jax.tree_util.Partial(lambda x, t: 0.5 * x)

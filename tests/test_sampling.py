@@ -20,7 +20,7 @@ from sampling.time_grid import time_grid
 
 DATA = Path(__file__).parent / "data"
 FIXED_STEP = [name for name in sampling.SAMPLERS if name != "ode"]
-WITH_HISTORY = [name for name, sampler in sampling.SAMPLERS.items() if sampler.takes_history]
+WITH_HISTORY = [name for name, sampler in sampling.SAMPLERS.items() if sampler.history_from]
 SCHEDULE = NoiseSchedule.linear()
 
 

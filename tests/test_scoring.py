@@ -40,18 +40,20 @@ def test_every_question_has_a_folder_of_its_own(config, field, value):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "gls", "baseline", "known"),
+    ("sampler", "n_steps", "gls", "baseline", "known"),
     [
-        ("unipc_3", True, "", True),
-        ("unipc_3", True, "isotropic", True),
-        ("unipc_3", True, "no_history", False),
-        ("unipc_3", False, "", False),
-        ("pndm", True, "", False),
+        ("unipc_3", 4, True, "", True),
+        ("unipc_3", 4, True, "isotropic", True),
+        ("unipc_3", 4, True, "no_history", False),
+        ("unipc_3", 4, False, "", False),
+        ("unipc_3", 3, True, "", False),
+        ("ipndm", 3, True, "", True),
+        ("pndm", 4, True, "", False),
     ],
 )
-def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, sampler, gls, baseline, known):
+def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, sampler, n_steps, gls, baseline, known):
     """A late start with a history that passes for one without."""
-    config.sampling.update(sampler=sampler, gls=gls, baseline=baseline)
+    config.sampling.update(sampler=sampler, n_steps=n_steps, gls=gls, baseline=baseline)
     assert scoring.describe(config, BENCH)["history"] is known
 
 
