@@ -26,7 +26,7 @@ results/fashion_mnist/config.json: | .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile
 
 # The tests that prepare a data set of TensorFlow Datasets: they need TensorFlow, which nothing else does.
 test-prepare: .venv/installed-prepare

@@ -286,11 +286,11 @@ def test_statistics_of_another_range_are_not_used(config):
     assert evaluation.stats_path(config, evaluation.GAUSSIAN) != centered
 
 
-def drawn_images(config, batch_size):
-    """Twelve images by DDPM from a network that is not zero, a function of the config alone."""
+def drawn_images(config, batch_size, sampler="ddpm"):
+    """Twelve images from pure noise and a network that is not zero, a function of the config alone."""
     graphdef, state = losses.create_state(config)
     params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
-    config.sampling.update(sampler="ddpm", n_steps=4)
+    config.sampling.update(sampler=sampler, n_steps=4)
     eps_fn = run_lib.make_eps_fn(graphdef, params)
     batches = generate(config, eps_fn, run_lib.make_schedule(config), None, time_grid(4, 999), 12, batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
@@ -311,6 +311,13 @@ def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     np.testing.assert_allclose(found, sampling.sample("unipc_2", eps_fn, schedule, x, grid, **known), atol=2e-5)
     other = {"history": history} if baseline == "no_history" else {}
     assert np.abs(found - sampling.sample("unipc_2", eps_fn, schedule, x, grid, **other)).max() > 1e-3
+
+
+def test_what_starts_from_pure_noise_has_no_history(config):
+    """A crash in the middle of training, whose samples start from pure noise though config.sampling asks for --gls."""
+    images = drawn_images(config, 12, "unipc_2")
+    config.sampling.gls = True
+    np.testing.assert_array_equal(drawn_images(config, 12, "unipc_2"), images)
 
 
 def test_same_images_for_any_batch_size_and_device_count(config, tmp_path):
