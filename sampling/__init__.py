@@ -71,8 +71,9 @@ def sample(
       x_start: [B,H,W,C], distributed as x_t at t = timesteps[0]; float64 computes in float64.
       timesteps: [n], strictly descending integers (see `time_grid`); may be traced.
       rng: for stochastic samplers, one key, or one per image [B] (see `image_keys`).
-      history: what was predicted on the way to x_start, for multistep solvers; others have no use for it. For a late
-        start from `noise` it is functools.partial(gaussian.predictions, noise).
+      history: what was predicted on the way to x_start, for multistep solvers; others, and too few steps (see
+        `history_from`), have no use for it. For a late start from `noise` it is
+        functools.partial(gaussian.predictions, noise).
 
     Returns:
       The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
