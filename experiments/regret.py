@@ -4,7 +4,7 @@ python experiments/regret.py digits | fashion_mnist [--n_steps 3 5 10] [--evalua
 
 For every sampler and n, --num images are scored from each start of the sweep and from the one that `--t_start=auto`
 chooses for an evaluation of --evaluation images, all of the same noise, which the trial does not see. What is finished
-lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret.csv and regret.txt are made of it.
+lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret_of50000.csv and .txt are made of it.
 """
 
 import argparse
@@ -64,9 +64,9 @@ def measure(config: ConfigDict, bench: scoring.Bench, scores: dict[str, float], 
 
 
 def report(cells: list[dict], dest: Path) -> None:
-    """Every cell, the median regret and the worst, for machines and for people."""
-    files.write_text(dest / "regret.csv", tables.to_csv(COLUMNS, [[cell[name] for name in COLUMNS] for cell in cells]))
-    rows = []
+    """Every cell, the median regret and the worst, for machines (dest.csv) and for people (dest.txt)."""
+    values, rows = [[cell[name] for name in COLUMNS] for cell in cells], []
+    files.write_text(dest.with_suffix(".csv"), tables.to_csv(COLUMNS, values))
     for cell in cells:
         best, auto = (f"{cell[name]:.2f}" for name in ("best_score", "auto_score"))
         line = [cell["sampler"], str(cell["n_steps"]), str(cell["best"]), best, str(cell["auto"]), auto]
@@ -74,8 +74,8 @@ def report(cells: list[dict], dest: Path) -> None:
     regrets = [cell["regret"] for cell in cells]
     table = tables.aligned(("sampler", "n", "best", "score", "auto", "score", "regret"), rows)
     summary = f"regret: median {median(regrets):.1%}, worst {max(regrets):.1%}"
-    files.write_text(dest / "regret.txt", f"{table}\n\n{summary}\n")
-    print((dest / "regret.txt").read_text(encoding="utf-8"))
+    files.write_text(dest.with_suffix(".txt"), f"{table}\n\n{summary}\n")
+    print(f"{table}\n\n{summary}\n")
 
 
 def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
@@ -99,7 +99,7 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
     sweeps = {key: kept(folder / f"{key}.json", sweep, cell, bench) for key, cell in tqdm(cells.items(), "sweeps")}
     for key, cell in tqdm(cells.items(), "trials"):
         found.append(kept(folder / f"{key}_of{evaluated}.json", measure, cell, bench, sweeps[key], evaluated))
-        report(found, Path("docs") / name)
+        report(found, Path("docs") / name / f"regret_of{evaluated}")
 
 
 if __name__ == "__main__":

@@ -43,13 +43,12 @@ def generate(
     if gaussian is not None and settings.baseline == "isotropic":
         gaussian = replicate(gaussian.isotropic())
     schedule, ab_start = replicate((schedule, schedule.alpha_bar(timesteps[0])))
-    batch_size = round_up(min(batch_size, num))
+    batch_size, afs = round_up(min(batch_size, num)), settings.baseline == "afs"
+    known = gaussian is not None and opens_with_history(config)
     for start in range(first // batch_size * batch_size, num, batch_size):
         noise, keys = prior(config, start, batch_size)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
-        known = gaussian is not None and opens_with_history(config)
         history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if known else None
-        afs = settings.baseline == "afs"
         x0 = _sample(settings.sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history)
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped

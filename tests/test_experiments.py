@@ -108,7 +108,7 @@ def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_pa
     chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
     assert cell["regret"] == pytest.approx(chosen / min(scores.values()) - 1, abs=1e-6)
 
-    REGRET["report"]([cell, cell | {"regret": 0.5}, cell | {"regret": 0.25}], tmp_path)
+    REGRET["report"]([cell, cell | {"regret": 0.5}, cell | {"regret": 0.25}], tmp_path / "regret")
     assert [row["best"] for row in read(tmp_path / "regret.csv")] == 3 * [str(cell["best"])]
     median = sorted([cell["regret"], 0.25, 0.5])[1]
     last = (tmp_path / "regret.txt").read_text(encoding="utf-8").splitlines()[-1]
