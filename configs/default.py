@@ -12,6 +12,8 @@ def get_default_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.batch_size = 128
     training.n_iters = 1_300_000
+    # The mean squared error of the noise "eps", or of "v", which weighs times by 1 / alpha_bar.
+    training.loss = "eps"
     training.log_freq = 50
     # Loss of the EMA weights on the test split; 0 never.
     training.eval_freq = 0
@@ -61,8 +63,8 @@ def get_default_config() -> ConfigDict:
     # Pixels of the U-Net are patches of patch_size x patch_size pixels of the image: 2 makes large images four times
     # as cheap. The paper's networks, and those of diffusers, have 1.
     model.patch_size = 1
-    # What the network is trained on: the noise "eps", or "v" = signal eps - sigma x_0, which keeps the error of x_0
-    # bounded where there is little signal. Samplers see eps either way.
+    # What the network predicts: the noise "eps", or "v" = signal eps - sigma x_0, which keeps the error of x_0 bounded
+    # where there is little signal. Samplers see eps either way.
     model.prediction = "eps"
     model.ch_mult = (1, 2, 2, 2)
     model.num_res_blocks = 2
@@ -75,6 +77,7 @@ def get_default_config() -> ConfigDict:
     model.nonlinearity = "swish"
 
     config.optim = optim = ConfigDict()
+    # "Adam", or "Muon" for kernels and Adam for the rest.
     optim.optimizer = "Adam"
     optim.lr = 2e-4
     optim.beta1 = 0.9

@@ -30,6 +30,7 @@ import sweeping
 import tables
 from configs.ddpm import fashion_mnist
 from errors import UserError
+from huge_pages import restart_with_huge_pages
 from protocol import Result
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
@@ -233,6 +234,7 @@ def draw_lines(axis, runs: dict[Cell, Result]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("table", "figures"))
     parser.add_argument("--workdir", type=Path, default=Path("results/fashion_mnist"))

@@ -29,6 +29,7 @@ import sampling
 import scoring
 import tables
 from errors import UserError
+from huge_pages import restart_with_huge_pages
 from sampling.time_grid import AUTO_START
 from tallies import Tally
 
@@ -103,6 +104,7 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", choices=("digits", "fashion_mnist"))
     parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])

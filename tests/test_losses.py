@@ -44,7 +44,7 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
 
 def test_network_trained_on_v_pays_for_its_error_of_v(config):
     """The error of eps, or one weighted the wrong way: a new network predicts 0, and v^2 of grey images is ab eps^2."""
-    config.model.prediction = "v"
+    config.model.prediction = config.training.loss = "v"
     graphdef, state = losses.create_state(config)
     step = losses.make_train_step(config, graphdef, SCHEDULE)
     _, metrics = step(state, jnp.full((2000, 8, 8, 1), 127, jnp.uint8))
@@ -71,6 +71,22 @@ def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
     moved = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), clipped, strict=True)
     for old, new, size in moved:
         np.testing.assert_allclose(np.abs(new - old), config.optim.lr * size / (size + config.optim.eps), atol=1e-7)
+
+
+def test_muon_step_is_orthogonal_for_kernels_and_adams_for_the_rest(config, rng):
+    """A convolution left to Adam, split into a matrix for each pixel, or scaled unlike Adam; an uphill step."""
+    config.optim.update(optimizer="Muon", lr=0.5, warmup=0, schedule="constant")
+    shapes = {"convolution": (3, 3, 4, 8), "product": (6, 5), "bias": (8,)}
+    gradient = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    optimizer = losses.make_optimizer(config)
+    step, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    for name, inputs in {"convolution": 36, "product": 6}.items():
+        matrix, downhill = (np.asarray(tree[name]).reshape(inputs, -1) for tree in (step, gradient))
+        stretches = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 0.5 * inputs**0.5)
+        assert ((stretches > 0.6) & (stretches < 1.3)).all()  # Newton and Schulz's iteration ends near 1
+        assert np.sum(matrix * downhill) < 0
+    looking_ahead = 1 + config.optim.beta1 * (1 - config.optim.beta1) / (1 - config.optim.beta1**2)  # Nesterov's
+    np.testing.assert_allclose(step["bias"], -0.5 * looking_ahead * np.sign(gradient["bias"]), rtol=1e-4)
 
 
 def test_ema_follows_its_ramp(stepped):
