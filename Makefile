@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := --config=configs/ddpm/digits.py
-FASHION := --config=configs/ddpm/fashion_mnist.py
+NETWORK ?= fashion_mnist
+FASHION := --config=configs/ddpm/$(NETWORK).py
 
 .PHONY: demo table figures test test-prepare
 
@@ -16,12 +17,12 @@ results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
 
 # The paper's table, and every solver at equal cost, on Fashion-MNIST: hours, which may be interrupted.
-table figures: results/fashion_mnist/config.json
+table figures: results/$(NETWORK)/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
-	$(BIN)/python experiments/fashion_mnist.py $@
+	$(BIN)/python experiments/fashion_mnist.py $@ --config=$(NETWORK)
 
-results/fashion_mnist/config.json: | .venv/installed
-	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/fashion_mnist_28.npz
+results/$(NETWORK)/config.json: | .venv/installed
+	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

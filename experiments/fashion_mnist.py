@@ -1,6 +1,8 @@
 """The paper's table, and every solver at equal cost, on a trained Fashion-MNIST network.
 
-python experiments/fashion_mnist.py table | figures [--workdir=results/fashion_mnist] [--dest=docs/fashion_mnist]
+python experiments/fashion_mnist.py table | figures [--config=fashion_mnist] [--workdir=PATH] [--dest=PATH]
+
+The config is one of configs/ddpm; its runs lie in results/CONFIG and what is made of them in docs/CONFIG.
 
 table: DDPM, DDIM and PNDM, n = 3, 5 and 10, without a late start, with the best and with `auto`, over three seeds.
 figures: every solver with and without a late start, its n the largest that the same number of network calls allows.
@@ -8,6 +10,7 @@ The best start is searched on noise of its own. Runs are kept below the workdir;
 """
 
 import argparse
+import importlib
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,7 +31,6 @@ import sampling
 import scoring
 import sweeping
 import tables
-from configs.ddpm import fashion_mnist
 from errors import UserError
 from huge_pages import restart_with_huge_pages
 from protocol import Result
@@ -237,13 +239,15 @@ if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("table", "figures"))
-    parser.add_argument("--workdir", type=Path, default=Path("results/fashion_mnist"))
-    parser.add_argument("--dest", type=Path, default=Path("docs/fashion_mnist"))
+    parser.add_argument("--config", choices=("fashion_mnist", "fashion_mnist_long"), default="fashion_mnist")
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--dest", type=Path)
     args = parser.parse_args()
+    workdir, dest = args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config
     logging.set_verbosity(logging.FATAL)  # as main.py does
     make = {"table": make_table, "figures": make_figures}[args.part]
     try:
-        make(Laboratory(fashion_mnist.get_config(), args.workdir), args.dest)
+        make(Laboratory(importlib.import_module(f"configs.ddpm.{args.config}").get_config(), workdir), dest)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:

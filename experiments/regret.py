@@ -1,6 +1,6 @@
 """What the start chosen by a trial loses against the best of a full sweep.
 
-python experiments/regret.py digits | fashion_mnist [--n_steps 3 5 10] [--evaluation=50000] [--num=600]
+python experiments/regret.py CONFIG [--n_steps 3 5 10] [--evaluation=50000] [--num=600]
 
 For every sampler and n, --num images are scored from each start of the sweep and from the one that `--t_start=auto`
 chooses for an evaluation of --evaluation images, all of the same noise, which the trial does not see. What is finished
@@ -106,7 +106,7 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
 if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", choices=("digits", "fashion_mnist"))
+    parser.add_argument("config", choices=("digits", "fashion_mnist", "fashion_mnist_long"))
     parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--evaluation", type=int, default=50_000)
     parser.add_argument("--num", type=int, default=600)

@@ -47,6 +47,7 @@ def losses_on(devices, config, steps=4):
 config = tiny.get_config()
 config.model.dropout = 0.1
 config.data.random_flip = True
+config.optim.optimizer = "Muon"  # and Adam for biases
 results = {devices: losses_on(devices, config) for devices in (1, 2, 4, 8)}
 config.training.shard_state = True
 results["sharded"] = losses_on(8, config)

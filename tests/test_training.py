@@ -229,10 +229,13 @@ def at_step(monkeypatch, step, act):
     monkeypatch.setattr(training.MetricsWriter, "write", writing)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_at_once_and_the_rest_is_as_if_there_had_been_none(quick, monkeypatch, tmp_path, number):
-    """A signal obeyed inside a step, at the next checkpoint only, or with a step or a line lost."""
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "Adam"), (signal.SIGINT, "Muon")])
+def test_a_signal_saves_at_once_and_the_rest_is_as_if_there_had_been_none(
+    quick, monkeypatch, tmp_path, number, optimizer
+):
+    """A signal obeyed inside a step, at the next checkpoint only, or with a step, a line or a momentum lost."""
     config = tiny.get_config()
+    config.optim.optimizer = optimizer
     run_lib.train(config, tmp_path / "straight")
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
