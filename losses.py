@@ -116,7 +116,7 @@ def make_train_step(
         def loss_fn(params):
             predict = functools.partial(apply_model, graphdef, params, dropout_key=dropout_rng)
             errors = ddpm_loss(predict, schedule, x0, t, noise)
-            return jnp.mean(errors / schedule.alpha_bar(t) if config.training.loss == "v" else errors)
+            return jnp.mean(errors * schedule.alpha_bar(t) ** -config.training.weighting)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

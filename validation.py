@@ -70,7 +70,7 @@ RULES = {
     "seed": from_up_to(0, 2**32),
     "training.batch_size": at_least(1),
     "training.n_iters": at_least(1),
-    "training.loss": one_of(["eps", "v"]),
+    "training.weighting": at_least(0),
     "training.log_freq": at_least(1),
     "training.eval_freq": at_least(0),
     "training.snapshot_freq": at_least(1),

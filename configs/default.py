@@ -12,8 +12,8 @@ def get_default_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.batch_size = 128
     training.n_iters = 1_300_000
-    # The mean squared error of the noise "eps", or of "v", which weighs times by 1 / alpha_bar.
-    training.loss = "eps"
+    # The squared error of the noise weighs alpha_bar ** -weighting: 0 is the paper's loss, 1 is the squared error of v.
+    training.weighting = 0.0
     training.log_freq = 50
     # Loss of the EMA weights on the test split; 0 never.
     training.eval_freq = 0

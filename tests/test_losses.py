@@ -42,13 +42,14 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
     np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
 
 
-def test_network_trained_on_v_pays_for_its_error_of_v(config):
-    """The error of eps, or one weighted the wrong way: a new network predicts 0, and v^2 of grey images is ab eps^2."""
-    config.model.prediction = config.training.loss = "v"
+@pytest.mark.parametrize("weighting", [0, 0.5, 1])
+def test_times_weigh_as_asked(config, weighting):
+    """Times weighed the wrong way: a new network predicts v = 0, which takes the noise of grey images wrong by ab eps."""
+    config.model.prediction, config.training.weighting = "v", weighting
     graphdef, state = losses.create_state(config)
     step = losses.make_train_step(config, graphdef, SCHEDULE)
     _, metrics = step(state, jnp.full((2000, 8, 8, 1), 127, jnp.uint8))
-    assert float(metrics["loss"]) == pytest.approx(np.mean(SCHEDULE.alpha_bars), rel=0.05)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(SCHEDULE.alpha_bars ** (2 - weighting)), rel=0.05)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from configs.ddpm import mnist
 def get_config():
     config = mnist.get_config()
     config.training.n_iters = 8000
-    config.training.loss = "v"
+    config.training.weighting = 1.0
     config.training.eval_freq = 1000
     config.training.snapshot_freq = 1000
     config.training.snapshot_freq_for_preemption = 200
