@@ -44,7 +44,7 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
 
 @pytest.mark.parametrize("weighting", [0, 0.5, 1])
 def test_times_weigh_as_asked(config, weighting):
-    """Times weighed the wrong way: a new network predicts v = 0, which takes the noise of grey images wrong by ab eps."""
+    """Times weighed the wrong way: a new network predicts v = 0, and so ab eps too little noise in grey images."""
     config.model.prediction, config.training.weighting = "v", weighting
     graphdef, state = losses.create_state(config)
     step = losses.make_train_step(config, graphdef, SCHEDULE)
