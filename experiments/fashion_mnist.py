@@ -1,10 +1,11 @@
 """The paper's table, and every solver at equal cost, on a trained Fashion-MNIST network.
 
-python experiments/fashion_mnist.py table | figures [--config=fashion_mnist] [--workdir=PATH] [--dest=PATH]
+python experiments/fashion_mnist.py table | limits | figures [--config=fashion_mnist] [--workdir=PATH] [--dest=PATH]
 
 The config is one of configs/ddpm; its runs lie in results/CONFIG and what is made of them in docs/CONFIG.
 
 table: DDPM, DDIM and PNDM, n = 3, 5 and 10, without a late start, with the best and with `auto`, over three seeds.
+limits: how far the same cells are from the network's own samples in many steps, one seed.
 figures: every solver with and without a late start, its n the largest that the same number of network calls allows.
 The best start is searched on noise of its own. Runs are kept below the workdir; what was interrupted goes on.
 """
@@ -24,6 +25,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+import evaluation
 import files
 import plots
 import run_lib
@@ -36,6 +38,7 @@ from huge_pages import restart_with_huge_pages
 from protocol import Result
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
+from tallies import Tally
 
 SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
 COARSE, FINE = range(300, 901, 100), (-50, 50)  # starts tried first, and those beside the best of them
@@ -53,6 +56,10 @@ PAPER = {
     ("pndm", 5): (21.22, 5.11),
     ("pndm", 10): (14.36, 5.02),
 }
+
+LIMIT_SEED, LIMIT_SAMPLES = 4, 5000
+# What each sampler comes to in ever more steps.
+LIMITS = {"ddpm": ("ddpm", 200), "ddim": ("ipndm", 50), "pndm": ("ipndm", 50)}
 
 SOLVER_SEED, SOLVER_SAMPLES = 1, 2000
 BUDGETS = (4, 5, 6, 8, 10, 15, 20)  # network calls an image
@@ -95,6 +102,14 @@ class Laboratory:
 
         near = best_of(COARSE)
         return best_of(near + step for step in FINE)
+
+    def images(self, *args) -> tuple[Result, Tally]:
+        """A run that keeps its images, and what they leave in one pass."""
+        config = self.variant(*args)
+        config.eval.enable_sampling = True
+        result = scoring.run_once(config, self.bench, self.folder)
+        path = self.folder / scoring.folder_name(result) / "samples.npz"
+        return result, scoring.tally_images(config, self.bench.features, self.bench.labeller, path)[0]
 
 
 def row(kind: str, result: Result) -> list:
@@ -155,6 +170,30 @@ def spread(runs: Sequence[Result], name: str) -> str:
     """Mean and standard deviation over the seeds."""
     values = [run[name] for run in runs]
     return f"{mean(values):.4g} ± {stdev(values):.1g}"
+
+
+# The network's own limit
+
+
+def make_limits(laboratory: Laboratory, dest: Path) -> None:
+    limits = {
+        name: evaluation.reference_of(laboratory.images(*limit, LIMIT_SEED, LIMIT_SAMPLES)[1], laboratory.folder)
+        for name, limit in LIMITS.items()
+    }
+    rows, lines = [], []
+    for sampler, n_steps in tqdm(PAPER, "cells"):
+        best = laboratory.best_start(sampler, n_steps)
+        line = [sampler, str(n_steps), str(sampling.nfe(sampler, n_steps)), str(best)]
+        for kind, start in {"full": None, "best": best}.items():
+            run, tally = laboratory.images(sampler, n_steps, TABLE_SEEDS[0], LIMIT_SAMPLES, start)
+            limit = evaluation.distance(tally.groups, limits[sampler])
+            rows.append([limit.value, limit.error, *row(kind, run)])
+            line += [f"{run['score']:.2f} ± {run['score_error']:.1g}", f"{limit.value:.2f} ± {limit.error:.1g}"]
+        lines.append(line)
+        files.write_text(dest / "limits.csv", tables.to_csv(("to_limit", "to_limit_error", *COLUMNS), rows))
+    header = ("sampler", "n", "NFE", "best start", "without, to data", "to limit", "with, to data", "to limit")
+    files.write_text(dest / "limits.txt", tables.aligned(header, lines) + "\n")
+    print((dest / "limits.txt").read_text(encoding="utf-8"))
 
 
 # Every solver at equal cost
@@ -238,14 +277,14 @@ def draw_lines(axis, runs: dict[Cell, Result]) -> None:
 if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("table", "figures"))
+    parser.add_argument("part", choices=("table", "limits", "figures"))
     parser.add_argument("--config", choices=("fashion_mnist", "fashion_mnist_long"), default="fashion_mnist")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--dest", type=Path)
     args = parser.parse_args()
     workdir, dest = args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config
     logging.set_verbosity(logging.FATAL)  # as main.py does
-    make = {"table": make_table, "figures": make_figures}[args.part]
+    make = {"table": make_table, "limits": make_limits, "figures": make_figures}[args.part]
     try:
         make(Laboratory(importlib.import_module(f"configs.ddpm.{args.config}").get_config(), workdir), dest)
     except (UserError, OSError) as error:

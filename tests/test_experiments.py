@@ -1,11 +1,14 @@
 """The table and the comparison of solvers, on a network of a few weights."""
 
 import csv
+import itertools
 import runpy
 
+import numpy as np
 import pytest
 
 import datasets
+import evaluation
 import files
 import run_lib
 import sampling
@@ -30,6 +33,8 @@ def laboratory(config, tmp_path, shipped_classifier, monkeypatch):
         "TABLE_SAMPLES": 12,
         "SEARCHED": 12,
         "SOLVER_SAMPLES": 12,
+        "LIMIT_SAMPLES": 20,
+        "LIMITS": {"ddim": ("ddpm", 3), "pndm": ("ipndm", 4)},
         "COARSE": (300, 400),
         "BUDGETS": (4, 5),
         "SOLVERS": [("ddim", "linear"), ("heun", "linear"), ("pndm", "auto")],
@@ -65,6 +70,27 @@ def test_table_has_every_cell_on_the_same_noise(laboratory, tmp_path):
     )
     assert f"{sum(full) / sum(best):.1f}x" in lines[2].split()
     assert (tmp_path / "grid.png").exists()
+
+
+def test_limits_are_distances_between_samples(laboratory, tmp_path):
+    """A distance to the data or to another sampler's limit, one noise for both, or another start's images."""
+    EXPERIMENT["make_limits"](laboratory, tmp_path)
+    rows = read(tmp_path / "limits.csv")
+    assert [(row["sampler"], row["start"]) for row in rows] == list(
+        itertools.product(("ddim", "pndm"), ("full", "best"))
+    )
+
+    def features(name):
+        images = files.read_npz(laboratory.folder / name / "samples.npz", required={"images"})["images"]
+        return evaluation.Moments(64).update(np.asarray(laboratory.bench.features.extract(images)))
+
+    for row, limit in zip(rows, ["ddpm_n3", "ddpm_n3", "ipndm_n4", "ipndm_n4"], strict=True):
+        start = "full" if row["start"] == "full" else f"gls{row['t_start']}"
+        names = f"{row['sampler']}_n2_{start}_step1_num20_seed1", f"{limit}_full_step1_num20_seed4"
+        (mean1, cov1), (mean2, cov2) = ((found.mean, found.cov) for found in map(features, names))
+        expected = evaluation.frechet_distance(mean1, cov1, mean2, cov2)
+        assert float(row["to_limit"]) == pytest.approx(expected, rel=1e-6) != float(row["score"])
+    assert len((tmp_path / "limits.txt").read_text(encoding="utf-8").splitlines()) == 2 + 2
 
 
 def test_solvers_are_compared_at_equal_cost(laboratory, tmp_path):
