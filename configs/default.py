@@ -74,6 +74,8 @@ def get_default_config() -> ConfigDict:
     # Whether the network is told t.
     model.conditional = True
     model.normalization = "GroupNorm"
+    # Of GroupNorm. As many as channels make each forget its own mean: a network of few channels wants fewer.
+    model.num_groups = 32
     model.nonlinearity = "swish"
 
     config.optim = optim = ConfigDict()

@@ -278,7 +278,7 @@ if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("table", "limits", "figures"))
-    parser.add_argument("--config", choices=("fashion_mnist", "fashion_mnist_long"), default="fashion_mnist")
+    parser.add_argument("--config", choices=("fashion_mnist", "fashion_mnist_muon"), default="fashion_mnist")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--dest", type=Path)
     args = parser.parse_args()

@@ -44,7 +44,11 @@ class DDPM(nnx.Module):
         has_attention = [size in model.attn_resolutions for size in sizes]
 
         def resnet(channels, out_channels):
-            return ResnetBlock(channels, out_channels, temb_dim, act=self.act, dropout=model.dropout, rngs=rngs)
+            options = {"num_groups": model.num_groups, "act": self.act, "dropout": model.dropout}
+            return ResnetBlock(channels, out_channels, temb_dim, **options, rngs=rngs)
+
+        def attention(channels):
+            return AttentionBlock(channels, num_groups=model.num_groups, rngs=rngs)
 
         if model.conditional:
             self.temb_dense1 = dense(model.nf, temb_dim, rngs=rngs)
@@ -60,11 +64,11 @@ class DDPM(nnx.Module):
                 stage = [resnet(channels, model.nf * mult)]
                 channels = model.nf * mult
                 if has_attention[level]:
-                    stage.append(AttentionBlock(channels, rngs=rngs))
+                    stage.append(attention(channels))
                 down.append(stage)
                 skips.append(channels)
 
-        middle = [resnet(channels, channels), AttentionBlock(channels, rngs=rngs), resnet(channels, channels)]
+        middle = [resnet(channels, channels), attention(channels), resnet(channels, channels)]
 
         up = []
         for level, mult in reversed(list(enumerate(model.ch_mult))):
@@ -72,7 +76,7 @@ class DDPM(nnx.Module):
                 stage = [resnet(channels + skips.pop(), model.nf * mult)]
                 channels = model.nf * mult
                 if has_attention[level]:
-                    stage.append(AttentionBlock(channels, rngs=rngs))
+                    stage.append(attention(channels))
                 if level and block == model.num_res_blocks:
                     stage.append(Upsample(channels, with_conv=model.resamp_with_conv, rngs=rngs))
                 up.append(stage)
@@ -80,7 +84,7 @@ class DDPM(nnx.Module):
         self.down = nnx.List([nnx.List(stage) for stage in down])
         self.middle = nnx.List(middle)
         self.up = nnx.List([nnx.List(stage) for stage in up])
-        self.norm_out = group_norm(channels, rngs=rngs)
+        self.norm_out = group_norm(channels, model.num_groups, rngs=rngs)
         self.conv_out = conv3x3(channels, patch_channels, init_scale=0, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

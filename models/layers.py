@@ -96,8 +96,8 @@ def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nn
     return Dense(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> GroupNorm:
-    return GroupNorm(channels, num_groups=32, epsilon=1e-6, rngs=rngs)
+def group_norm(channels: int, num_groups: int, *, rngs: nnx.Rngs) -> GroupNorm:
+    return GroupNorm(channels, num_groups=num_groups, epsilon=1e-6, rngs=rngs)
 
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
@@ -121,12 +121,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 class ResnetBlock(nnx.Module):
     """Two 3x3 convolutions around the time embedding, added to their input."""
 
-    def __init__(self, channels, out_channels, temb_dim, *, act, dropout, rngs: nnx.Rngs):
+    def __init__(self, channels, out_channels, temb_dim, *, num_groups, act, dropout, rngs: nnx.Rngs):
         self.act = act
-        self.norm1 = group_norm(channels, rngs=rngs)
+        self.norm1 = group_norm(channels, num_groups, rngs=rngs)
         self.conv1 = conv3x3(channels, out_channels, rngs=rngs)
         self.temb_dense = dense(temb_dim, out_channels, rngs=rngs) if temb_dim else None
-        self.norm2 = group_norm(out_channels, rngs=rngs)
+        self.norm2 = group_norm(out_channels, num_groups, rngs=rngs)
         self.dropout = dropout
         self.conv2 = conv3x3(out_channels, out_channels, init_scale=0, rngs=rngs)
         self.shortcut = dense(channels, out_channels, init_scale=0.1, rngs=rngs) if channels != out_channels else None
@@ -144,8 +144,8 @@ class ResnetBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Self-attention over all pixels with one head, added to its input."""
 
-    def __init__(self, channels, *, rngs: nnx.Rngs):
-        self.norm = group_norm(channels, rngs=rngs)
+    def __init__(self, channels, *, num_groups, rngs: nnx.Rngs):
+        self.norm = group_norm(channels, num_groups, rngs=rngs)
         self.query = dense(channels, channels, init_scale=0.1, rngs=rngs)
         self.key = dense(channels, channels, init_scale=0.1, rngs=rngs)
         self.value = dense(channels, channels, init_scale=0.1, rngs=rngs)

@@ -70,7 +70,7 @@ def test_network_equals_the_plain_one(config, rng, monkeypatch):
 @pytest.mark.parametrize("shape", [(2, 5, 3, 64), (3, 1, 1, 32), (2, 15, 96)])
 def test_group_norm_equals_the_plain_one(shape, rng, monkeypatch):
     """Groups of one or several channels, one pixel, and the derivative forward as well as backward."""
-    norm = group_norm(shape[-1], rngs=nnx.Rngs(0))
+    norm = group_norm(shape[-1], 32, rngs=nnx.Rngs(0))
     with jax.enable_x64():
         scale, bias, x, dx = (jnp.asarray(rng.standard_normal(s)) for s in [shape[-1:], shape[-1:], shape, shape])
         norm.scale[...], norm.bias[...] = scale, bias

@@ -25,7 +25,7 @@ UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], 
 def make_config(sizes: dict, **changes) -> ConfigDict:
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
-    model |= {"normalization": "GroupNorm", "attn_resolutions": (16,), "dtype": "float32"}
+    model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
     model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
@@ -140,6 +140,7 @@ def test_names_the_field_that_disagrees_with_a_checkpoint(tmp_path, field, value
     [
         ({"block_out_channels": [64]}, "config.model.nf is 32, the file's is 64"),
         ({"block_out_channels": [32, 48]}, "config.model.ch_mult is (1,), the file's is (1, 1.5)"),
+        ({"norm_num_groups": 8}, "config.model.num_groups is 32, the file's is 8"),
         ({"layers_per_block": 2}, "config.model.num_res_blocks is 1, the file's is 2"),
         ({"in_channels": 3, "out_channels": 3}, "config.data.num_channels is 1, the file's is 3"),
         ({"sample_size": 16}, "config.data.image_size is 8, the file's is 16"),
@@ -220,7 +221,7 @@ def test_refuses_what_is_no_checkpoint_of_the_paper(tmp_path):
     [
         (TINY | {"ch_mult": [1, 2]}, {"data.centered": False}),
         (TINY | {"num_channels": 3, "attn_resolutions": []}, {}),
-        (TINY | {"ch_mult": [1, 2], "num_res_blocks": 2}, {}),
+        (TINY | {"ch_mult": [1, 2], "num_res_blocks": 2}, {"model.num_groups": 8}),
     ],
 )
 def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):

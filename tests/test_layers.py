@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from models import abstract_params, apply_model, create_model
 from models.layers import depth_to_space, space_to_depth
@@ -30,6 +31,14 @@ def test_eps_of_a_network_on_v_keeps_every_digit_of_x(config, rng, dtype):
     np.testing.assert_allclose(
         apply_model(graphdef, params, jnp.asarray(x), jnp.asarray(t)), sigma[:, None, None, None] * x, atol=1e-4
     )
+
+
+def test_every_norm_has_the_groups_of_the_config(config):
+    """One that keeps 32, which in a network of 32 channels makes each channel forget its mean."""
+    config.model.update(num_groups=8, attn_resolutions=(8,))
+    network = nnx.merge(*abstract_params(config))
+    norms = [module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.GroupNorm)]
+    assert len(norms) > 10 and {norm.num_groups for norm in norms} == {8}
 
 
 def test_network_on_patches_is_quarter_the_size_inside(config):
