@@ -40,6 +40,8 @@ from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
 from tallies import Tally
 
+NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
+
 SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
 COARSE, FINE = range(300, 901, 100), (-50, 50)  # starts tried first, and those beside the best of them
 
@@ -278,7 +280,7 @@ if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("table", "limits", "figures"))
-    parser.add_argument("--config", choices=("fashion_mnist", "fashion_mnist_muon"), default="fashion_mnist")
+    parser.add_argument("--config", choices=NETWORKS, default=NETWORKS[0])
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--dest", type=Path)
     args = parser.parse_args()

@@ -106,7 +106,7 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
 if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", choices=("digits", "fashion_mnist", "fashion_mnist_muon"))
+    parser.add_argument("config", choices=("digits", "fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps"))
     parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--evaluation", type=int, default=50_000)
     parser.add_argument("--num", type=int, default=600)

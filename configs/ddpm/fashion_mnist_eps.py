@@ -1,0 +1,13 @@
+"""The network of fashion_mnist_muon.py as the paper has its own: it predicts the noise, trained on the paper's loss.
+
+python main.py --mode=train --config=configs/ddpm/fashion_mnist_eps.py --workdir=results/fashion_mnist_eps
+"""
+
+from configs.ddpm import fashion_mnist_muon
+
+
+def get_config():
+    config = fashion_mnist_muon.get_config()
+    config.training.weighting = 0.0
+    config.model.prediction = "eps"
+    return config
