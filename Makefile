@@ -9,9 +9,9 @@ FASHION := --config=configs/ddpm/$(NETWORK).py
 # Train on real digits for a while, to see that it works; then score three samplers, with and without a late start, on
 # the network of the repository, which trained to the end.
 demo: .venv/installed results/digits/config.json
-	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=300
+	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=200
 	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
-	$(BIN)/python main.py --mode=sweep $(DIGITS) --workdir=results/digits
+	$(BIN)/python main.py --mode=sweep $(DIGITS) --workdir=results/digits --config.sweep.t_starts="(300,500,700)"
 
 results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
