@@ -44,6 +44,10 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         return self.betas.shape[0]
 
+    def astype(self, dtype: jnp.dtype) -> "NoiseSchedule":
+        """The same with tables of this dtype, in which its functions of t then compute."""
+        return jax.tree.map(lambda table: jnp.asarray(table, dtype), self)
+
     def log_alpha_bar(self, t: ArrayLike) -> jax.Array:
         """log alpha_bar(t); t int or float of any shape, -1 <= t <= T-1, linear between integers."""
         table = jnp.asarray(self.log_alpha_bars)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+import datasets
 import parallel
 from errors import UserError
 from features import classifier_path
@@ -46,7 +47,7 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
         return Labeller(_import(entry), entry)
     if not (path := classifier_path(config)).exists():
         return None
-    stored = classifier.load(path)
+    stored = classifier.load(path, datasets.image_shape(config))
     graphdef, params = nnx.split(stored.network)
 
     @jax.jit

@@ -126,9 +126,10 @@ Scores = dict[str, Any]
 
 
 def scores(tally: Tally, reference: Reference) -> Scores:
-    """Every score that one pass gives; None where samples, the statistics file or a classifier do not suffice.
+    """Every score that one pass gives; None where samples or the statistics file do not suffice.
 
-    Those of single features (KID, precision, recall, density, coverage) rest on the reservoirs, `num_compared` samples.
+    Those of labels are left out without a classifier. Those of single features (KID, precision, recall, density,
+    coverage) rest on the reservoirs, `num_compared` samples.
     """
     found = distance(tally.groups, reference)
     result: Scores = {
@@ -140,7 +141,7 @@ def scores(tally: Tally, reference: Reference) -> Scores:
 
 
 def _sample_scores(fake: np.ndarray, reference: Reference) -> Scores:
-    names = ("num_compared", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    names = ("num_compared", "kid", "kid_std", "kid_subset_size", "precision", "recall", "density", "coverage")
     real = reference.features
     if real is None or min(len(real), len(fake)) <= fidelity.DENSITY_NEIGHBOURS:
         return dict.fromkeys(names)
@@ -185,6 +186,7 @@ def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
         "split": SPLIT,
         "image_size": data.image_size,
         "num_channels": data.num_channels,
+        "path": str(Path(data.path).expanduser().resolve()) if data.path else "",
         **facts,
     }
 
@@ -245,12 +247,15 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
         shapes = {name: list(array.shape) for name, array in stored.items()}
         raise UserError(f"{path}: expected mu and sigma (or cov) of {features.dim} {features.name} features: {shapes}")
-    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise UserError(f"{path}: its moments hold NaN or infinity")
+    if mean.dtype.kind != "f" or cov.dtype.kind != "f" or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise UserError(f"{path}: its moments are not all finite numbers")
     digest = _digest(mean, cov)
     if "origin" not in stored:
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
-    origin = _checked_origin(_features_origin(config, features), path, str(stored["origin"]))
+    expected = _features_origin(config, features)
+    if config.eval.reference:
+        del expected["path"]  # a colleague's images lie elsewhere
+    origin = _checked_origin(expected, path, str(stored["origin"]))
     labelled = labeller is not None and labeller.name == origin.get("classifier")
     if labeller and config.eval.classifier and not labelled:
         raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")

@@ -55,7 +55,7 @@ def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
             raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
         trained = classifier.train(*datasets.load_labelled(config), seed=0)
         classifier.save(path, trained, datasets.image_shape(config))
-    stored = classifier.load(path)
+    stored = classifier.load(path, datasets.image_shape(config))
     graphdef, params = nnx.split(stored.network)
     extract = jax.jit(lambda params, images: nnx.merge(graphdef, params).features(images))
     return Features(

@@ -15,13 +15,15 @@ BLOCK = 1000  # rows of a matrix of distances that are held at once
 
 class Kid(NamedTuple):
     mean: float
-    std: float  # over the subsets
+    std: float | None  # over the subsets; None where all are the same
+    subset_size: int
 
 
 def kid(real: np.ndarray, fake: np.ndarray, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE) -> Kid:
     """The kernel distance of Binkowski et al. (2018): squared_mmd over random subsets, the same at every call.
 
-    Subsets are no larger than the smaller set. Raises ValueError for fewer than 2 samples.
+    Subsets are no larger than the smaller set; if they are all of both, no chance is left to measure. Raises ValueError
+    for fewer than 2 samples.
     """
     rng, size = np.random.default_rng(0), min(subset_size, len(real), len(fake))
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
@@ -29,7 +31,8 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int = SUBSETS, subset_size:
     for _ in range(subsets):
         chosen = rng.choice(len(real), size, replace=False), rng.choice(len(fake), size, replace=False)
         values.append(squared_mmd(real[chosen[0]], fake[chosen[1]]))
-    return Kid(float(np.mean(values)), float(np.std(values)))
+    std = float(np.std(values)) if size < max(len(real), len(fake)) else None
+    return Kid(float(np.mean(values)), std, size)
 
 
 def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:

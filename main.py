@@ -157,7 +157,8 @@ def check_flags(needed: list[str], optional: list[str]) -> None:
     if FLAGS.distributed and FLAGS.mode not in DISTRIBUTED:
         raise UserError(f"--distributed means nothing to --mode={FLAGS.mode}")
     check_processes(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
-    if FLAGS.compare and (FLAGS.trajectory or FLAGS.sampler or FLAGS.gls is not None):
+    others = FLAGS.trajectory or FLAGS.sampler or FLAGS.gls is not None or FLAGS["format"].present
+    if FLAGS.compare and others:
         raise UserError("--compare draws all samplers of config.sweep, with and without a late start, and nothing else")
 
 
@@ -188,7 +189,9 @@ def run(config: ConfigDict) -> None:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     import run_lib  # takes seconds that a wrong field should not cost
 
-    workdir = Path(FLAGS.workdir or "")
+    workdir, source, reference, dest = (
+        Path(FLAGS[name].value or "").expanduser() for name in ("workdir", "source", "reference", "dest")
+    )
     match FLAGS.mode:
         case "prepare":
             run_lib.prepare(config)
@@ -201,8 +204,8 @@ def run(config: ConfigDict) -> None:
         case "sweep":
             run_lib.sweep(config, workdir, FLAGS.eval_folder)
         case "score":
-            workdir = Path(FLAGS.workdir or "results/score")
-            run_lib.score(config, workdir, Path(FLAGS.source), Path(FLAGS.reference) if FLAGS.reference else None)
+            folder = workdir if FLAGS.workdir else Path("results/score")
+            run_lib.score(config, folder, source, reference if FLAGS.reference else None)
         case "sample":
             if FLAGS.compare:
                 run_lib.compare(config, workdir, FLAGS.num)
@@ -211,9 +214,9 @@ def run(config: ConfigDict) -> None:
         case "analyze":
             run_lib.analyze(config, workdir, FLAGS.eval_folder)
         case "import":
-            run_lib.import_weights(config, workdir, Path(FLAGS.source))
+            run_lib.import_weights(config, workdir, source)
         case "export":
-            run_lib.export_weights(config, workdir, Path(FLAGS.dest))
+            run_lib.export_weights(config, workdir, dest)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ class MetricsWriter:
 
 def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
     """The rows of the file, if it is there, without a last line that a kill cut; UserError where another is broken."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         return [row for row in rows if row["step"] <= step]
     except (ValueError, TypeError, KeyError) as error:

@@ -102,14 +102,6 @@ def resharded(batch: ArrayLike) -> jax.Array:
     return _put(batch, NamedSharding(mesh(), PartitionSpec("batch")))
 
 
-def local_rows(batch: jax.Array) -> np.ndarray:
-    """This process's own rows of what was made from such a batch."""
-    if batch.is_fully_addressable:
-        return np.asarray(batch)
-    shards = sorted(batch.addressable_shards, key=lambda shard: shard.index[0].start)
-    return np.concatenate([shard.data for shard in shards])
-
-
 def all_rows(batch: jax.Array) -> np.ndarray:
     """The whole batch on every process."""
     return np.asarray(batch if batch.is_fully_addressable else multihost_utils.process_allgather(batch, tiled=True))

@@ -79,9 +79,10 @@ def choose(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, gaussian:
     beyond = -(-num // size)  # chunks of noise that the evaluation uses
     errors, calls = None, 0
     if open_grid:
-        noise, _ = prior(config, beyond * size, size)
+        walked = min(size, parallel.round_up(MEASURED))
+        noise, _ = prior(config, beyond * size, walked)
         _, errors = walk(eps_fn, parallel.replicate(schedule), gaussian, noise, times, min(size, MEASURED))
-        errors, calls = np.asarray(parallel.replicate(errors), np.float64), len(times) * size
+        errors, calls = np.asarray(parallel.replicate(errors), np.float64), len(times) * walked
 
     def grid(t_start: int) -> np.ndarray:
         if open_grid:

@@ -4,7 +4,7 @@ from typing import Any
 
 from evaluation import Reference
 from features import Features
-from fidelity import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, SUBSET_SIZE, SUBSETS
+from fidelity import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, SUBSETS
 from tallies import GROUPS
 
 ROUNDING = "clipped, to the nearest of 256 grey levels"
@@ -37,8 +37,8 @@ def _score_rows(result: Result) -> list[tuple[str, str]]:
     rows = [(result["score_name"], _with_error(result["score"], result["score_error"], f"jackknife, {GROUPS} groups"))]
     if (limit := result["score_at_infinity"]) is not None:
         rows.append(("for infinitely many samples", _with_error(limit, result["score_error"], "the same")))
-    if (compared := result["num_compared"]) is not None:
-        subsets = f"over {SUBSETS} subsets of {min(SUBSET_SIZE, compared)}"
+    if result["num_compared"] is not None:
+        subsets = f"over {SUBSETS} subsets of {result['kid_subset_size']}"
         rows += [
             ("KID, same features", _with_error(result["kid"], result["kid_std"], f"standard deviation {subsets}")),
             *_pair(result, "precision", "recall", PRECISION_NEIGHBOURS),
@@ -82,10 +82,11 @@ def _protocol_rows(result: Result) -> list[tuple[str, str]]:
         start = "Gaussian late start" if result["gls"] else "from pure noise"
         start += f" ({result['baseline']})" if result["baseline"] else ""
         start += _trial(result["auto_start"]) if result["auto_start"] else ""
+        weights = f"EMA {result['ema_rate']} (SHA-256 {result['weights_sha256'][:16]})"
         rows += [
             ("rounding", result["rounding"]),
             ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),
             ("time grid", f"{result['spacing']}, t = {result['t_start']} to {result['t_last']}, {start}"),
-            ("weights", f"step {result['checkpoint_step']}, EMA {result['ema_rate']}"),
+            ("weights", f"step {result['checkpoint_step']}, {weights}"),
         ]
     return rows

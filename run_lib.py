@@ -1,6 +1,6 @@
 """One function per mode. Each checks what it needs before it starts, and reads from top to bottom."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from sampling.late_start import EXACT_UP_TO, DataGaussian
 from sampling.time_grid import AUTO_SPACING, AUTO_START
 from symmetry.critical import leading_times
 from tallies import RESERVOIR, Tally
-from validation import validate, validate_batch
+from validation import validate, validate_analysis, validate_batch
 
 TRAJECTORIES = 12  # how many images a film strip follows
 
@@ -158,6 +158,8 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
+    if config.sampling.baseline:
+        raise UserError(f"sampling.baseline={config.sampling.baseline!r} is for eval: a sweep takes sweep.baselines")
     starts = sweeping.expand_starts(config.sweep.t_starts)
     runs = sweeping.sweep_configs(config, config.sweep.n_steps, starts, config.sweep.baselines)
     bench, folder = load_bench(config, workdir, runs), workdir / eval_folder
@@ -193,7 +195,8 @@ def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) ->
     eps_fn, schedule = make_eps_fn(graphdef, ema), make_schedule(config)
     loss = None if held_out is None else training.mean_loss(config, eps_fn, schedule, held_out)
     bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded[: config.eval.bpd_num_images])
-    return scoring.Bench(step, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
+    weights = checkpoints.digest(ema)
+    return scoring.Bench(step, weights, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
 
 
 # --mode=score
@@ -207,6 +210,7 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
     for path in [source, *[reference] * (reference is not None)]:
         if not path.exists():
             raise UserError(f"no {path}: give a folder of PNG or JPG files, or an .npz of uint8 images")
+    files.require_writable(workdir)
     features, labeller = load_features(config), load_labeller(config)
     if reference is None:
         against = evaluation.load_reference(config, features, labeller)
@@ -250,16 +254,15 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     """One picture: a row for every sampler of config.sweep without and with a late start, a column for every noise."""
     config = _unscored(config, num)
     validate(config)
-    n_steps, t_start = config.sampling.n_steps, config.sampling.t_start
-    name = "auto" if t_start == AUTO_START else t_start
-    runs = sweeping.sweep_configs(config, [n_steps], [t_start])
+    runs = sweeping.sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
     bench = load_bench(config, workdir, runs)
     rows = []
     for run in runs:
         timesteps, _ = scoring.plan(run, bench)
         label = sweeping.row_label(scoring.describe(run, bench) | {"t_start": int(timesteps[0])})
         rows.append((label, scoring.draw_all(run, bench, timesteps)))
-    path = workdir / "drawn" / f"compare_n{n_steps}_gls{name}_num{num}_seed{config.seed}.png"
+    question = scoring.describe(runs[-1], bench) | {"sampler": "-".join(["compare", *config.sweep.samplers])}
+    path = workdir / "drawn" / f"{scoring.folder_name(question)}.png"
     plots.save_comparison(path, rows)
     print(f"{len(rows)} rows of the same {num} noises: {path}")
     return path
@@ -290,12 +293,13 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
     """
     import analysis  # here, since what it imports takes a third of a second that other modes should not cost
 
+    validate_analysis(config)
     own, settings, folder = _analysis_config(config), config.analysis, workdir / "analysis"
     starts = [t_start for t_start in sweeping.expand_starts(own.sweep.t_starts) if t_start != AUTO_START]
     few = sweeping.sweep_configs(own, (max(own.sweep.n_steps),), starts)
     full_length = _full_length_runs(own)
     bench = load_bench(own, workdir, [own, *few, *full_length])
-    facts = {"dataset": config.data.dataset, "checkpoint_step": bench.checkpoint_step}
+    facts = {"dataset": config.data.dataset, "weights_sha256": bench.weights_sha256}
     x0 = datasets.to_network_range(
         jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
     )
@@ -306,6 +310,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         "auto": [run for run in scoring.all_finished(facts, workdir / eval_folder) if run.get("chooses_start")]
         or _chosen_starts(config, own, bench),
     }
+    labeller = load_labeller(config)
     measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = analysis.Subject(
         bench.eps_fn,
@@ -313,21 +318,16 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
         bench.gaussian,
         x0,
         config.data.centered,
-        _class_prediction(config),
+        labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1)),
         key_for(config.seed, "analysis"),
         **measured,
     )
     question = facts | measured | {"seed": config.seed, "num_images": settings.num_images}
-    question |= {"gaussian_sha256": bench.gaussian_sha256}
+    question |= {"gaussian_sha256": bench.gaussian_sha256, "classifier": labeller.name if labeller else None}
     title = f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
     print(analysis.run(subject, results, question, folder, title))
     print(f"pictures, numbers and report.html lie in {folder}")
     return folder / "report.html"
-
-
-def _class_prediction(config: ConfigDict) -> Callable | None:
-    labeller = load_labeller(config)
-    return labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1))
 
 
 SCORED = ("ddpm", "ddim")  # the samplers whose scores an analysis shows against the start
@@ -338,7 +338,7 @@ def _analysis_config(config: ConfigDict) -> ConfigDict:
     """What the runs of an analysis share. They are scored unless eval.enable_fid or analysis.score_samples says no."""
     own = _unscored(config, max(config.analysis.score_samples, 1))
     own.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
-    own.sampling.update(gls=True, n_steps=1, **AS_IN_THE_PAPER)
+    own.sampling.update(gls=True, n_steps=1, t_start=own.model.num_scales - 1, **AS_IN_THE_PAPER)
     own.sweep.samplers = SCORED
     return own
 
@@ -392,12 +392,13 @@ def _scores_there(config: ConfigDict, facts: scoring.Result, folder: Path) -> li
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a .npz of ours, a .pth of the paper's code or a folder of diffusers."""
     validate(config)
-    if any(workdir.glob("checkpoints/*")):
+    if checkpoints.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
     foreign = _own_weights(config, source) if source.suffix == ".npz" else load_foreign(source, config)
-    with checkpoints.only_writer(workdir), checkpoints.saving(config, workdir) as save:
-        checkpoints.write_config(config, workdir)
-        save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
+    with checkpoints.only_writer(workdir):
+        with checkpoints.saving(config, workdir) as save:
+            save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
+        checkpoints.write_config(config, workdir)  # last: the workdir is whole when it is there
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 
@@ -411,6 +412,8 @@ def _own_weights(config: ConfigDict, source: Path) -> ForeignCheckpoint:
 def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
     """Writes the EMA weights of config.eval.checkpoint: a new .npz, or a folder that diffusers' UNet2DModel loads."""
     validate(config)
+    if destination.suffix not in ("", ".npz"):
+        raise UserError(f"{destination}: name a file that ends in .npz, or a folder, without an ending, for diffusers")
     if destination.exists():
         raise UserError(f"{destination} exists already; name a new one for the export")
     step, _, ema = checkpoints.load_ema(config, workdir)

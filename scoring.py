@@ -41,6 +41,7 @@ class Bench(NamedTuple):
     """What all runs of a sweep share, loaded once."""
 
     checkpoint_step: int
+    weights_sha256: str
     eps_fn: EpsFn
     schedule: NoiseSchedule
     gaussian: DataGaussian | None
@@ -62,7 +63,7 @@ def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
 
 
 def describe(config: ConfigDict, bench: Bench) -> Result:
-    """The question that a run answers: all that its result depends on but the weights, which belong to the workdir.
+    """The question that a run answers: all that its result depends on.
 
     What a trial is to choose (see `pilot`) is missing.
     """
@@ -71,6 +72,7 @@ def describe(config: ConfigDict, bench: Bench) -> Result:
     return {
         "dataset": config.data.dataset,
         "checkpoint_step": bench.checkpoint_step,
+        "weights_sha256": bench.weights_sha256,
         "sampler": settings.sampler,
         "n_steps": settings.n_steps,
         "nfe": nfe and nfe - (settings.baseline == "afs"),
@@ -116,7 +118,7 @@ def plan(config: ConfigDict, bench: Bench) -> tuple[np.ndarray, pilot.Choice | N
 
 
 def folder_name(question: Result) -> str:
-    """One for every question: what is not the default is part of the name."""
+    """What is not the default is part of the name, so that no result replaces one that took more work."""
     parts = [
         question["sampler"],
         f"n{question['n_steps']}",
@@ -128,6 +130,9 @@ def folder_name(question: Result) -> str:
         f"ref{question['reference_sha256'][:8]}" if question["reference_file"] else "",
         f"step{question['checkpoint_step']}",
         f"num{question['num_samples']}",
+        f"kept{question['num_kept']}" if question["num_kept"] > GRID_SIZE else "",
+        "loss" if question["eval_loss"] is not None else "",
+        "bpd" if question["bits_per_dim"] else "",
         f"seed{question['seed']}",
     ]
     return "_".join(filter(None, parts))
@@ -257,9 +262,11 @@ def draw_all(config: ConfigDict, bench: Bench, timesteps: np.ndarray) -> np.ndar
 def tally_images(config: ConfigDict, features: Features, labeller: Labeller | None, path: Path) -> tuple[Tally, str]:
     """What the images of a folder or .npz leave in one pass, and the SHA-256 of their pixels.
 
-    Raises UserError as `sources.open_images`.
+    Raises UserError for a single image, and as `sources.open_images`.
     """
     total, images = sources.open_images(path, datasets.image_shape(config))
+    if total < 2:
+        raise UserError(f"{path}: holds one image; a covariance needs at least 2")
     tally, digest = Tally(features.dim, stride=-(-total // RESERVOIR)), hashlib.sha256()
 
     def hashed():

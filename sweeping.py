@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import files
 import plots
 import tables
-from sampling import SAMPLERS
+from sampling import applies
 from sampling.time_grid import starts_of
 from scoring import Result, folder_name
 
@@ -19,7 +19,10 @@ COMPARED = 24  # how many images of a run stand in a row of a comparison
 def sweep_configs(
     config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int], baselines: Sequence[str] = ()
 ) -> list[ConfigDict]:
-    """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first."""
+    """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first.
+
+    A baseline is left out where it changes nothing (see `sampling.applies`).
+    """
     full, late = [{"gls": False}], [{"gls": True, "t_start": t_start} for t_start in t_starts]
     starts = []
     for kind, rivals in ((full, ("afs",)), (late, ("isotropic", "no_history"))):
@@ -27,9 +30,8 @@ def sweep_configs(
             starts += [start | {"baseline": baseline} for start in kind]
     configs = []
     for sampler in config.sweep.samplers:
-        own = [start for start in starts if start["baseline"] != "no_history" or SAMPLERS[sampler].history_from]
         for steps in n_steps:
-            for start in own:
+            for start in (start for start in starts if applies(start["baseline"], sampler, steps)):
                 copy = config.copy_and_resolve_references()
                 copy.sampling.update(sampler=sampler, n_steps=steps, **start)
                 configs.append(copy)

@@ -48,7 +48,7 @@ def run(
         with checkpoints.saving(config, workdir) as save, MetricsWriter(workdir, reached) as writer:
             if reached < training.n_iters:
                 checkpoints.write_config(config, workdir)
-            look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, signals)
+            look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, reached, signals)
             look(reached, state.ema)  # in case that a signal cut it off
             batches = map(parallel.shard_batch, datasets.train_batches(images, config, reached))
             batch, recent, steps_per_second = next(batches), collections.deque(maxlen=REMEMBERED), Rate(reached)
@@ -99,6 +99,7 @@ def _look(
     graphdef: nnx.GraphDef,
     held_out: np.ndarray | None,
     writer: MetricsWriter,
+    reached: int,
     signals: Sequence[int],
     step: int,
     ema: Params,
@@ -110,7 +111,8 @@ def _look(
         if not signals:
             writer.write(step, {"eval_loss": loss})
     path = workdir / f"samples/step_{step:07d}.png"
-    if training.snapshot_sampling and _due(config, step, training.snapshot_freq) and not (signals or path.exists()):
+    there = step == reached and path.exists()  # a later step's is of an earlier training
+    if training.snapshot_sampling and _due(config, step, training.snapshot_freq) and not (signals or there):
         size = training.sampling_size
         grid = grid_of(config, schedule, late=False)
         [(x0, count)] = generate(config, eps_fn, schedule, None, grid, size, batch_size=size)

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from datasets import LOADERS
 from errors import UserError
-from sampling import SAMPLERS, nfe
+from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
-from sampling.late_start import BASELINES
+from sampling.late_start import BASELINES, EXACT_UP_TO
 from sampling.time_grid import AUTO_SPACING, AUTO_START, SPACINGS, starts_of
 
 
@@ -137,18 +137,38 @@ def validate(config: ConfigDict) -> None:
     for field, rule in RULES.items():
         value = config
         for name in field.split("."):
+            _require(isinstance(value, ConfigDict) and name in value, f"the config has no field {field}")
             value = value[name]
-        _require(rule.holds(value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
+        _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
     _validate_network(config)
     _validate_start(config)
     _validate_baseline(config)
-    _validate_analysis(config)
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.holds(value)
+    except TypeError:  # a list where a number belongs, or None
+        return False
 
 
 def validate_batch(config: ConfigDict) -> None:
     """Raises UserError where the devices cannot share a training batch evenly."""
     batch, devices = config.training.batch_size, jax.device_count()
     _require(batch % devices == 0, f"training.batch_size={batch} must be a multiple of the {devices} devices")
+
+
+def validate_analysis(config: ConfigDict) -> None:
+    """Raises UserError for what only --mode=analyze asks of its config."""
+    validate(config)
+    settings, last = config.analysis, config.model.num_scales - 1
+    for name in ("num_times", "n_steps"):
+        value = settings[name]
+        _require(value <= last, f"analysis.{name}={value} is too many: at most {last}, the last time")
+    dim = config.data.image_size**2 * config.data.num_channels
+    most = min((dim - 1) // 5, config.sampling.rank if dim > EXACT_UP_TO else dim)
+    count = settings.num_eigenvalues
+    _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
 def _validate_network(config: ConfigDict) -> None:
@@ -185,11 +205,17 @@ def _validate_baseline(config: ConfigDict) -> None:
     settings, baseline = config.sampling, config.sampling.baseline
     late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
     _require(baseline not in ("isotropic", "no_history") or settings.gls, late)
-    with_history = [name for name, sampler in SAMPLERS.items() if sampler.history_from]
-    without = f"sampling.baseline={baseline!r}: {settings.sampler} uses no history; {', '.join(with_history)} do"
-    _require(baseline != "no_history" or settings.sampler in with_history, without)
-    full = f"sampling.baseline={baseline!r} replaces the first of several steps of a full start: no --gls, n_steps >= 2"
-    _require(baseline != "afs" or (not settings.gls and settings.n_steps >= 2), full)
+    _require(baseline != "afs" or not settings.gls, f"sampling.baseline={baseline!r} is a full start: no --gls")
+    needs = {
+        "afs": "it replaces the first of several steps, and ode is adaptive",
+        "no_history": ", ".join(f"{name} from {s.history_from}" for name, s in SAMPLERS.items() if s.history_from)
+        + " steps on have a history to do without",
+    }
+    _require(
+        applies(baseline, settings.sampler, settings.n_steps),
+        f"sampling.baseline={baseline!r} changes nothing of {settings.sampler} with n_steps={settings.n_steps}: "
+        f"{needs.get(baseline)}",
+    )
 
 
 def _validate_trial(config: ConfigDict, start: int, chosen: bool) -> None:
@@ -213,16 +239,6 @@ def _validate_trial(config: ConfigDict, start: int, chosen: bool) -> None:
             start >= least,
             f"sampling.t_start={start} is too late for {settings.n_steps} steps and spacing='auto': at least {least}",
         )
-
-
-def _validate_analysis(config: ConfigDict) -> None:
-    settings, last = config.analysis, config.model.num_scales - 1
-    for name in ("num_times", "n_steps"):
-        value = settings[name]
-        _require(value <= last, f"analysis.{name}={value} is too many: at most {last}, the last time")
-    most = (config.data.image_size**2 * config.data.num_channels - 1) // 5
-    count = settings.num_eigenvalues
-    _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
 def _require(holds: bool, message: str) -> None:

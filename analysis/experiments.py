@@ -25,7 +25,7 @@ PROBED = 8  # images at which the Jacobian is taken
 PIXELS = 3
 UTURN_STEPS = 20
 LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the schedule's times, where late starts are compared with full ones
-LATE_STEPS = (10, 50, 0)  # of a late start; 0 for every time below it
+LATE_STEPS = (10, 50, 0)  # of a late start, or as many as there are times below it; 0 for all of these
 
 Arrays = dict[str, np.ndarray]
 
@@ -182,7 +182,7 @@ def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
     for i, t in enumerate(starts.tolist()):
         x = subject.gaussian.sample(noise, subject.schedule.alpha_bar(t))
         for j, n_steps in enumerate(LATE_STEPS):
-            distance[i, j] = jnp.mean((images(x, t, n_steps or t + 1) - full) ** 2)
+            distance[i, j] = jnp.mean((images(x, t, min(n_steps or t + 1, t + 1)) - full) ** 2)
     to_other = np.asarray(jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2))
     return {"t_start": starts, "n_steps": np.array(LATE_STEPS), "distance": distance, "to_other_noise": to_other}
 

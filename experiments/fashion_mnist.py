@@ -42,10 +42,10 @@ from tallies import Tally
 
 NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
 
-SEARCH_SEED, SEARCHED = 0, 500  # of the noise that the best start is searched on, and how many images
+SEARCH_SEED = 0  # of the noise that the best start is searched on
 COARSE, FINE = range(300, 901, 100), (-50, 50)  # starts tried first, and those beside the best of them
 
-TABLE_SEEDS, TABLE_SAMPLES = (1, 2, 3), 10_000
+TABLE_SEEDS, TABLE_SAMPLES, TABLE_SEARCHED = (1, 2, 3), 10_000, 500  # the last: images a start tried
 # The scores on MNIST without and with a late start, from the paper's Table 1; these are the cells of the table.
 PAPER = {
     ("ddpm", 3): (42.63, 11.92),
@@ -63,7 +63,7 @@ LIMIT_SEED, LIMIT_SAMPLES = 4, 5000
 # What each sampler comes to in ever more steps.
 LIMITS = {"ddpm": ("ddpm", 200), "ddim": ("ipndm", 50), "pndm": ("ipndm", 50)}
 
-SOLVER_SEED, SOLVER_SAMPLES = 1, 2000
+SOLVER_SEED, SOLVER_SAMPLES, SOLVER_SEARCHED = 1, 2000, 500
 BUDGETS = (4, 5, 6, 8, 10, 15, 20)  # network calls an image
 SOLVERS = [(name, "linear") for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 SOLVERS += [(name, "auto") for name in ("ddim", "dpmpp_2m", "unipc_3")]
@@ -94,12 +94,12 @@ class Laboratory:
     def score(self, *args, **kwargs) -> Result:
         return scoring.run_once(self.variant(*args, **kwargs), self.bench, self.folder)
 
-    def best_start(self, sampler: str, n_steps: int, spacing: str = "linear") -> int:
+    def best_start(self, sampler: str, n_steps: int, num: int, spacing: str = "linear") -> int:
         scores: dict[int, float] = {}
 
         def best_of(starts: Iterable[int]) -> int:
             for t_start in starts:
-                scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, SEARCHED, t_start, spacing)["score"]
+                scores[t_start] = self.score(sampler, n_steps, SEARCH_SEED, num, t_start, spacing)["score"]
             return min(scores, key=scores.get)
 
         near = best_of(COARSE)
@@ -130,7 +130,7 @@ def write_rows(path: Path, rows: Sequence[Sequence]) -> None:
 def make_table(laboratory: Laboratory, dest: Path) -> None:
     cells, rows, shown = [], [], []
     for sampler, n_steps in tqdm(PAPER, "cells"):
-        starts = {"full": None, "best": laboratory.best_start(sampler, n_steps), "auto": AUTO_START}
+        starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, TABLE_SEARCHED), "auto": AUTO_START}
         cell = {
             kind: [laboratory.score(sampler, n_steps, seed, TABLE_SAMPLES, start) for seed in TABLE_SEEDS]
             for kind, start in starts.items()
@@ -184,7 +184,7 @@ def make_limits(laboratory: Laboratory, dest: Path) -> None:
     }
     rows, lines = [], []
     for sampler, n_steps in tqdm(PAPER, "cells"):
-        best = laboratory.best_start(sampler, n_steps)
+        best = laboratory.best_start(sampler, n_steps, TABLE_SEARCHED)
         line = [sampler, str(n_steps), str(sampling.nfe(sampler, n_steps)), str(best)]
         for kind, start in {"full": None, "best": best}.items():
             run, tally = laboratory.images(sampler, n_steps, TABLE_SEEDS[0], LIMIT_SAMPLES, start)
@@ -216,8 +216,10 @@ def make_figures(laboratory: Laboratory, dest: Path) -> None:
     runs: dict[Cell, Result] = {}
     for budget, (sampler, spacing) in tqdm(list(itertools.product(BUDGETS, SOLVERS)), "solvers"):
         n_steps = steps_within(sampler, spacing, budget)
-        starts = {"full": None, "best": laboratory.best_start(sampler, n_steps, spacing)} if n_steps else {}
-        for kind, t_start in starts.items():
+        if not n_steps:
+            continue
+        best = laboratory.best_start(sampler, n_steps, SOLVER_SEARCHED, spacing)
+        for kind, t_start in {"full": None, "best": best}.items():
             result = laboratory.score(sampler, n_steps, SOLVER_SEED, SOLVER_SAMPLES, t_start, spacing)
             runs[Cell(sampler, spacing, budget, kind)] = result
     long_run = laboratory.score(*REFERENCE, SOLVER_SEED, SOLVER_SAMPLES)

@@ -4,7 +4,8 @@ python experiments/regret.py CONFIG [--n_steps 3 5 10] [--evaluation=50000] [--n
 
 For every sampler and n, --num images are scored from each start of the sweep and from the one that `--t_start=auto`
 chooses for an evaluation of --evaluation images, all of the same noise, which the trial does not see. What is finished
-lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret_of50000.csv and .txt are made of it.
+lies in results/CONFIG/regret and is not done again; docs/CONFIG/regret_of50000.csv and .txt, or of what --evaluation
+says, are made of it.
 """
 
 import argparse

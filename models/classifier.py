@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from errors import UserError
 from files import read_npz, write_npz
 from models.layers import conv3x3, dense
 
@@ -94,10 +95,12 @@ def save(path: Path, classifier: Classifier, image_shape: tuple[int, int, int]) 
     write_npz(path, weights | {name: np.asarray(value) for name, value in facts.items()})
 
 
-def load(path: Path) -> Classifier:
-    """Raises UserError if the file is broken."""
+def load(path: Path, image_shape: tuple[int, int, int]) -> Classifier:
+    """Raises UserError if the file is broken, or for images of another shape."""
     facts = read_npz(path, required={"accuracy", "num_held_out", "image_shape", "logits/bias"})
     shape = tuple(int(size) for size in facts["image_shape"])
+    if shape != image_shape:
+        raise UserError(f"{path}: a classifier of images of shape {list(shape)}, not {list(image_shape)}")
     network = nnx.eval_shape(lambda: Network(shape, len(facts["logits/bias"]), nnx.Rngs(0)))
     weights = read_npz(path, required={"/".join(key) for key, _ in _variables(network)})
     for key, variable in _variables(network):

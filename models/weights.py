@@ -35,7 +35,9 @@ def read_weights(path: Path) -> Weights:
     arrays = read_npz(path, required={ORIGIN})
     try:
         origin = json.loads(str(arrays.pop(ORIGIN)))
-        return Weights(int(origin["step"]), dict(origin["config"]), arrays)
+        if not 0 <= (step := int(origin["step"])) < 2**31:
+            raise ValueError(f"step {step} is out of range")
+        return Weights(step, dict(origin["config"]), arrays)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its origin cannot be read ({error}); fetch it anew") from error
 

@@ -53,6 +53,13 @@ def nfe(name: str, n_steps: int) -> int | None:
     return lookup(name).nfe(n_steps)
 
 
+def applies(baseline: str, name: str, n_steps: int) -> bool:
+    """Whether one of late_start.BASELINES changes what a sampler does in so many steps."""
+    if baseline == "no_history":
+        return lookup(name).takes_history(n_steps)
+    return baseline != "afs" or (n_steps >= 2 and nfe(name, n_steps) is not None)
+
+
 def sample(
     name: str,
     eps_fn: EpsFn,
@@ -79,7 +86,7 @@ def sample(
       The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
     """
     sampler = lookup(name)
-    schedule = jax.tree.map(lambda table: jnp.asarray(table, x_start.dtype), schedule)
+    schedule = schedule.astype(x_start.dtype)
     if sampler.needs_rng and rng is None:
         raise ValueError(f"sampler {name!r} draws noise and needs an rng")
     keys = image_keys(rng, jnp.arange(len(x_start))) if rng is not None and rng.ndim == 0 else rng

@@ -59,14 +59,17 @@ class DataGaussian:
         Pixels as they are stored, uint8, are summed fastest, and without rounding; `scaled` brings the result into
         the network's range.
 
-        Raises ValueError for fewer than 2 images, mixed shapes, values that are not finite (with the batch, from 0), a
-        rank outside 1 .. d or not below the number of images, and batches that cannot be read again.
+        Raises ValueError for fewer than 2 images, shapes that are mixed or not [H,W,C], values that are not finite
+        (with the batch, from 0), a rank outside 1 .. d or not below the number of images, and batches that cannot be
+        read again.
         """
         stream = iter(batches() if callable(batches) else batches)
         first = next(stream, None)
         if first is None:
             raise ValueError("no images to fit a Gaussian to")
         shape, dim = first.shape[1:], math.prod(first.shape[1:])
+        if len(shape) != 3:
+            raise ValueError(f"images of shape {list(shape)}: they must be [H, W, C]")
         if dim <= EXACT_UP_TO:
             moments = Moments(dim)
             for vectors in _vectors(itertools.chain([first], stream), shape):
@@ -137,9 +140,9 @@ class DataGaussian:
 
     def eps(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
         """The exact noise prediction at x [B,H,W,C] if the data were this Gaussian: -sqrt(1 - ab) times the score."""
-        ab = jnp.asarray(alpha_bar)
+        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(x.dtype).tiny  # of clean data none where nothing varies
         centred = x - per_image(jnp.sqrt(ab), x) * self._mean_image(x.dtype)
-        return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / (ab * variance + 1 - ab))
+        return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / (ab * variance + (1 - ab) + tiny))
 
     def predictions(self, noise: jax.Array, alpha_bar: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """x_0 and eps [B,H,W,C] as `eps` predicts them where `sample` puts noise [B,H,W,C] at a scalar alpha_bar.
@@ -147,9 +150,13 @@ class DataGaussian:
         What a network would say above a late start, without asking it. Of the noise itself rather than of x_t, so that
         x_0 keeps its digits where next to nothing is left of it.
         """
-        ab = jnp.asarray(alpha_bar)
-        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(ab * variance + 1 - ab))
-        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / (ab * variance + 1 - ab)))
+        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(noise.dtype).tiny
+
+        def total(variance):
+            return ab * variance + (1 - ab) + tiny
+
+        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(total(variance)))
+        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / total(variance)))
         return self._mean_image(noise.dtype) + x0, eps
 
     def carried(self, displacement: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
@@ -208,7 +215,7 @@ def _vectors(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[
             raise ValueError(f"batch {i}: images of shape {list(batch.shape[1:])} after images of shape {list(shape)}")
         if not np.isfinite(batch).all():
             raise ValueError(f"batch {i} holds NaN or infinity")
-        yield batch.reshape(len(batch), -1)
+        yield batch.reshape(len(batch), math.prod(shape))
 
 
 def analytic_first_step(eps_fn: EpsFn, schedule: NoiseSchedule, t_first: ArrayLike) -> EpsFn:

@@ -67,6 +67,6 @@ def starts_of(entry: int | str) -> list[int]:
     first, last, step = entry, entry, 1
     if isinstance(entry, str) and re.fullmatch(r"\d+:\d+:\d+", entry):
         first, last, step = map(int, entry.split(":"))
-    if not (isinstance(first, int) and 1 <= first <= last and step >= 1):
+    if not (isinstance(first, int) and 1 <= first <= last < first + 10_000 * step and step >= 1):
         raise ValueError(f"{entry!r} must be a time of at least 1, 'auto', or 'first:last:step'")
     return list(range(first, last + 1, step))

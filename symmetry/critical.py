@@ -77,10 +77,11 @@ def times_of(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> np.ndarray:
 
 
 def continuous_times(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> np.ndarray:
-    """The time s in [0, 1] of the continuous diffusion with the same betas, ab(s) = exp(-B s - (B' - B) s^2 / 2).
+    """The time s of the continuous diffusion with the same betas, ab(s) = exp(-B s - (B' - B) s^2 / 2).
 
-    B and B' are T times the schedule's first and last beta: the variance-preserving SDE of Song et al. (2021, "Score-
-    based generative modeling"). Not quite (t + 1) / T: the product of 1 - beta falls a little faster than exp(-beta).
+    It is 0 for clean data and a little above 1 at the schedule's last t. B and B' are T times the schedule's first and
+    last beta: the variance-preserving SDE of Song et al. (2021, "Score-based generative modeling"). Not quite
+    (t + 1) / T: the product of 1 - beta falls a little faster than exp(-beta).
     """
     betas = np.asarray(schedule.betas, np.float64)
     first, rise = schedule.num_timesteps * betas[0], schedule.num_timesteps * (betas[-1] - betas[0])

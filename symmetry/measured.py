@@ -48,7 +48,7 @@ def follow(
     systems solved by GMRES, and stays with the point when it becomes unstable. The search for eigenvectors goes on from
     those before. num_eigenvalues is at most H W C. eps_fn is a pytree (see `models.make_eps_fn`).
     """
-    schedule, times = _in_dtype(schedule, mean.dtype), jnp.asarray(times, mean.dtype)
+    schedule, times = schedule.astype(mean.dtype), jnp.asarray(times, mean.dtype)
 
     def one_time(carry, t):
         y, start = carry
@@ -71,7 +71,7 @@ def typical_growth(
     A network has never seen an input as quiet as the fixed point; these it was trained on. Noise is the same at all
     `times` [n]. For Gaussian data both are the same.
     """
-    schedule = _in_dtype(schedule, x0.dtype)
+    schedule = schedule.astype(x0.dtype)
     noise_rng, start_rng = jax.random.split(rng)
     noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
 
@@ -105,10 +105,6 @@ def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
         stretches += [(b - a, b, b < growth.x[-1]) for a, b in itertools.pairwise(ends) if growth((a + b) / 2) > 0]
     _, start, turns = max(stretches, default=(0, np.nan, False))
     return start if turns else np.nan
-
-
-def _in_dtype(schedule, dtype):
-    return jax.tree.map(lambda table: jnp.asarray(table, dtype), schedule)
 
 
 def _eps_at(eps_fn: EpsFn, offset: ArrayLike, t: jax.Array) -> OnImages:

@@ -44,6 +44,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{SWEEP} --n_steps=3": "--n_steps means nothing to --mode=sweep",
     f"{SAMPLE} --format=gif": "should be one of",
     f"{SAMPLE} --compare --sampler=ddim": "and nothing else",
+    f"{SAMPLE} --compare --format=npz": "and nothing else",
     f"--mode=export {TINY} --workdir={{w}}/run": "needs --dest",
     f"{SAMPLE} --distributed": "--distributed means nothing to --mode=sample",
     f"{TRAIN} --coordinator=localhost:1": "go together, with --distributed",
@@ -83,7 +84,10 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
     f"{EVAL} --config.sampling.baseline=no_history": "needs --gls",
-    f"{LATE} --config.sampling.baseline=no_history --sampler=ddim": "ddim uses no history; dpmpp_2m,",
+    f"{LATE} --config.sampling.baseline=no_history --sampler=ddim": "changes nothing of ddim with n_steps=2: dpmpp",
+    f"{LATE} --config.sampling.baseline=no_history --sampler=unipc_2 --n_steps=3": "unipc_2 from 4",
+    f"{EVAL} --config.sampling.baseline=afs --sampler=ode": "ode is adaptive",
+    f"{LATE} --config.sampling.baseline=afs": "is a full start: no --gls",
     f"{EVAL} --gls --t_start=-1": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=soon": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=auto --sampler=ode": "ode is adaptive",
@@ -91,11 +95,21 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; at t = 0 images are clean",
     f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
+    f"{SWEEP} --config.sweep.samplers=(['ddim'],)": "each one of ddpm",
+    f"{SWEEP} --config.sweep.t_starts=('1:99999999999999:1',)": "each a time of at least 1",
+    "--mode=train --config={w}/sections.py --workdir={w}/new": "the config has no field",
 }
 WRONG = {
     # what only some modes ask
     f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
+    f"{SWEEP} --config.sampling.baseline=afs": "a sweep takes sweep.baselines",
+    f"{AGAIN} --config.optim.optimizer=Muon": "is trained by optim.optimizer=Adam, not Muon",
+    f"--mode=analyze {TINY} --workdir={{w}}/run --config.analysis.n_steps=1000": "at most 999, the last time",
+    f"{EXPORT}.pth": "ends in .npz, or a folder",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/one.npz": "one.npz: holds one image",
+    f"--mode=score {TINY} --workdir={{w}}/empty.py --source={{w}}/one.npz": "empty.py",
+    f"--mode=train {TINY} --workdir={{w}}/null_config": "model=None in the config stored there",
     # files: missing, cut, of another kind, hostile
     f"{EVAL} --config.eval.checkpoint=5": "no checkpoint of step 5",
     f"{EVAL} --config.model.num_res_blocks=2": "model.num_res_blocks is 2, there 1",
@@ -125,7 +139,7 @@ WRONG = {
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
     f"{IMPORT} --source={{w}}/cut.pth": "cut.pth",
     f"{IMPORT} --source=tests/data/torch_zip.pth": "torch_zip.pth",
-    f"{IMPORT} --source={{w}}/run": "run",
+    f"{IMPORT} --source={{w}}/assets": "assets/config.json: cannot be read",
     f"--mode=import {TINY} --workdir={{w}}/run --source={{w}}/cut.pth": "holds checkpoints already",
     f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/assets": "exists already",
     f"{EXPORT} --config.model.resamp_with_conv=false": "model.resamp_with_conv",
@@ -174,6 +188,7 @@ def world(tmp_path_factory):
     for name, text in {
         "broken": "def",
         "empty": "",
+        "sections": "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'sampling': {}})",
         "raising": "def get_config():\n    raise RuntimeError('no luck')",
     }.items():
         (w / f"{name}.py").write_text(text)
@@ -188,12 +203,13 @@ def world(tmp_path_factory):
 
 
 def make_workdirs(w):
-    for name in ("no_config", "bad_config", "list_config", "deep_config", "bad_metrics", "damaged"):
+    for name in ("no_config", "bad_config", "list_config", "deep_config", "null_config", "bad_metrics", "damaged"):
         shutil.copytree(w / "run", w / name)
     (w / "no_config/config.json").unlink()
     (w / "bad_config/config.json").write_bytes(b"\xff{")
     (w / "list_config/config.json").write_text("[1]")
     (w / "deep_config/config.json").write_text("[" * 10**5)
+    (w / "null_config/config.json").write_text('{"model": null}')
     (w / "bad_metrics/metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": 2}\n')
     for step in (w / "damaged/checkpoints").iterdir():
         truncate(step / "ema/_METADATA")
@@ -239,8 +255,8 @@ def make_data(w):
         "pickled_npy": np.array([Hostile()]),
         "float_npy": np.zeros((4, 8, 8, 3), np.float32),
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
-        "few_npy": np.zeros((20, 64, 64, 3), np.uint8),
     }
+    np.savez(w / "one.npz", images=np.zeros((1, 8, 8, 1), np.uint8))
     for folder, array in arrays.items():
         (w / folder).mkdir()
         np.save(w / folder / "train.npy", array)

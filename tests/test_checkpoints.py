@@ -129,6 +129,18 @@ def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
     assert contents(workdir) == before
 
 
+def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
+    """The state of one optimiser handed to another, a traceback; other images under the same weights, in silence."""
+    config.data.path = "/else"
+    checkpoints.check_workdir(config, workdir)
+    assert "goes on with data.path='/else', where it had '' before" in capsys.readouterr().err
+    config.optim.optimizer = "Muon"
+    with pytest.raises(UserError, match="trained by optim.optimizer=Adam, not Muon"):
+        checkpoints.check_workdir(config, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    checkpoints.check_workdir(config, workdir)
+
+
 def test_facts_say_how_it_came_to_be(config, workdir):
     facts = json.loads((workdir / "checkpoints/6/facts/metadata").read_text())
     assert facts["step"] == facts["data"]["next_batch"] == facts["rng"]["next_fold"] == 6

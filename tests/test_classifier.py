@@ -16,7 +16,7 @@ def test_saved_classifier_gives_the_same_features(tmp_path, monkeypatch):
     trained = classifier.train(train_set, test_set, seed=0)
     assert trained.accuracy > 0.9
     classifier.save(tmp_path / "digits.npz", trained, (8, 8, 1))
-    loaded = classifier.load(tmp_path / "digits.npz")
+    loaded = classifier.load(tmp_path / "digits.npz", (8, 8, 1))
     images = test_set.images[:16]
     np.testing.assert_array_equal(loaded.network.features(images), trained.network.features(images))
     assert loaded[1:] == trained[1:]
@@ -27,7 +27,7 @@ def test_shipped_classifier_is_as_good_as_it_says(config, least, tmp_path):
     """Weights that do not belong to the accuracy printed beside every score, or to the held-out images."""
     config.data.cache_dir = str(tmp_path)
     path = datasets.REPOSITORY / "assets/classifier" / f"{datasets.slug(config)}.npz"
-    stored = classifier.load(path)
+    stored = classifier.load(path, datasets.image_shape(config))
     assert stored.accuracy >= least
     try:
         _, held_out = datasets.load_labelled(config)
@@ -41,4 +41,11 @@ def test_broken_classifier_file_is_named(tmp_path):
     path = tmp_path / "broken.npz"
     path.write_bytes(b"not a zip")
     with pytest.raises(UserError, match="broken.npz"):
-        classifier.load(path)
+        classifier.load(path, (8, 8, 1))
+
+
+def test_classifier_of_other_images_is_refused():
+    """A grey classifier that is shown colours: a traceback from inside a convolution."""
+    path = datasets.REPOSITORY / "assets/classifier/digits_8.npz"
+    with pytest.raises(UserError, match=r"of shape \[8, 8, 1\], not \[8, 8, 3\]"):
+        classifier.load(path, (8, 8, 3))

@@ -31,8 +31,9 @@ def laboratory(config, tmp_path, shipped_classifier, monkeypatch):
     monkeypatch.setitem(names, "PAPER", {("ddim", 2): (6.0, 3.0), ("pndm", 2): (8.0, 2.0)})
     for name, value in {
         "TABLE_SAMPLES": 12,
-        "SEARCHED": 12,
+        "TABLE_SEARCHED": 12,
         "SOLVER_SAMPLES": 12,
+        "SOLVER_SEARCHED": 12,
         "LIMIT_SAMPLES": 20,
         "LIMITS": {"ddim": ("ddpm", 3), "pndm": ("ipndm", 4)},
         "COARSE": (300, 400),

@@ -27,6 +27,15 @@ def test_kid_over_subsets_is_that_of_torch_fidelity(golden):
     assert kid(golden["real"], golden["fake"]) == kid(golden["real"], golden["fake"])
 
 
+def test_kid_of_all_samples_has_no_spread(golden):
+    """Rounding for an error bar where every subset is all of both sets; a size that the smaller set does not have."""
+    real, fake = golden["real"][:50], golden["fake"][:50]
+    found = kid(real, fake)
+    assert found.mean == pytest.approx(squared_mmd(real, fake)) and found.std is None
+    assert found.subset_size == kid(real, golden["fake"]).subset_size == 50
+    assert kid(real, golden["fake"]).std > 0
+
+
 def test_precision_and_recall_are_those_of_torch_fidelity_and_prdc(golden, monkeypatch):
     """The two exchanged, a sample counted as its own neighbour, or a block of rows lost."""
     monkeypatch.setattr(fidelity, "BLOCK", 33)

@@ -122,6 +122,8 @@ def test_errors():
     for batches, rank, message in [
         ([], None, "no images"),
         ([IMAGES[:1]], None, "at least 2"),
+        ([IMAGES[:0]], None, "at least 2"),
+        ([IMAGES[..., 0]], None, r"images of shape \[2, 2\]: they must be \[H, W, C\]"),
         ([IMAGES, IMAGES[:, :1]], None, r"batch 1: images of shape \[1, 2, 3\] after images of shape \[2, 2, 3\]"),
         ([IMAGES, IMAGES, IMAGES * np.inf], None, "batch 2 holds NaN or infinity"),
         ([IMAGES], 0, "rank=0 must be from 1 to the image dimension 12"),
@@ -218,6 +220,16 @@ def test_predictions_along_the_way_down(rank):
         x0, eps = gaussian.predictions(noise, ab)
         np.testing.assert_allclose(eps, gaussian.eps(x_t, ab), atol=1e-10)
         np.testing.assert_allclose(np.sqrt(ab) * x0 + np.sqrt(1 - ab) * eps, x_t, atol=1e-10)
+
+
+def test_clean_data_that_do_not_vary_everywhere():
+    """0 / 0 where PNDM in few steps asks the exact prediction at t = -1, along an eigenvalue of zero."""
+    gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), 0.0, SHAPE)
+    noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
+    x0, eps = gaussian.predictions(noise, 1.0)
+    np.testing.assert_allclose(x0, gaussian.sample(noise, 1.0), atol=1e-12)
+    np.testing.assert_array_equal(eps, 0)
+    np.testing.assert_array_equal(gaussian.eps(x0, 1.0), 0)
 
 
 def test_same_noise_same_picture():

@@ -29,10 +29,10 @@ import sys, main
 try:
     main.main(["main.py", *{arguments}])
 finally:
-    assert "jax" not in sys.modules
+    print("jax" in sys.modules, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert "AssertionError" not in done.stderr
+    assert "False" in done.stderr.splitlines()
 
 
 ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample", "analyze", "import", "export"]

@@ -29,6 +29,7 @@ def result(rng):
         "auto_start": None,
         "t_last": 0,
         "checkpoint_step": 9,
+        "weights_sha256": "e" * 64,
         "ema_rate": 0.9999,
         "rounding": protocol.ROUNDING,
         "seed": 3,
@@ -49,7 +50,7 @@ def test_card_names_all_that_makes_fids_differ(result):
         "nearest of 256 grey levels",
         "pndm, n = 5, NFE 14, predicted x_0 not clipped",
         "linear, t = 400 to 0, Gaussian late start",
-        "step 9, EMA 0.9999",
+        "step 9, EMA 0.9999 (SHA-256 eeeeeeeeeeeeeeee)",
         "33.3 66.7",
     ):
         assert said in card, said

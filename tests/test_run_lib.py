@@ -229,7 +229,10 @@ def test_comparison_needs_the_gaussian_alone(config, trained):
     """A start that no grid fits, drawn all the same; features computed for nothing."""
     config.eval.enable_fid = False
     run_lib.fid_stats(config)
-    assert run_lib.compare(config, trained, 4).exists()
+    path = run_lib.compare(config, trained, 4)
+    assert path.exists()
+    config.sampling.spacing = "quadratic"
+    assert run_lib.compare(config, trained, 4) != path  # other images, which must not replace the first
     assert not evaluation.stats_path(config, "classifier").exists()
     config.sampling.update(t_start=1, n_steps=3)
     with pytest.raises(UserError, match="n_steps=3 is too many from t = 1"):

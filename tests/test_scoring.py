@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import evaluation
+import files
 import scoring
 from diffusion import NoiseSchedule
 from errors import UserError
@@ -12,7 +13,7 @@ from evaluation import Reference
 from features import Features
 from sampling.late_start import DataGaussian
 
-BENCH = scoring.Bench(7, None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
+BENCH = scoring.Bench(7, "weights", None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
 
 INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
 
@@ -55,6 +56,25 @@ def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, 
     """A late start with a history that passes for one without."""
     config.sampling.update(sampler=sampler, n_steps=n_steps, gls=gls, baseline=baseline)
     assert scoring.describe(config, BENCH)["history"] is known
+
+
+def test_scores_of_other_weights_are_not_taken(config, tmp_path):
+    """A network trained anew in an old workdir, to the same step, that is given the old one's scores."""
+    question = scoring.describe(config, BENCH)
+    files.write_json(tmp_path / scoring.folder_name(question) / "result.json", question)
+    assert scoring.finished(question, tmp_path) == question
+    assert scoring.finished(scoring.describe(config, BENCH._replace(weights_sha256="others")), tmp_path) is None
+
+
+def test_what_took_more_work_is_not_replaced(config):
+    """Images by the thousand, the held-out loss or bits per dimension, gone with the next evaluation without them."""
+    config.eval.num_samples = 500
+    names = [scoring.folder_name(scoring.describe(config, BENCH))]
+    for bench in (BENCH._replace(eval_loss=0.5), BENCH._replace(bits_per_dim={"ode": 4.0})):
+        names.append(scoring.folder_name(scoring.describe(config, bench)))
+    config.eval.enable_sampling = True
+    names.append(scoring.folder_name(scoring.describe(config, BENCH)))
+    assert len(set(names)) == 4
 
 
 def test_questions_below_one_chosen_grid_differ_by_their_start(config):
@@ -105,6 +125,7 @@ def gaussian_path(config, rng):
         ("data.image_size", 16, "its image_size is 8, this config's 16"),
         ("data.num_channels", 3, "its num_channels is 1, this config's 3"),
         ("data.centered", False, "its centered is True, this config's False"),
+        ("data.path", "/else", "its path is , this config's /else"),
     ],
 )
 def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch, field, value, says):
