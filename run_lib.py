@@ -194,7 +194,8 @@ def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) ->
     step, graphdef, ema = checkpoints.load_ema(config, workdir)
     eps_fn, schedule = make_eps_fn(graphdef, ema), make_schedule(config)
     loss = None if held_out is None else training.mean_loss(config, eps_fn, schedule, held_out)
-    bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded[: config.eval.bpd_num_images])
+    coded = None if coded is None else datasets.spread(coded, config.eval.bpd_num_images)
+    bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded)
     weights = checkpoints.digest(ema)
     return scoring.Bench(step, weights, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
 
@@ -300,9 +301,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
     full_length = _full_length_runs(own)
     bench = load_bench(own, workdir, [own, *few, *full_length])
     facts = {"dataset": config.data.dataset, "weights_sha256": bench.weights_sha256}
-    x0 = datasets.to_network_range(
-        jnp.asarray(datasets.load(config, "train").images[: settings.num_images]), config.data.centered
-    )
+    images = datasets.spread(datasets.load(config, "train").images, settings.num_images)
+    x0 = datasets.to_network_range(jnp.asarray(images), config.data.centered)
     results = {
         "full_length": _scored(full_length, bench, folder / "scores", "full length"),
         "scores": _scores_there(config, facts, workdir / eval_folder)

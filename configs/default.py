@@ -131,7 +131,7 @@ def get_default_config() -> ConfigDict:
     evaluation.enable_sampling = False
     # Loss of the EMA weights on the test split.
     evaluation.enable_loss = False
-    # Bits per dimension of the EMA weights on the first bpd_num_images images of the split bpd_dataset.
+    # Bits per dimension of the EMA weights on bpd_num_images images, evenly spaced, of the split bpd_dataset.
     evaluation.enable_bpd = False
     evaluation.bpd_dataset = "test"
     evaluation.bpd_num_images = 10_000

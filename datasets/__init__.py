@@ -11,7 +11,7 @@ from datasets.decoded import Form, Split, open_split
 from datasets.stream import in_order, to_network_range, to_uint8, train_batches
 from errors import UserError
 
-__all__ = ["Split", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug"]
+__all__ = ["Split", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug", "spread"]
 __all__ += ["to_network_range", "to_uint8", "train_batches"]
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,6 +53,11 @@ def prepare(config: ConfigDict) -> Split:
     if config.data.dataset in prepared.DATA_SETS and not config.data.path:
         prepared.prepare(config)
     return load(config, "train")
+
+
+def spread(images: np.ndarray, count: int) -> np.ndarray:
+    """`count` of a split's images, or all, evenly spaced: the first of a folder may be of one class."""
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

@@ -204,6 +204,14 @@ def test_one_batch_waits_on_the_host(config, read):
     assert Counting.fetched <= read + 1
 
 
+def test_spread_is_even_and_all_where_there_are_no_more():
+    """The first images alone, which in a folder are of one class; one twice, or one beyond the last."""
+    images = np.arange(100)
+    np.testing.assert_array_equal(datasets.spread(images, 4), [0, 33, 66, 99])
+    np.testing.assert_array_equal(datasets.spread(images, 100), images)
+    np.testing.assert_array_equal(datasets.spread(images, 1000), images)
+
+
 def test_each_epoch_sees_each_image_once_in_its_own_order(config):
     """Sampling with replacement, or the same order in every epoch."""
     batches = itertools.islice(datasets.train_batches(numbered(20), config, 0), 5)
