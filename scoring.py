@@ -128,6 +128,7 @@ def folder_name(question: Result) -> str:
         "clipped" if question["clip_x0"] else "",
         question["feature_network"] if question["feature_network"] != "classifier" else "",
         f"ref{question['reference_sha256'][:8]}" if question["reference_file"] else "",
+        question["classifier"].replace(":", "-") if ":" in (question["classifier"] or "") else "",  # eval.classifier
         f"step{question['checkpoint_step']}",
         f"num{question['num_samples']}",
         f"kept{question['num_kept']}" if question["num_kept"] > GRID_SIZE else "",

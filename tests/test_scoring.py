@@ -8,6 +8,7 @@ import evaluation
 import files
 import scoring
 from diffusion import NoiseSchedule
+from diversity import Labeller
 from errors import UserError
 from evaluation import Reference
 from features import Features
@@ -67,14 +68,14 @@ def test_scores_of_other_weights_are_not_taken(config, tmp_path):
 
 
 def test_what_took_more_work_is_not_replaced(config):
-    """Images by the thousand, the held-out loss or bits per dimension, gone with the next evaluation without them."""
+    """Images by the thousand, a loss, bits per dimension or others' labels, gone with the next run without them."""
     config.eval.num_samples = 500
     names = [scoring.folder_name(scoring.describe(config, BENCH))]
-    for bench in (BENCH._replace(eval_loss=0.5), BENCH._replace(bits_per_dim={"ode": 4.0})):
-        names.append(scoring.folder_name(scoring.describe(config, bench)))
+    for change in ({"eval_loss": 0.5}, {"bits_per_dim": {"ode": 4.0}}, {"labeller": Labeller(None, "faces:smiles")}):
+        names.append(scoring.folder_name(scoring.describe(config, BENCH._replace(**change))))
     config.eval.enable_sampling = True
     names.append(scoring.folder_name(scoring.describe(config, BENCH)))
-    assert len(set(names)) == 4
+    assert len(set(names)) == 5
 
 
 def test_questions_below_one_chosen_grid_differ_by_their_start(config):
