@@ -33,12 +33,9 @@ State = TypeVar("State")  # losses.TrainState: a dataclass with step, ema and wh
 
 
 def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> None:
-    """Raises UserError where the config stored in a place has another network, naming each field that differs.
-
-    A field that was not there yet when it was stored had the value that is now its default.
-    """
-    wanted, defaults = (json.loads(each.to_json()) for each in (config, get_default_config()))
-    there = {section: defaults[section] | _section(stored, section, place) for section in ("model", "data")}
+    """Raises UserError where the config stored in a place has another network, naming each field that differs."""
+    wanted = json.loads(config.to_json())
+    there = {section: _section(stored, section, place) for section in ("model", "data")}
     fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
     fields += [("data", name) for name in ("dataset", "image_size", "num_channels", "centered")]
     differing = [
@@ -51,9 +48,10 @@ def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> No
 
 
 def _section(stored: dict[str, Any], name: str, place: Path) -> dict[str, Any]:
+    """A field that was not there yet when the config was stored had the value that is now its default."""
     if not isinstance(section := stored.get(name, {}), dict):
         raise UserError(f"{place}: {name}={section!r} in the config stored there is no section of one")
-    return section
+    return json.loads(get_default_config()[name].to_json()) | section
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -67,11 +65,10 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     check_network(config, stored, workdir)
     if not saved_steps(workdir):
         return
-    optimizer = _section(stored, "optim", workdir).get("optimizer", "Adam")
+    optimizer, path = _section(stored, "optim", workdir)["optimizer"], _section(stored, "data", workdir)["path"]
     if optimizer != config.optim.optimizer:
         hint = "another's state cannot take over, so set that one or take a new --workdir"
         raise UserError(f"{workdir} is trained by optim.optimizer={optimizer}, not {config.optim.optimizer}: {hint}")
-    path = _section(stored, "data", workdir).get("path", "")
     if path != config.data.path:
         warn(f"{workdir} goes on with data.path={config.data.path!r}, where it had {path!r} before")
 
@@ -268,16 +265,6 @@ def require(config: ConfigDict, workdir: Path) -> None:
     if wanted != -1 and wanted not in steps:
         raise UserError(f"no checkpoint of step {wanted} in {folder}; there are {', '.join(map(str, steps))}")
     check_network(config, files.read_json(workdir / "config.json"), workdir)
-
-
-def digest(params: Params) -> str:
-    """SHA-256 of the weights, whatever file they came from."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    found = hashlib.sha256()
-    for where, leaf in leaves:
-        found.update(jax.tree_util.keystr(where).encode())
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
 
 
 def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:

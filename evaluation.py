@@ -186,7 +186,7 @@ def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
         "split": SPLIT,
         "image_size": data.image_size,
         "num_channels": data.num_channels,
-        "path": str(Path(data.path).expanduser().resolve()) if data.path else "",
+        "path": datasets.absolute(data.path),
         **facts,
     }
 
@@ -247,7 +247,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
         shapes = {name: list(array.shape) for name, array in stored.items()}
         raise UserError(f"{path}: expected mu and sigma (or cov) of {features.dim} {features.name} features: {shapes}")
-    if mean.dtype.kind != "f" or cov.dtype.kind != "f" or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+    if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (mean, cov)):
         raise UserError(f"{path}: its moments are not all finite numbers")
     digest = _digest(mean, cov)
     if "origin" not in stored:

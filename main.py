@@ -179,6 +179,10 @@ def one_line(error: BaseException) -> str:
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
 
 
+def path_of(name: str) -> Path | None:
+    return Path(FLAGS[name].value).expanduser() if FLAGS[name].value else None
+
+
 def run(config: ConfigDict) -> None:
     from validation import validate  # here, as what follows: --help and a wrong flag should not cost its seconds
 
@@ -189,9 +193,7 @@ def run(config: ConfigDict) -> None:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     import run_lib  # takes seconds that a wrong field should not cost
 
-    workdir, source, reference, dest = (
-        Path(FLAGS[name].value or "").expanduser() for name in ("workdir", "source", "reference", "dest")
-    )
+    workdir, source, reference, dest = (path_of(name) for name in ("workdir", "source", "reference", "dest"))
     match FLAGS.mode:
         case "prepare":
             run_lib.prepare(config)
@@ -204,8 +206,7 @@ def run(config: ConfigDict) -> None:
         case "sweep":
             run_lib.sweep(config, workdir, FLAGS.eval_folder)
         case "score":
-            folder = workdir if FLAGS.workdir else Path("results/score")
-            run_lib.score(config, folder, source, reference if FLAGS.reference else None)
+            run_lib.score(config, workdir or Path("results/score"), source, reference)
         case "sample":
             if FLAGS.compare:
                 run_lib.compare(config, workdir, FLAGS.num)

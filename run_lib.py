@@ -30,7 +30,7 @@ from features import Features, load_features
 from keys import key_for
 from models import make_eps_fn, make_schedule
 from models.from_torch import ForeignCheckpoint, export_diffusers, load_foreign
-from models.weights import fill, read_weights, save_weights
+from models.weights import digest, fill, read_weights, save_weights
 from moments import EXACT_ROWS, Moments
 from sampling.generate import record_trajectory
 from sampling.late_start import EXACT_UP_TO, DataGaussian
@@ -185,7 +185,7 @@ def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) ->
         raise UserError("eval.num_samples=1 is not allowed: a covariance needs at least 2")
     own_reference = scored and not config.eval.reference
     evaluation.require_stats(config, *[evaluation.GAUSSIAN] * fitted, *[config.eval.features] * own_reference)
-    gaussian, digest = scoring.load_gaussian(config) if fitted else (None, None)
+    gaussian, sha256 = scoring.load_gaussian(config) if fitted else (None, None)
     features, labeller = (load_features(config), load_labeller(config)) if scored else (None, None)
     reference = evaluation.load_reference(config, features, labeller) if scored else None
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
@@ -196,8 +196,8 @@ def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) ->
     loss = None if held_out is None else training.mean_loss(config, eps_fn, schedule, held_out)
     coded = None if coded is None else datasets.spread(coded, config.eval.bpd_num_images)
     bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded)
-    weights = checkpoints.digest(ema)
-    return scoring.Bench(step, weights, eps_fn, schedule, gaussian, digest, features, labeller, reference, loss, bits)
+    weights = digest(ema)
+    return scoring.Bench(step, weights, eps_fn, schedule, gaussian, sha256, features, labeller, reference, loss, bits)
 
 
 # --mode=score

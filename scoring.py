@@ -128,7 +128,7 @@ def folder_name(question: Result) -> str:
         "clipped" if question["clip_x0"] else "",
         question["feature_network"] if question["feature_network"] != "classifier" else "",
         f"ref{question['reference_sha256'][:8]}" if question["reference_file"] else "",
-        question["classifier"].replace(":", "-") if ":" in (question["classifier"] or "") else "",  # eval.classifier
+        _own_labels(question),
         f"step{question['checkpoint_step']}",
         f"num{question['num_samples']}",
         f"kept{question['num_kept']}" if question["num_kept"] > GRID_SIZE else "",
@@ -137,6 +137,12 @@ def folder_name(question: Result) -> str:
         f"seed{question['seed']}",
     ]
     return "_".join(filter(None, parts))
+
+
+def _own_labels(question: Result) -> str:
+    """eval.classifier, module:function, as a part of a name."""
+    name = question["classifier"] or ""
+    return name.replace(":", "-") if ":" in name else ""
 
 
 def finished(question: Result, folder: Path) -> Result | None:
@@ -303,5 +309,6 @@ def score_images(
     }
     result = question | evaluation.scores(tally, reference)
     result |= _circumstances(time.perf_counter() - began, tally.count)
-    files.write_json(folder / f"{path.stem}_{digest[:8]}_{reference.digest[:8]}" / "result.json", result)
+    parts = [path.stem, digest[:8], reference.digest[:8], _own_labels(question)]
+    files.write_json(folder / "_".join(filter(None, parts)) / "result.json", result)
     return result

@@ -11,7 +11,7 @@ from datasets.decoded import Form, Split, open_split
 from datasets.stream import in_order, to_network_range, to_uint8, train_batches
 from errors import UserError
 
-__all__ = ["Split", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug", "spread"]
+__all__ = ["Split", "absolute", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug", "spread"]
 __all__ += ["to_network_range", "to_uint8", "train_batches"]
 
 REPOSITORY = Path(__file__).parents[1]
@@ -70,8 +70,13 @@ def slug(config: ConfigDict) -> str:
     data = config.data
     if data.dataset != CUSTOM:
         return f"{data.dataset}_{data.image_size}"
-    question = f"{Path(data.path).expanduser().resolve()} {data.held_out} {data.num_channels}"
+    question = f"{absolute(data.path)} {data.held_out} {data.num_channels}"
     return f"{CUSTOM}-{hashlib.sha256(question.encode(errors='surrogateescape')).hexdigest()[:8]}_{data.image_size}"
+
+
+def absolute(path: str) -> str:
+    """data.path without ~ and links; nothing where it is nothing."""
+    return str(Path(path).expanduser().resolve()) if path else ""
 
 
 def _load_digits(config: ConfigDict, split: str) -> Split:

@@ -1,6 +1,5 @@
 """A small classifier of a data set's own labels, whose features score samples where Inception cannot be had."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from errors import UserError
 from files import read_npz, write_npz
 from models.layers import conv3x3, dense
+from models.weights import digest
 
 FEATURES = 64
 BATCH_SIZE = 128
@@ -69,7 +69,7 @@ def train(train_set: Labelled, test_set: Labelled, seed: int) -> Classifier:
     for i in tqdm(range(steps), desc="train classifier", unit="step"):
         chosen = rng.integers(len(images), size=BATCH_SIZE)
         step(network, optimizer, images[chosen], labels[chosen], jax.random.fold_in(key, i))
-    return Classifier(network, _accuracy(network, test_set), len(test_set[0]), _digest(network))
+    return Classifier(network, _accuracy(network, test_set), len(test_set[0]), digest(nnx.state(network, nnx.Param)))
 
 
 @nnx.jit
@@ -82,11 +82,6 @@ def _accuracy(network: Network, test_set: Labelled) -> float:
     images, labels = test_set
     batches = np.array_split(images, -(-len(images) // 500))
     return float(np.mean(np.concatenate([predict(network, batch) for batch in batches]) == labels))
-
-
-def _digest(network: Network) -> str:
-    leaves = jax.tree.leaves(nnx.state(network, nnx.Param))
-    return hashlib.sha256(b"".join(np.ascontiguousarray(leaf, "<f4").tobytes() for leaf in leaves)).hexdigest()
 
 
 def save(path: Path, classifier: Classifier, image_shape: tuple[int, int, int]) -> None:
@@ -105,7 +100,9 @@ def load(path: Path, image_shape: tuple[int, int, int]) -> Classifier:
     weights = read_npz(path, required={"/".join(key) for key, _ in _variables(network)})
     for key, variable in _variables(network):
         variable.set_value(jnp.asarray(weights["/".join(key)]))
-    return Classifier(network, float(facts["accuracy"]), int(facts["num_held_out"]), _digest(network))
+    return Classifier(
+        network, float(facts["accuracy"]), int(facts["num_held_out"]), digest(nnx.state(network, nnx.Param))
+    )
 
 
 def _variables(network: Network) -> list[tuple[tuple[str, ...], nnx.Variable]]:

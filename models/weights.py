@@ -1,9 +1,11 @@
 """The weights of a network in one .npz of our own: what the repository ships, and what a colleague can be sent."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -40,6 +42,14 @@ def read_weights(path: Path) -> Weights:
         return Weights(step, dict(origin["config"]), arrays)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its origin cannot be read ({error}); fetch it anew") from error
+
+
+def digest(params: Params) -> str:
+    """SHA-256 of the weights as float32, whatever file they came from."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf, "<f4"))
+    return found.hexdigest()
 
 
 def fill(path: Path, config: ConfigDict, arrays: dict[str, np.ndarray]) -> Params:

@@ -140,9 +140,9 @@ class DataGaussian:
 
     def eps(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
         """The exact noise prediction at x [B,H,W,C] if the data were this Gaussian: -sqrt(1 - ab) times the score."""
-        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(x.dtype).tiny  # of clean data none where nothing varies
+        ab = jnp.asarray(alpha_bar)
         centred = x - per_image(jnp.sqrt(ab), x) * self._mean_image(x.dtype)
-        return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / (ab * variance + (1 - ab) + tiny))
+        return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / _noised(variance, ab, x.dtype))
 
     def predictions(self, noise: jax.Array, alpha_bar: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """x_0 and eps [B,H,W,C] as `eps` predicts them where `sample` puts noise [B,H,W,C] at a scalar alpha_bar.
@@ -150,13 +150,9 @@ class DataGaussian:
         What a network would say above a late start, without asking it. Of the noise itself rather than of x_t, so that
         x_0 keeps its digits where next to nothing is left of it.
         """
-        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(noise.dtype).tiny
-
-        def total(variance):
-            return ab * variance + (1 - ab) + tiny
-
-        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(total(variance)))
-        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / total(variance)))
+        ab, dtype = jnp.asarray(alpha_bar), noise.dtype
+        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(_noised(variance, ab, dtype)))
+        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / _noised(variance, ab, dtype)))
         return self._mean_image(noise.dtype) + x0, eps
 
     def carried(self, displacement: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
@@ -164,9 +160,10 @@ class DataGaussian:
 
         Along an eigenvector of variance L it is multiplied by sqrt(L / (ab L + 1 - ab)), the ratio of the spreads.
         """
-        ab, tiny = jnp.asarray(alpha_bar), jnp.finfo(displacement.dtype).tiny  # of clean data nothing is undone
+        ab, dtype = jnp.asarray(alpha_bar), displacement.dtype
+        clean = jnp.finfo(dtype).tiny  # so that of clean data nothing is undone
         return self._transform(
-            displacement, lambda variance: jnp.sqrt((variance + tiny) / (ab * variance + (1 - ab) + tiny))
+            displacement, lambda variance: jnp.sqrt((variance + clean) / _noised(variance, ab, dtype))
         )
 
     def _mean_image(self, dtype: jnp.dtype) -> jax.Array:
@@ -206,6 +203,11 @@ class DataGaussian:
         if not all(np.isfinite(stored[name]).all() for name in ARRAYS):
             raise UserError(f"{path}: holds NaN or infinity")
         return cls(*(stored[name] for name in ARRAYS[:-1]), image_shape=shape)
+
+
+def _noised(variance: jax.Array, alpha_bar: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The variance that a direction's becomes at alpha_bar; not 0 for clean data that do not vary along it."""
+    return alpha_bar * variance + (1 - alpha_bar) + jnp.finfo(dtype).tiny
 
 
 def _vectors(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -57,6 +57,9 @@ def time_grid(n_steps: int, t_start: int, spacing: str = "linear", schedule: Noi
     return (np.minimum(unused, t_start + 1 - n_steps) + rank)[::-1].astype(np.int32)
 
 
+MOST_STARTS = 10_000  # of a range
+
+
 def starts_of(entry: int | str) -> list[int]:
     """The starts that an entry of config.sweep.t_starts stands for: itself, or "300:700:100" from 300 to 700 by 100.
 
@@ -67,6 +70,8 @@ def starts_of(entry: int | str) -> list[int]:
     first, last, step = entry, entry, 1
     if isinstance(entry, str) and re.fullmatch(r"\d+:\d+:\d+", entry):
         first, last, step = map(int, entry.split(":"))
-    if not (isinstance(first, int) and 1 <= first <= last < first + 10_000 * step and step >= 1):
-        raise ValueError(f"{entry!r} must be a time of at least 1, 'auto', or 'first:last:step'")
+    if not (isinstance(first, int) and 1 <= first <= last < first + MOST_STARTS * step and step >= 1):
+        raise ValueError(
+            f"{entry!r} must be a time of at least 1, 'auto', or 'first:last:step', at most {MOST_STARTS} of them"
+        )
     return list(range(first, last + 1, step))

@@ -123,6 +123,7 @@ WRONG = {
     f"--mode=train {TINY} --workdir={{w}}/list_config": "expected a JSON object, found list",
     f"--mode=train {TINY} --workdir={{w}}/deep_config": "cannot be read as JSON",
     f"--mode=train {TINY} --workdir={{w}}/bad_metrics": "a line that training did not write",
+    f"--mode=train {TINY} --workdir={{w}}/latin_metrics": "a line that training did not write",
     f"--mode=train {TINY} --workdir={{w}}/damaged": "is whole",
     f"--mode=eval {TINY} --workdir={{w}}/damaged": "is whole",
     f"--mode=export {TINY} --workdir={{w}}/damaged --dest={{w}}/out": "is whole",
@@ -136,6 +137,7 @@ WRONG = {
     f"{LATE} --config.assets_dir={{w}}/silent_assets": "does not say which images it was made of: run --mode=fid_stats",
     f"{STATS} --config.assets_dir={{w}}/cut_assets": "not a readable .npz file",
     f"{IMPORT} --source={{w}}/nothing.pth": "nothing.pth",
+    f"{IMPORT} --source=~/nothing.pth": f"{os.path.expanduser('~')}/nothing.pth",
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
     f"{IMPORT} --source={{w}}/cut.pth": "cut.pth",
     f"{IMPORT} --source=tests/data/torch_zip.pth": "torch_zip.pth",
@@ -203,13 +205,16 @@ def world(tmp_path_factory):
 
 
 def make_workdirs(w):
-    for name in ("no_config", "bad_config", "list_config", "deep_config", "null_config", "bad_metrics", "damaged"):
+    for name in ("no_config", "bad_config", "list_config", "deep_config", "null_config"):
+        shutil.copytree(w / "run", w / name)
+    for name in ("bad_metrics", "latin_metrics", "damaged"):
         shutil.copytree(w / "run", w / name)
     (w / "no_config/config.json").unlink()
     (w / "bad_config/config.json").write_bytes(b"\xff{")
     (w / "list_config/config.json").write_text("[1]")
     (w / "deep_config/config.json").write_text("[" * 10**5)
     (w / "null_config/config.json").write_text('{"model": null}')
+    (w / "latin_metrics/metrics.jsonl").write_bytes(b'{"step": 1, "name": "\xe9"}\n')
     (w / "bad_metrics/metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": 2}\n')
     for step in (w / "damaged/checkpoints").iterdir():
         truncate(step / "ema/_METADATA")

@@ -104,6 +104,15 @@ def test_statistics_of_other_features_or_labels_are_refused(config, stored):
         evaluation.load_reference(config, FEATURES, Labeller(None, "faces:attributes"))
 
 
+@pytest.mark.parametrize("mean", [np.array(["a", "b", "c"]), np.full(3, np.nan)])
+def test_published_statistics_that_are_no_numbers_are_refused(config, tmp_path, mean):
+    """A traceback from inside numpy, or NaN for a score."""
+    np.savez(tmp_path / "theirs.npz", mu=mean, sigma=np.eye(3))
+    config.eval.reference = str(tmp_path / "theirs.npz")
+    with pytest.raises(UserError, match="not all finite numbers"):
+        evaluation.load_reference(config, FEATURES)
+
+
 @pytest.mark.parametrize("name", ["sigma", "cov"])
 def test_published_statistics_are_read(config, tmp_path, rng, name):
     """pytorch-fid's and EDM's mu and sigma, and the paper's mu and cov."""

@@ -52,6 +52,16 @@ def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["training"]["n_iters"] == 60
 
 
+def test_training_anew_draws_its_own_samples(config, trained):
+    """The pictures of the network that was there before, beside the new one's checkpoints."""
+    picture = trained / "samples/step_0000006.png"
+    own = picture.read_bytes()
+    (trained / "checkpoints").rename(trained / "moved")
+    picture.write_bytes(b"an old network's")
+    run_lib.train(config, trained)
+    assert picture.read_bytes() == own
+
+
 def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path, trained):
     """Randomness, data, schedule or EMA that restart or drift at a resume: every bit must agree."""
     config.training.n_iters = 3

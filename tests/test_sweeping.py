@@ -50,6 +50,17 @@ def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
         validate(each)
 
 
+def test_only_what_has_a_history_runs_without_it(config):
+    """A sweep that stops at the first sampler which keeps no history."""
+    config.sweep.samplers = ("ddim", "unipc_3")
+    runs = sweeping.sweep_configs(config, [4], [300], ["no_history"])
+    cells = [(r.sampling.sampler, r.sampling.gls, r.sampling.baseline) for r in runs]
+    late = [("unipc_3", True, ""), ("unipc_3", True, "no_history")]
+    assert cells == [("ddim", False, ""), ("ddim", True, ""), ("unipc_3", False, ""), *late]
+    for each in runs:
+        validate(each)
+
+
 def test_baselines_run_where_they_change_something(config):
     """A sweep that stops at a sampler which has nothing to do without, or draws the same images under two names."""
     config.sweep.samplers = ("ddim", "unipc_3", "ode")

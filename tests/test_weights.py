@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-import checkpoints
 import run_lib
+from checkpoints import load_ema
 from errors import UserError
 from files import read_npz, write_npz
 from models import create_model
-from models.weights import fill, read_weights, save_weights
+from models.weights import digest, fill, read_weights, save_weights
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def test_import_after_export_is_the_same_network(config, tmp_path, saved):
     """A weight that lands in another layer, or a step that is lost, on the way into a workdir and out again."""
     path, params = saved
     run_lib.import_weights(config, tmp_path / "run", path)
-    step, _, ema = checkpoints.load_ema(config, tmp_path / "run")
+    step, _, ema = load_ema(config, tmp_path / "run")
     assert step == 7
     jax.tree.map(np.testing.assert_array_equal, ema, params)
-    assert checkpoints.digest(ema) == checkpoints.digest(params)
-    assert checkpoints.digest(ema) != checkpoints.digest(jax.tree.map(lambda leaf: leaf * 1.0001, params))
+    assert digest(ema) == digest(params)
+    assert digest(ema) != digest(jax.tree.map(lambda leaf: leaf * 1.0001, params))
     run_lib.export_weights(config, tmp_path / "run", tmp_path / "again.npz")
     assert {name: array.tobytes() for name, array in read_npz(path, set()).items() if name != "origin"} == {
         name: array.tobytes() for name, array in read_npz(tmp_path / "again.npz", set()).items() if name != "origin"
