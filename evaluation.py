@@ -29,7 +29,7 @@ __all__ = ["Moments"]  # kept here for those who score, though the late start us
 
 GAUSSIAN = "gaussian"
 SPLIT = "train"  # what samples are scored against
-STATISTICS = 2  # raised whenever a statistics file would hold other numbers or other names
+STATISTICS = 3  # raised whenever a statistics file would hold other numbers or other names
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
@@ -187,6 +187,7 @@ def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
         "image_size": data.image_size,
         "num_channels": data.num_channels,
         "path": datasets.absolute(data.path),
+        "stamp": datasets.stamp(config, SPLIT),
         **facts,
     }
 
@@ -254,7 +255,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
     expected = _features_origin(config, features)
     if config.eval.reference:
-        del expected["path"]  # a colleague's images lie elsewhere
+        del expected["path"], expected["stamp"]  # a colleague's images lie elsewhere
     origin = _checked_origin(expected, path, str(stored["origin"]))
     labelled = labeller is not None and labeller.name == origin.get("classifier")
     if labeller and config.eval.classifier and not labelled:
@@ -285,7 +286,10 @@ def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[
         origin = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
+    stamp = expected.pop("stamp", None)
     for name, value in expected.items():
         if origin.get(name) != value:
             raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
+    if stamp and stamp != origin["stamp"]:
+        raise UserError(f"{path}: the images at {origin['path']} have changed since it was made: {AGAIN}")
     return origin

@@ -7,12 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from datasets import own, prepared
-from datasets.decoded import Form, Split, open_split
+from datasets.decoded import Form, Split, fingerprint, open_split
 from datasets.stream import in_order, to_network_range, to_uint8, train_batches
 from errors import UserError
 
 __all__ = ["Split", "absolute", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug", "spread"]
-__all__ += ["to_network_range", "to_uint8", "train_batches"]
+__all__ += ["stamp", "to_network_range", "to_uint8", "train_batches"]
 
 REPOSITORY = Path(__file__).parents[1]
 CUSTOM = "custom"
@@ -77,6 +77,17 @@ def slug(config: ConfigDict) -> str:
 def absolute(path: str) -> str:
     """data.path without ~ and links; nothing where it is nothing."""
     return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def stamp(config: ConfigDict, split: str) -> str | None:
+    """What changes with the files at data.path, by their names, sizes and times; None where none are to be found.
+
+    No picture is opened, so a folder of a million takes seconds.
+    """
+    path = Path(absolute(config.data.path))
+    if not config.data.path or not path.exists():
+        return None
+    return fingerprint(own.source(path, split, config.data.held_out).identity)
 
 
 def _load_digits(config: ConfigDict, split: str) -> Split:

@@ -58,8 +58,7 @@ def open_split(source: Source, split: str, form: Form, folder: Path, skip_bad: b
     unless skip_bad.
     """
     question = {"source": source.identity, "split": split, "form": form._asdict(), "version": VERSION}
-    key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
-    home = folder / f"{split}-{key}"
+    home = folder / f"{split}-{fingerprint(question)}"
     if not home.exists():
         with _alone(folder / "lock"):
             if not home.exists():  # else another process was faster
@@ -72,6 +71,11 @@ def open_split(source: Source, split: str, form: Form, folder: Path, skip_bad: b
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{home}: damaged ({error}); delete this folder and it is decoded again") from error
     return Split(images, labels)
+
+
+def fingerprint(question: Mapping[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of what JSON can say."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_skipped(manifest: Mapping[str, Any], home: Path, skip_bad: bool) -> None:

@@ -1,14 +1,17 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import scipy.linalg
+from PIL import Image
 
 import evaluation
 from diversity import Labeller
 from errors import UserError
 from evaluation import Reference, frechet_distance
 from features import Features
+from sampling.late_start import DataGaussian
 from tallies import Tally
 
 
@@ -93,6 +96,27 @@ def test_statistics_of_anything_else_are_refused(config, stored, field, value):
     np.savez(stored, **arrays)
     with pytest.raises(UserError, match=f"its {field} is {value}.*run --mode=fid_stats again"):
         evaluation.load_reference(config, FEATURES)
+
+
+def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rng):
+    """Late starts and scores, in silence, from what lay in a folder before more came."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
+    Image.fromarray(images[0, ..., 0]).save(photos / "1.png")
+    config.data.update(dataset="custom", path=str(photos))
+    evaluation.save_gaussian(config, DataGaussian.fit([images]), images)
+    evaluation.save_reference(config, FEATURES, tally_of(rng.standard_normal((10, 3)), groups=1))
+    loads = (lambda: evaluation.load_gaussian(config), lambda: evaluation.load_reference(config, FEATURES))
+    for load in loads:
+        load()
+    Image.fromarray(images[1, ..., 0]).save(photos / "2.png")
+    for load in loads:
+        with pytest.raises(UserError, match="photos have changed since it was made: run --mode=fid_stats again"):
+            load()
+    shutil.rmtree(photos)
+    for load in loads:
+        load()  # what is gone may have been the same
 
 
 def test_statistics_of_other_features_or_labels_are_refused(config, stored):
