@@ -8,7 +8,7 @@ from configs.ddpm import fashion_mnist_muon
 
 def get_config():
     config = fashion_mnist_muon.get_config()
-    config.training.n_iters = 20_000
+    config.training.n_iters = 14_000
     config.training.weighting = 0.0
     config.model.prediction = "eps"
     return config
