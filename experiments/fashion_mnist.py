@@ -255,27 +255,32 @@ def long_name() -> str:
     return f"{sampler}, n = {n_steps}"
 
 
+LINES = {  # of one solver, by grid and start
+    ("linear", "full"): {"color": "C1", "label": "from pure noise"},
+    ("linear", "best"): {"color": "C0", "label": "late start"},
+    ("auto", "full"): {"color": "C1", "linestyle": ":", "label": "from pure noise, auto grid"},
+    ("auto", "best"): {"color": "C0", "linestyle": ":", "label": "late start, auto grid"},
+}
+
+
 def draw_solvers(path: Path, runs: dict[Cell, Result], long_run: Result) -> None:
-    """Score against network calls: a row of panels for every kind of grid, without and with a late start."""
-    titles = {"full": "from pure noise", "best": "late start"}
-    with plots.panels(path, (11, 8), 2, 2, sharex=True, sharey=True, layout="constrained") as axes:
-        for panels, spacing in zip(axes, ("linear", "auto"), strict=True):
-            for axis, (kind, title) in zip(panels, titles.items(), strict=True):
-                draw_lines(axis, {c: run for c, run in runs.items() if (c.spacing, c.start) == (spacing, kind)})
-                axis.axhline(long_run["score"], color="0.4", linestyle="--", label=long_name())
-                axis.set(yscale="log", title=f"{title}, {spacing} grid", xticks=BUDGETS)
-                axis.grid(which="both", alpha=0.3)
-            panels[0].set_ylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples")
-            panels[-1].legend(fontsize=8, ncols=2)
-        for axis in axes[-1]:
-            axis.set_xlabel("network calls an image (NFE)")
-
-
-def draw_lines(axis, runs: dict[Cell, Result]) -> None:
-    for number, name in enumerate(sampling.SAMPLERS):
-        points = [(run["nfe"], run["score"]) for cell, run in runs.items() if cell.sampler == name]
-        if points:
-            axis.plot(*zip(*points, strict=True), "o-", markersize=4, color=f"C{number}", label=name)
+    """Score against network calls, a panel for every solver; in each the best of all, and many steps of DDPM."""
+    names, columns = list(dict.fromkeys(cell.sampler for cell in runs)), 5
+    rows = -(-len(names) // columns)
+    best = [(budget, min(run["score"] for cell, run in runs.items() if cell.budget == budget)) for budget in BUDGETS]
+    with plots.panels(path, (12, 3 * rows), rows, columns, sharex=True, sharey=True, layout="constrained") as axes:
+        for axis, name in itertools.zip_longest(axes.flat, names):
+            axis.plot(*zip(*best, strict=True), color="C2", linewidth=5, alpha=0.3, label="best of all")
+            axis.axhline(long_run["score"], color="0.4", linestyle="--", linewidth=1, label=long_name())
+            for line, style in LINES.items():
+                own = [(run["nfe"], run["score"]) for cell, run in runs.items() if cell[:2] + cell[3:] == (name, *line)]
+                axis.plot(*(zip(*own, strict=True) if own else ((), ())), marker="o", markersize=3, **style)
+            axis.set(yscale="log", title=name, xticks=BUDGETS, visible=name is not None)
+            axis.grid(which="both", alpha=0.3)
+        figure = axes[0, 0].figure
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
+        figure.supxlabel("network calls an image (NFE)", fontsize=10)
+        figure.supylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples", fontsize=10)
 
 
 if __name__ == "__main__":
