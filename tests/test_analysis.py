@@ -86,6 +86,14 @@ def test_late_images_are_those_of_the_same_noise(subject):
     np.testing.assert_allclose(full, by_sampler, atol=1e-4)
 
 
+def test_short_schedule_has_fewer_steps_below_a_late_start(subject):
+    """More steps asked for than there are times below a start, which no grid has."""
+    schedule = NoiseSchedule.linear(1e-3, 0.2, num_timesteps=60)
+    found = experiments.same_noise(subject._replace(schedule=schedule), 4)
+    assert found["t_start"].tolist() == [18, 24, 30, 36, 42]
+    np.testing.assert_array_equal(found["distance"][:, 1], found["distance"][:, 2])  # 50 steps are all
+
+
 def test_table_and_json_say_never_where_there_is_no_time():
     arrays = {name: np.array([3.0, 1.0]) for name in analysis.COMPARED} | {"t_gaussian": np.array([200.4, np.nan])}
     assert re.search(r"2 +1.00 +1 +never", analysis.comparison(arrays))
@@ -175,8 +183,13 @@ def test_full_length_takes_one_step_for_every_t(config):
 
 
 def test_settings_that_cannot_be_are_refused(config, tmp_path):
-    for setting, message in (({"num_eigenvalues": 13}, "at most 12"), ({"num_times": 1000}, "at most 999")):
+    """A traceback from inside an experiment, after minutes; large images have no more eigenvalues than directions."""
+    for settings, message in (
+        ({"analysis.num_eigenvalues": 13}, "at most 12"),
+        ({"analysis.num_eigenvalues": 6, "data.image_size": 128, "sampling.rank": 5}, "at most 5"),
+        ({"analysis.num_times": 1000}, "at most 999"),
+    ):
         changed = config.copy_and_resolve_references()
-        changed.analysis.update(setting)
+        changed.update_from_flattened_dict(settings)
         with pytest.raises(UserError, match=message):
             run_lib.analyze(changed, tmp_path)

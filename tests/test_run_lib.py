@@ -353,6 +353,21 @@ np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
     np.testing.assert_allclose(np.load(tmp_path / "four.npy"), alone, atol=rounding)
 
 
+def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, trained, monkeypatch):
+    """A config beside no weights: make takes it for a finished import, and every later command fails."""
+    run_lib.export_weights(config, trained, tmp_path / "exported.npz")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(losses, "state_of", cut)
+        run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported.npz")
+    assert not (tmp_path / "imported/config.json").exists()
+    run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported.npz")
+    assert (tmp_path / "imported/config.json").exists()
+
+
 def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
     """Weights, or the raw ones in place of the averaged, lost on the way through diffusers' format and back."""
     run_lib.export_weights(config, trained, tmp_path / "exported")
