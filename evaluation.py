@@ -186,10 +186,13 @@ def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
         "split": SPLIT,
         "image_size": data.image_size,
         "num_channels": data.num_channels,
-        "path": datasets.absolute(data.path),
-        "stamp": datasets.stamp(config, SPLIT),
         **facts,
     }
+
+
+def _files(config: ConfigDict) -> dict[str, str | None]:
+    """Which files the images are; a statistics file from elsewhere need not agree."""
+    return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
 
 
 def _features_origin(config: ConfigDict, features: Features) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
 def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: np.ndarray) -> Path:
     """Writes the Gaussian of a split's images, uint8 [N, H, W, C], with their origin, number and SHA-256."""
     path, digest = stats_path(config, GAUSSIAN), hashlib.sha256(images).hexdigest()
-    origin = _gaussian_origin(config) | {"count": len(images), "images_sha256": digest}
+    origin = _gaussian_origin(config) | _files(config) | {"count": len(images), "images_sha256": digest}
     write_npz(path, gaussian.arrays() | {"origin": np.asarray(json.dumps(origin))})
     return path
 
@@ -218,7 +221,7 @@ def load_gaussian(config: ConfigDict) -> DataGaussian:
     stored = read_npz(path, required=set(ARRAYS))
     if "origin" not in stored:
         raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
-    _checked_origin(_gaussian_origin(config), path, str(stored["origin"]))
+    _checked_origin(_gaussian_origin(config) | _files(config), path, str(stored["origin"]))
     return DataGaussian.of_arrays(stored, path)
 
 
@@ -226,6 +229,7 @@ def save_reference(config: ConfigDict, features: Features, tally: Tally, labelle
     """Writes a split's statistics, under the names that pytorch-fid reads, with their origin."""
     path, moments = stats_path(config, config.eval.features), tally.moments
     origin = _features_origin(config, features) | {
+        **_files(config),
         "count": moments.count,
         "classifier": labeller.name if labeller else None,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
@@ -254,8 +258,8 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     if "origin" not in stored:
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
     expected = _features_origin(config, features)
-    if config.eval.reference:
-        del expected["path"], expected["stamp"]  # a colleague's images lie elsewhere
+    if not config.eval.reference:  # a colleague's images lie elsewhere
+        expected |= _files(config)
     origin = _checked_origin(expected, path, str(stored["origin"]))
     labelled = labeller is not None and labeller.name == origin.get("classifier")
     if labeller and config.eval.classifier and not labelled:
@@ -286,10 +290,9 @@ def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[
         origin = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
-    stamp = expected.pop("stamp", None)
     for name, value in expected.items():
-        if origin.get(name) != value:
-            raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
-    if stamp and stamp != origin["stamp"]:
-        raise UserError(f"{path}: the images at {origin['path']} have changed since it was made: {AGAIN}")
+        if value not in (None, origin.get(name)):  # None: there are no files to ask
+            found = f"its {name} is {origin.get(name)}, this config's {value}"
+            changed = f"the images at {origin.get('path')} have changed since it was made"
+            raise UserError(f"{path}: {changed if name == 'stamp' else found}: {AGAIN}")
     return origin
