@@ -32,7 +32,7 @@ test: .venv/installed-dev
 
 # The tests that prepare a data set of TensorFlow Datasets: they need TensorFlow, which nothing else does.
 test-prepare: .venv/installed-prepare
-	$(BIN)/pytest tests/test_datasets_prepared.py
+	$(BIN)/pytest tests/images/test_tfds_source.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,298 +1,283 @@
-"""Features to scores: Fréchet distances with their error bars, and the statistics that samples are scored against."""
+"""One evaluation run: draw images as a config says, score them, keep the result in a folder of its own."""
 
-import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 import datasets
-import fidelity
-from diversity import Labeller, label_scores
-from errors import UserError
-from features import Features
-from files import read_npz, write_npz
-from moments import Moments
-from sampling.late_start import ARRAYS, DataGaussian
-from tallies import Tally, merged
+import likelihood
+import sampling
+from configs.validation import validate
+from core import files, parallel, plots
+from core.diffusion import EpsFn, NoiseSchedule
+from core.errors import UserError
+from metrics import figures, frechet, results, scores, statistics
+from metrics.features import Features, classifier_path, load_features, rebatched
+from metrics.labels import Labeller, load_labeller
+from metrics.results import GRID_SIZE, Result, circumstances, finished, folder_name, own_labels
+from metrics.statistics import load_reference, stats_path
+from metrics.tally import Tally, observe, tally_images
+from models import make_eps_fn, make_schedule
+from models.weights import digest
+from sampling import auto_start
+from sampling.auto_start import Axes
+from sampling.generate import generate, grid_of, opens_with_history
+from sampling.late_start import DataGaussian
+from training import checkpoints, loop
 
-__all__ = ["Moments"]  # kept here for those who score, though the late start uses it too
-
-
-GAUSSIAN = "gaussian"
-SPLIT = "train"  # what samples are scored against
-STATISTICS = 3  # raised whenever a statistics file would hold other numbers or other names
-
-
-def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception's features, the FID.
-
-    means [d], covariances [d, d]; computed in float64. Raises ValueError for shapes that do not fit or values that
-    are not finite; `Moments` raises it for fewer than 2 samples.
-    """
-    mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
-    shapes = [array.shape for array in (mean1, cov1, mean2, cov2)]
-    dim = mean1.size
-    if shapes != [(dim,), (dim, dim)] * 2:
-        raise ValueError(f"moments of shapes {shapes} do not fit together")
-    if not all(np.isfinite(array).all() for array in (mean1, cov1, mean2, cov2)):
-        raise ValueError("the moments hold NaN or infinity")
-    return _distance(mean1, _factor(cov1), mean2, cov2)
+KEPT_EVERY = 180  # seconds between two saves of a run's partial result
+PART, KEPT = "part.npz", "part_images.npy"  # in the folder of a run that is not finished
 
 
-def _factor(cov: np.ndarray) -> np.ndarray:
-    """F with F F^T = cov."""
-    try:
-        return np.linalg.cholesky(cov)
-    except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a dead feature
-        values, vectors = scipy.linalg.eigh(cov)
-        return vectors * np.sqrt(np.maximum(values, 0))
+class Bench(NamedTuple):
+    """What all runs of a sweep share, loaded once."""
+
+    checkpoint_step: int
+    weights_sha256: str
+    eps_fn: EpsFn
+    schedule: NoiseSchedule
+    gaussian: DataGaussian | None
+    gaussian_sha256: str | None
+    features: Features | None
+    labeller: Labeller | None
+    reference: frechet.Reference | None
+    eval_loss: float | None
+    bits_per_dim: Result | None = None  # what likelihood.measure returns
 
 
-def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """With C1 = F F^T, tr (C1 C2)^(1/2) sums the roots of the eigenvalues of the symmetric F^T C2 F."""
-    eigenvalues = scipy.linalg.eigvalsh(factor1.T @ cov2 @ factor1)
-    root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    return float(np.sum((mean1 - mean2) ** 2) + np.sum(factor1**2) + np.trace(cov2) - 2 * root)
+def load_bench(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> Bench:
+    """What the runs share. Mistakes in them and in the files that they need are found before the network is loaded."""
+    for run in (config, *runs):
+        validate(run)
+    checkpoints.require(config, workdir)
+    fitted, scored = any(map(auto_start.needs_gaussian, runs)), config.eval.enable_fid
+    if scored and config.eval.num_samples < 2:
+        raise UserError("eval.num_samples=1 is not allowed: a covariance needs at least 2")
+    own_reference = scored and not config.eval.reference
+    statistics.require_stats(config, *[statistics.GAUSSIAN] * fitted, *[config.eval.features] * own_reference)
+    gaussian, sha256 = load_gaussian(config) if fitted else (None, None)
+    features, labeller = (load_features(config), load_labeller(config)) if scored else (None, None)
+    reference = statistics.load_reference(config, features, labeller) if scored else None
+    held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
+    coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
+
+    step, graphdef, ema = checkpoints.load_ema(config, workdir)
+    eps_fn, schedule = make_eps_fn(graphdef, ema), make_schedule(config)
+    loss = None if held_out is None else loop.mean_loss(config, eps_fn, schedule, held_out)
+    coded = None if coded is None else datasets.spread(coded, config.eval.bpd_num_images)
+    bits = None if coded is None else likelihood.measure(config, eps_fn, schedule, coded)
+    weights = digest(ema)
+    return Bench(step, weights, eps_fn, schedule, gaussian, sha256, features, labeller, reference, loss, bits)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reference:
-    """What samples are scored against: the moments of a split's features, and what is known of the split."""
+def feature_axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Callable[[jax.Array], np.ndarray], Axes]:
+    """A function from x0 on the devices to features along the data's axes, [B, k] in float64, and the data there."""
+    own = config.copy_and_resolve_references()
+    own.eval.update(features="classifier", reference="")
+    if classifier_path(own).exists() and stats_path(own, "classifier").exists():
+        features = load_features(own)
+        reference = load_reference(own, features)
+        mean, (variances, axes) = reference.mean, np.linalg.eigh(reference.cov)
 
-    mean: np.ndarray  # [d]
-    cov: np.ndarray  # [d, d]
-    digest: str  # SHA-256 of the moments
-    description: str
-    features: np.ndarray | None = None  # [at most tallies.RESERVOIR, d], spread evenly over the split
-    label_counts: np.ndarray | None = None  # [K]
-
-    @functools.cached_property
-    def squared_radii(self) -> np.ndarray:
-        """`fidelity.squared_radii` of the features: dearer than drawing few images, and the same for every run."""
-        return fidelity.squared_radii(self.features)
-
-
-class Distance(NamedTuple):
-    value: float
-    error: float | None  # one standard error, from the choice of samples; the reference counts as exact
-    at_infinity: float | None  # what the value would be for infinitely many samples, with the same standard error
-
-
-def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
-    """The Fréchet distance of all groups together, its standard error, and its limit for infinitely many samples.
-
-    The error is the grouped jackknife's: how far the distance moves as each group in turn is left out. The limit is
-    Chong and Forsyth's (2020): the bias falls as 1/N, so a line in 1/N meets the axis there. Here it passes through the
-    whole and the mean of the halves, each of half the groups, beginning at each group in turn. Since both depend on a
-    single sample alike, to first order in 1/N, the error is that of the limit as well.
-
-    The limit is None where a half has fewer than 2 samples a feature, since the line is then bent; both are None for
-    groups of fewer than 2. Warns where all groups together have fewer samples than features.
-    """
-    whole = merged(groups)
-    if whole.count < whole.dim:
-        warnings.warn(
-            f"{whole.count} samples for {whole.dim} features: the covariance is singular, and the distance far too "
-            f"large to compare; draw at least {whole.dim}, better {10 * whole.dim}",
-            stacklevel=2,
+        def extract(x0):
+            return parallel.all_rows(features.extract(datasets.to_uint8(x0, config.data.centered)))
+    else:
+        mean, variances, axes = (
+            np.asarray(part, np.float64) for part in (gaussian.mean, gaussian.eigenvalues, gaussian.eigenvectors)
         )
-    factor = _factor(reference.cov)  # once for all that is left out below
 
-    def to_reference(moments: Moments) -> float:
-        return _distance(reference.mean, factor, moments.mean, moments.cov)
+        def extract(x0):
+            return parallel.all_rows(x0).reshape(len(x0), -1)
 
-    value = to_reference(whole)
-    if len(groups) < 2 or min(group.count for group in groups) < 2:
-        return Distance(value, None, None)
-    rests = [to_reference(merged([*groups[:k], *groups[k + 1 :]])) for k in range(len(groups))]
-    error = float(np.sqrt((len(groups) - 1) * np.var(rests)))  # Efron and Stein (1981)
-    if whole.count < 4 * whole.dim:
-        return Distance(value, error, None)
-    halves = [merged(np.roll(groups, -k)[: len(groups) // 2]) for k in range(len(groups))]
-    size, mean = (np.mean(values) for values in zip(*((h.count, to_reference(h)) for h in halves), strict=True))
-    return Distance(value, error, float((whole.count * value - size * mean) / (whole.count - size)))
+    return lambda x0: extract(x0) @ axes, Axes(mean @ axes, np.sqrt(np.maximum(variances, 0)))
 
 
-Scores = dict[str, Any]
+def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
+    """What late starts draw from, on all devices, and the SHA-256 of its file.
 
-
-def scores(tally: Tally, reference: Reference) -> Scores:
-    """Every score that one pass gives; None where samples or the statistics file do not suffice.
-
-    Those of labels are left out without a classifier. Those of single features (KID, precision, recall, density,
-    coverage) rest on the reservoirs, `num_compared` samples.
+    Raises UserError as `evaluation.load_gaussian`.
     """
-    found = distance(tally.groups, reference)
-    result: Scores = {
-        "score": found.value,
-        "score_error": found.error,
-        "score_at_infinity": found.at_infinity,
-    }
-    return result | _sample_scores(tally.reservoir, reference) | _label_scores(tally, reference)
+    path, gaussian = statistics.stats_path(config, statistics.GAUSSIAN), statistics.load_gaussian(config)
+    return parallel.replicate(gaussian), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _sample_scores(fake: np.ndarray, reference: Reference) -> Scores:
-    names = ("num_compared", "kid", "kid_std", "kid_subset_size", "precision", "recall", "density", "coverage")
-    real = reference.features
-    if real is None or min(len(real), len(fake)) <= fidelity.DENSITY_NEIGHBOURS:
-        return dict.fromkeys(names)
-    values = (
-        len(fake),
-        *fidelity.kid(real, fake),
-        *fidelity.precision_recall(real, fake, real_radii=reference.squared_radii),
-        *fidelity.density_coverage(real, fake, real_radii=reference.squared_radii),
-    )
-    return dict(zip(names, values, strict=True))
+def describe(config: ConfigDict, bench: Bench) -> Result:
+    """The question that a run answers: all that its result depends on.
 
-
-def _label_scores(tally: Tally, reference: Reference) -> Scores:
-    if reference.label_counts is None or not len(tally.label_counts):
-        return {}
-    return label_scores(tally.label_counts, reference.label_counts)
-
-
-# Statistics files
-
-
-def stats_path(config: ConfigDict, kind: str) -> Path:
-    """Where fid_stats keeps the training split's statistics: kind is the name of some features, or GAUSSIAN."""
-    data = config.data
-    kind = f"{kind}_01" if kind == GAUSSIAN and not data.centered else kind  # its numbers are in the network's range
-    return datasets.REPOSITORY / config.assets_dir / "stats" / f"{datasets.slug(config)}_{kind}.npz"
-
-
-def require_stats(config: ConfigDict, *kinds: str) -> None:
-    """Raises UserError where `fid_stats` has not been run for this config."""
-    for kind in kinds:
-        if not stats_path(config, kind).exists():
-            raise UserError(f"no {stats_path(config, kind)}: run --mode=fid_stats with the same --config first")
-
-
-def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
-    """What a statistics file says of itself, and must agree with the config that reads it."""
-    data = config.data
+    What a trial is to choose (see `pilot`) is missing.
+    """
+    settings = config.sampling
+    nfe = sampling.nfe(settings.sampler, settings.n_steps)
     return {
-        "statistics": STATISTICS,
-        "dataset": data.dataset,
-        "split": SPLIT,
-        "image_size": data.image_size,
-        "num_channels": data.num_channels,
-        **facts,
-    }
+        "dataset": config.data.dataset,
+        "checkpoint_step": bench.checkpoint_step,
+        "weights_sha256": bench.weights_sha256,
+        "sampler": settings.sampler,
+        "n_steps": settings.n_steps,
+        "nfe": nfe and nfe - (settings.baseline == "afs"),
+        "gls": settings.gls,
+        "chooses_start": auto_start.chooses_start(config),
+        "baseline": settings.baseline,
+        "history": opens_with_history(config),
+        "spacing": settings.spacing,
+        "clip_x0": settings.clip_x0,
+        "num_samples": config.eval.num_samples,
+        "num_kept": config.eval.num_samples if config.eval.enable_sampling else min(GRID_SIZE, config.eval.num_samples),
+        "seed": config.seed,
+        "ema_rate": config.model.ema_rate,
+        "rounding": results.ROUNDING,
+        "reference_file": config.eval.reference or None,
+        "classifier": bench.labeller.name if bench.labeller else None,
+        **results.facts(bench.features, bench.reference),
+        "gaussian_sha256": bench.gaussian_sha256 if auto_start.needs_gaussian(config) else None,
+        "eval_loss": bench.eval_loss,
+        "bits_per_dim": bench.bits_per_dim,
+    } | _facts_given(config, bench.schedule)
 
 
-def _files(config: ConfigDict) -> dict[str, str | None]:
-    """Which files the images are; a statistics file from elsewhere need not agree."""
-    return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
+def _facts_given(config: ConfigDict, schedule: NoiseSchedule) -> Result:
+    """Of the first and last time of the grid those that no trial is to choose."""
+    if auto_start.chooses_start(config):
+        return {}
+    if auto_start.chooses_grid(config):
+        return {"t_start": config.sampling.t_start if config.sampling.gls else schedule.num_timesteps - 1}
+    return _grid_facts(grid_of(config, schedule, config.sampling.gls))
 
 
-def _features_origin(config: ConfigDict, features: Features) -> dict[str, Any]:
-    return _origin(config, features=features.name, features_sha256=features.digest)
+def _grid_facts(timesteps: np.ndarray) -> Result:
+    return {"t_start": int(timesteps[0]), "t_last": int(timesteps[-1])}
 
 
-def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
-    return _origin(config, centered=config.data.centered)
+def plan(config: ConfigDict, bench: Bench) -> tuple[np.ndarray, auto_start.Choice | None]:
+    """The time grid of a run, and how it was chosen where a trial chose it."""
+    if not (auto_start.chooses_start(config) or auto_start.chooses_grid(config)):
+        return grid_of(config, bench.schedule, config.sampling.gls), None
+    axes = feature_axes(config, bench.gaussian) if auto_start.chooses_start(config) else None
+    shape = datasets.image_shape(config)
+    choice = auto_start.choose(config, bench.eps_fn, bench.schedule, bench.gaussian, shape, axes)
+    return choice.timesteps, choice
 
 
-def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: np.ndarray) -> Path:
-    """Writes the Gaussian of a split's images, uint8 [N, H, W, C], with their origin, number and SHA-256."""
-    path, digest = stats_path(config, GAUSSIAN), hashlib.sha256(images).hexdigest()
-    origin = _gaussian_origin(config) | _files(config) | {"count": len(images), "images_sha256": digest}
-    write_npz(path, gaussian.arrays() | {"origin": np.asarray(json.dumps(origin))})
-    return path
+def run_once(config: ConfigDict, bench: Bench, folder: Path) -> Result:
+    """The result that lies in the folder, or that of `run`."""
+    return finished(describe(config, bench), folder) or run(config, bench, folder)
 
 
-def load_gaussian(config: ConfigDict) -> DataGaussian:
-    """What `save_gaussian` wrote.
+def run(config: ConfigDict, bench: Bench, folder: Path) -> Result:
+    """Draws and scores eval.num_samples images; writes result.json, samples.png and samples.npz, result.json last.
 
-    Raises UserError if the file is broken, does not say of which images it is, or is of others: another data set, size
-    or range, or another version.
+    A trial that chooses the start or the grid comes first; result.json has it under "auto_start", and pilot.png. What
+    is drawn so far is kept every KEPT_EVERY seconds, in memory and files that do not grow with the number of samples
+    beyond those kept. A run that was killed goes on from there, to the same result.
     """
-    path = stats_path(config, GAUSSIAN)
-    stored = read_npz(path, required=set(ARRAYS))
-    if "origin" not in stored:
-        raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
-    _checked_origin(_gaussian_origin(config) | _files(config), path, str(stored["origin"]))
-    return DataGaussian.of_arrays(stored, path)
+    question = describe(config, bench)
+    folder = folder / folder_name(question)
+    began = time.perf_counter()
+    tally, seconds_before = _saved_part(folder, question) or (Tally(bench.features.dim if bench.features else 0), 0.0)
+    kept = _open_kept(folder, (question["num_kept"], *datasets.image_shape(config)), new=tally.count == 0)
+    saved = began
+    timesteps, choice = plan(config, bench)
+    size = min(config.eval.feature_batch_size, config.eval.num_samples)
+    for pixels, count in rebatched(draw(config, bench, timesteps, tally.count), size):
+        if len(room := kept[tally.count : tally.count + count]):
+            room[:] = parallel.all_rows(pixels)[: len(room)]
+        observe(tally, bench.features, bench.labeller, pixels, count)
+        if time.perf_counter() - saved > KEPT_EVERY and parallel.is_first():
+            kept.flush()
+            _save_part(folder, question, tally, seconds_before + time.perf_counter() - began)
+            saved = time.perf_counter()
+    found = scores.scores(tally, bench.reference) if bench.features else {"score": None}
+    seconds = seconds_before + time.perf_counter() - began
+
+    result = question | _grid_facts(timesteps) | {"auto_start": choice and choice.facts()}
+    result |= found | circumstances(seconds, config.eval.num_samples)
+    if choice and choice.curve:
+        figures.draw_curve(folder / "pilot.png", choice)
+    files.write_npz(folder / "samples.npz", {"images": kept})
+    plots.save_image(folder / "samples.png", plots.image_grid(kept[:GRID_SIZE]))
+    files.write_json(folder / "result.json", result)
+    if parallel.is_first():
+        for name in (PART, KEPT):
+            (folder / name).unlink(missing_ok=True)
+    return result
 
 
-def save_reference(config: ConfigDict, features: Features, tally: Tally, labeller: Labeller | None = None) -> Path:
-    """Writes a split's statistics, under the names that pytorch-fid reads, with their origin."""
-    path, moments = stats_path(config, config.eval.features), tally.moments
-    origin = _features_origin(config, features) | {
-        **_files(config),
-        "count": moments.count,
+def _saved_part(folder: Path, question: Result) -> tuple[Tally, float] | None:
+    """What a killed run left, and the seconds that it took, if it was a run of this question."""
+    if not (folder / PART).exists() or not (folder / KEPT).exists():
+        return None
+    part = files.read_npz(folder / PART, required={"question", "seconds"})
+    if str(part["question"]) != json.dumps(question):
+        return None
+    return Tally.of_arrays(part), float(part["seconds"])
+
+
+def _save_part(folder: Path, question: Result, tally: Tally, seconds: float) -> None:
+    facts = {"question": np.asarray(json.dumps(question)), "seconds": np.asarray(seconds)}
+    files.write_npz(folder / PART, tally.arrays() | facts)
+
+
+def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> np.ndarray:
+    """The images that are kept, uint8 of `shape`, in a file rather than in memory; only the first process has one."""
+    if not parallel.is_first():
+        return np.zeros(shape, np.uint8)
+    if not new:
+        return np.lib.format.open_memmap(folder / KEPT, "r+")
+    folder.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(folder / KEPT, "w+", np.uint8, shape)
+
+
+def draw(config: ConfigDict, bench: Bench, timesteps: np.ndarray, first: int = 0) -> Iterator[tuple[jax.Array, int]]:
+    """eval.num_samples uint8 images, from index `first` on, in batches on the devices, as `generate`, with progress.
+
+    Raises UserError where a sample is not finite: rounded to a grey level, it would pass for an image.
+    """
+    gaussian, num = bench.gaussian if config.sampling.gls else None, config.eval.num_samples
+    name = folder_name(describe(config, bench))
+    with tqdm(total=num, desc=name, unit="image", initial=first) as progress:
+        size, shape = config.eval.batch_size, datasets.image_shape(config)
+        for x0, count in generate(config, bench.eps_fn, bench.schedule, gaussian, timesteps, shape, num, size, first):
+            if not jnp.isfinite(x0).all():
+                raise UserError(f"{name}: samples hold NaN or infinity; did the training diverge?")
+            yield datasets.to_uint8(x0, config.data.centered), count
+            progress.update(count)
+
+
+def draw_all(config: ConfigDict, bench: Bench, timesteps: np.ndarray) -> np.ndarray:
+    """The same as one array [num_samples, H, W, C]."""
+    return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in draw(config, bench, timesteps)])
+
+
+def score_images(
+    config: ConfigDict,
+    features: Features,
+    labeller: Labeller | None,
+    reference: frechet.Reference,
+    path: Path,
+    folder: Path,
+) -> Result:
+    """Scores a folder or .npz of images; writes result.json into a folder named after them and their hash."""
+    began = time.perf_counter()
+    tally, digest = tally_images(config, features, labeller, path)
+    question = {
+        "dataset": config.data.dataset,
+        "source": str(path),
+        "source_sha256": digest,
+        "num_samples": tally.count,
         "classifier": labeller.name if labeller else None,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
+        **results.facts(features, reference),
     }
-    arrays = {"mu": moments.mean, "sigma": moments.cov, "features": tally.reservoir, "label_counts": tally.label_counts}
-    write_npz(path, arrays | {"origin": np.asarray(json.dumps(origin))})
-    return path
-
-
-def load_reference(config: ConfigDict, features: Features, labeller: Labeller | None = None) -> Reference:
-    """The statistics of fid_stats, or those of config.eval.reference, which may come from elsewhere.
-
-    Files from elsewhere hold `mu` [d] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's) [d, d], and say nothing of
-    where they come from. Raises UserError if the file is broken, or was made of other data, features or labels, or by
-    another version.
-    """
-    path = Path(config.eval.reference) if config.eval.reference else stats_path(config, config.eval.features)
-    stored = read_npz(path, required={"mu"} if config.eval.reference else {"mu", "sigma", "origin"})
-    mean, cov = stored["mu"], stored.get("sigma", stored.get("cov"))
-    if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
-        shapes = {name: list(array.shape) for name, array in stored.items()}
-        raise UserError(f"{path}: expected mu and sigma (or cov) of {features.dim} {features.name} features: {shapes}")
-    if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (mean, cov)):
-        raise UserError(f"{path}: its moments are not all finite numbers")
-    digest = _digest(mean, cov)
-    if "origin" not in stored:
-        return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
-    expected = _features_origin(config, features)
-    if not config.eval.reference:  # a colleague's images lie elsewhere
-        expected |= _files(config)
-    origin = _checked_origin(expected, path, str(stored["origin"]))
-    labelled = labeller is not None and labeller.name == origin.get("classifier")
-    if labeller and config.eval.classifier and not labelled:
-        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
-    description = f"{origin['dataset']}, {origin['split']} split, {origin['count']} images"
-    return Reference(
-        mean, cov, digest, description, stored.get("features"), stored.get("label_counts") if labelled else None
-    )
-
-
-def reference_of(tally: Tally, path: Path) -> Reference:
-    """A set of images as what others are scored against; `path` is where they lie."""
-    moments = tally.moments
-    mean, cov = moments.mean, moments.cov
-    description = f"{path}, {tally.count} images"
-    return Reference(mean, cov, _digest(mean, cov), description, tally.reservoir, tally.label_counts)
-
-
-def _digest(mean: np.ndarray, cov: np.ndarray) -> str:
-    return hashlib.sha256(np.float64(mean).tobytes() + np.float64(cov).tobytes()).hexdigest()
-
-
-AGAIN = "run --mode=fid_stats again with this config"
-
-
-def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
-    try:
-        origin = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
-    for name, value in expected.items():
-        if value not in (None, origin.get(name)):  # None: there are no files to ask
-            found = f"its {name} is {origin.get(name)}, this config's {value}"
-            changed = f"the images at {origin.get('path')} have changed since it was made"
-            raise UserError(f"{path}: {changed if name == 'stamp' else found}: {AGAIN}")
-    return origin
+    result = question | scores.scores(tally, reference)
+    result |= circumstances(time.perf_counter() - began, tally.count)
+    parts = [path.stem, digest[:8], reference.digest[:8], own_labels(question)]
+    files.write_json(folder / "_".join(filter(None, parts)) / "result.json", result)
+    return result

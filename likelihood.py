@@ -28,14 +28,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
-import parallel
-import tables
-from diffusion import EpsFn, NoiseSchedule
-from errors import UserError
-from keys import key_for
+from core import parallel, tables
+from core.diffusion import EpsFn, NoiseSchedule
+from core.errors import UserError
+from core.rng import image_keys, image_noise, key_for
+from datasets import keyed_batches
 from losses import ddpm_loss
-from sampling.common import image_keys, image_noise
-from sampling.generate import keyed_batches
 from sampling.runge_kutta import integrate, probability_flow
 
 ROWS = {  # a name in the results to what it is called in a table

@@ -11,10 +11,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import datasets
-from diffusion import EpsFn, NoiseSchedule
-from keys import key_for
+from core.diffusion import EpsFn, NoiseSchedule
+from core.parallel import replicate, split
+from core.rng import key_for
 from models import Params, apply_model, create_model
-from parallel import replicate, split
 
 
 @jax.tree_util.register_dataclass

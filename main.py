@@ -25,8 +25,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from errors import Stopped, UserError
-from huge_pages import restart_with_huge_pages
+from core.errors import Stopped, UserError
+from core.huge_pages import restart_with_huge_pages
 
 SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
 MODES = {  # the flags that a mode needs besides --config, and those that it may be given
@@ -184,11 +184,13 @@ def path_of(name: str) -> Path | None:
 
 
 def run(config: ConfigDict) -> None:
-    from validation import validate  # here, as what follows: --help and a wrong flag should not cost its seconds
+    from configs.validation import (
+        validate,  # here, as what follows: --help and a wrong flag should not cost its seconds
+    )
 
     validate(config)
     if FLAGS.distributed:
-        import parallel
+        from core import parallel
 
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     import run_lib  # takes seconds that a wrong field should not cost

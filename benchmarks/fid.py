@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg
 from flax import nnx
 
-from evaluation import frechet_distance
+from metrics.frechet import frechet_distance
 from models import inception
 
 SIZE = 32

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from core.parallel import shard_batch
 from datasets import train_batches
-from parallel import shard_batch
 
 IMAGES = 50_000
 BATCHES = 20  # timed together, since what a single one takes was mostly spent before it was asked for

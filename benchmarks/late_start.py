@@ -32,12 +32,12 @@ import numpy as np
 from tqdm import tqdm
 
 import datasets
-import tables
 from configs.ddpm import celeba64, cifar10, digits
-from diffusion import NoiseSchedule
-from eigenpairs import PASSES
-from huge_pages import restart_with_huge_pages
+from core import tables
+from core.diffusion import NoiseSchedule
+from core.huge_pages import restart_with_huge_pages
 from models import create_model, make_eps_fn
+from sampling.eigenpairs import PASSES
 from sampling.late_start import DataGaussian
 
 STARTS = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import sampling
-import tables
 from configs.ddpm.cifar10 import get_config
-from diffusion import NoiseSchedule
+from core import tables
+from core.diffusion import NoiseSchedule
 from models import create_model, make_eps_fn
-from models.from_torch import export_diffusers
+from models.foreign import export_diffusers
 from sampling.time_grid import time_grid
 
 FIXED = [name for name in sampling.SAMPLERS if sampling.nfe(name, 1) is not None]  # all whose NFE is known beforehand

@@ -26,12 +26,11 @@ import numpy as np
 
 import datasets
 import losses
-import parallel
-import tables
 from configs.ddpm import digits
-from huge_pages import restart_with_huge_pages
+from core import parallel, tables
+from core.huge_pages import restart_with_huge_pages
+from core.moments import Moments
 from models import make_eps_fn, make_schedule
-from moments import Moments
 from sampling.generate import generate
 from sampling.time_grid import time_grid
 
@@ -76,7 +75,8 @@ def samples(count: int) -> Callable[[], None]:
     eps_fn, schedule = make_eps_fn(graphdef, parallel.replicate(state.ema)), make_schedule(config)
 
     def call():
-        for batch, _ in generate(config, eps_fn, schedule, None, time_grid(10, 999), count, 128):
+        shape = datasets.image_shape(config)
+        for batch, _ in generate(config, eps_fn, schedule, None, time_grid(10, 999), shape, count, 128):
             jax.block_until_ready(batch)
 
     return call

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 import datasets
 import losses
 from configs.default import get_default_config
-from diffusion import NoiseSchedule
-from huge_pages import restart_with_huge_pages
+from core.diffusion import NoiseSchedule
+from core.huge_pages import restart_with_huge_pages
 from models import apply_model
 
 DROPOUT = 0.1

@@ -15,8 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import sampling
-import tables
-from diffusion import NoiseSchedule
+from core import tables
+from core.diffusion import NoiseSchedule
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
 from symmetry.exact import Mixture

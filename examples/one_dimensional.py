@@ -17,10 +17,9 @@ from scipy.stats import wasserstein_distance
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import files
-import plots
 import sampling
-from diffusion import NoiseSchedule
+from core import files, plots
+from core.diffusion import NoiseSchedule
 from sampling.time_grid import time_grid
 from symmetry.critical import continuous_times, critical_times
 from symmetry.exact import Mixture

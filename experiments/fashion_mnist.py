@@ -26,19 +26,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluation
-import files
-import plots
-import run_lib
 import sampling
-import scoring
-import sweeping
-import tables
-from errors import UserError
-from huge_pages import restart_with_huge_pages
-from protocol import Result
+from core import files, plots, tables
+from core.errors import UserError
+from core.huge_pages import restart_with_huge_pages
+from metrics import comparison, frechet, results, statistics, tally
+from metrics.results import Result
+from metrics.tally import Tally
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
-from tallies import Tally
 
 NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
 
@@ -80,7 +76,7 @@ class Laboratory:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config = config
         probe = self.variant("ddim", 3, seed=0, num=2, t_start=500)
-        self.bench, self.folder = run_lib.load_bench(self.config, workdir, [probe]), workdir / "experiments"
+        self.bench, self.folder = evaluation.load_bench(self.config, workdir, [probe]), workdir / "experiments"
 
     def variant(self, sampler, n_steps, seed, num, t_start=None, spacing="linear") -> ConfigDict:
         """t_start None: without a late start."""
@@ -92,7 +88,7 @@ class Laboratory:
         return config
 
     def score(self, *args, **kwargs) -> Result:
-        return scoring.run_once(self.variant(*args, **kwargs), self.bench, self.folder)
+        return evaluation.run_once(self.variant(*args, **kwargs), self.bench, self.folder)
 
     def best_start(self, sampler: str, n_steps: int, num: int, spacing: str = "linear") -> int:
         scores: dict[int, float] = {}
@@ -109,9 +105,9 @@ class Laboratory:
         """A run that keeps its images, and what they leave in one pass."""
         config = self.variant(*args)
         config.eval.enable_sampling = True
-        result = scoring.run_once(config, self.bench, self.folder)
-        path = self.folder / scoring.folder_name(result) / "samples.npz"
-        return result, scoring.tally_images(config, self.bench.features, self.bench.labeller, path)[0]
+        result = evaluation.run_once(config, self.bench, self.folder)
+        path = self.folder / results.folder_name(result) / "samples.npz"
+        return result, tally.tally_images(config, self.bench.features, self.bench.labeller, path)[0]
 
 
 def row(kind: str, result: Result) -> list:
@@ -140,7 +136,7 @@ def make_table(laboratory: Laboratory, dest: Path) -> None:
         shown += [cell["full"][0], cell["best"][0]]
         write_rows(dest / "table.csv", rows)  # after every cell, for whoever cannot wait
     files.write_text(dest / "table.txt", "\n\n".join([score_table(cells), diversity_table(cells)]) + "\n")
-    plots.save_comparison(dest / "grid.png", sweeping.comparison_rows([shown], laboratory.folder))
+    plots.save_comparison(dest / "grid.png", comparison.comparison_rows([shown], laboratory.folder))
     print((dest / "table.txt").read_text(encoding="utf-8"))
 
 
@@ -179,7 +175,7 @@ def spread(runs: Sequence[Result], name: str) -> str:
 
 def make_limits(laboratory: Laboratory, dest: Path) -> None:
     limits = {
-        name: evaluation.reference_of(laboratory.images(*limit, LIMIT_SEED, LIMIT_SAMPLES)[1], laboratory.folder)
+        name: statistics.reference_of(laboratory.images(*limit, LIMIT_SEED, LIMIT_SAMPLES)[1], laboratory.folder)
         for name, limit in LIMITS.items()
     }
     rows, lines = [], []
@@ -188,7 +184,7 @@ def make_limits(laboratory: Laboratory, dest: Path) -> None:
         line = [sampler, str(n_steps), str(sampling.nfe(sampler, n_steps)), str(best)]
         for kind, start in {"full": None, "best": best}.items():
             run, tally = laboratory.images(sampler, n_steps, TABLE_SEEDS[0], LIMIT_SAMPLES, start)
-            limit = evaluation.distance(tally.groups, limits[sampler])
+            limit = frechet.distance(tally.groups, limits[sampler])
             rows.append([limit.value, limit.error, *row(kind, run)])
             line += [f"{run['score']:.2f} ± {run['score_error']:.1g}", f"{limit.value:.2f} ± {limit.error:.1g}"]
         lines.append(line)

@@ -23,41 +23,39 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluation
-import files
-import pilot
-import run_lib
 import sampling
-import scoring
-import tables
-from errors import UserError
-from huge_pages import restart_with_huge_pages
+from core import files, tables
+from core.errors import UserError
+from core.huge_pages import restart_with_huge_pages
+from metrics import frechet
+from metrics.tally import Tally
+from sampling import auto_start
 from sampling.time_grid import AUTO_START
-from tallies import Tally
 
 STARTS = range(150, 851, 25)
 SAMPLERS = [name for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_score", "regret", "share_of_evaluation")
 
 
-def score(config: ConfigDict, bench: scoring.Bench, t_start: int) -> float:
+def score(config: ConfigDict, bench: evaluation.Bench, t_start: int) -> float:
     config = config.copy_and_resolve_references()
     config.sampling.t_start = t_start
     tally = Tally(bench.features.dim)
-    for x0, count in scoring.draw(config, bench, scoring.plan(config, bench)[0]):
-        scoring.observe(tally, bench.features, None, x0, count)
-    return evaluation.distance(tally.groups, bench.reference).value
+    for x0, count in evaluation.draw(config, bench, evaluation.plan(config, bench)[0]):
+        tally.observe(tally, bench.features, None, x0, count)
+    return frechet.distance(tally.groups, bench.reference).value
 
 
-def sweep(config: ConfigDict, bench: scoring.Bench) -> dict[str, float]:
+def sweep(config: ConfigDict, bench: evaluation.Bench) -> dict[str, float]:
     """The score of config.eval.num_samples images from every start."""
     return {str(t_start): score(config, bench, t_start) for t_start in STARTS}
 
 
-def measure(config: ConfigDict, bench: scoring.Bench, scores: dict[str, float], evaluated: int) -> dict:
+def measure(config: ConfigDict, bench: evaluation.Bench, scores: dict[str, float], evaluated: int) -> dict:
     """What the start chosen for an evaluation of so many images loses against the best of a sweep."""
     asked = config.copy_and_resolve_references()
     asked.eval.num_samples, asked.sampling.t_start = evaluated, AUTO_START
-    choice = pilot.choose(asked, bench.eps_fn, bench.schedule, bench.gaussian)
+    choice = auto_start.choose(asked, bench.eps_fn, bench.schedule, bench.gaussian)
     auto, best = int(choice.timesteps[0]), min(scores, key=scores.get)
     auto_score = scores[str(auto)] if str(auto) in scores else score(config, bench, auto)
     sampler, n_steps = config.sampling.sampler, config.sampling.n_steps
@@ -85,7 +83,7 @@ def main(name: str, n_steps: list[int], evaluated: int, num: int) -> None:
     config.eval.num_samples = num
     config.sampling.gls = True
     workdir = Path("results") / name
-    bench = run_lib.load_bench(config, workdir, [config])
+    bench = evaluation.load_bench(config, workdir, [config])
     cells: dict[str, ConfigDict] = {}
     for n, sampler in itertools.product(n_steps, SAMPLERS):
         cell = config.copy_and_resolve_references()

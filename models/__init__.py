@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from diffusion import EpsFn, NoiseSchedule
+from core.diffusion import EpsFn, NoiseSchedule
 from models.ddpm import DDPM, linear_betas
 
 MODELS = {"ddpm": DDPM}

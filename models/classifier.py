@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from errors import UserError
-from files import read_npz, write_npz
+from core.errors import UserError
+from core.files import read_npz, write_npz
 from models.layers import conv3x3, dense
 from models.weights import digest
 

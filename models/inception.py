@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from errors import UserError
-from files import read_npz
+from core.errors import UserError
+from core.files import read_npz
+from core.parallel import replicate
 from models.torch_file import read_pth
-from parallel import replicate
 
 FEATURES = 2048
 SIZE = 299

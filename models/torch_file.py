@@ -19,7 +19,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import jax.numpy as jnp
 import numpy as np
 
-from errors import UserError
+from core.errors import UserError
 
 DTYPES = {
     "torch HalfStorage": np.dtype("<f2"),

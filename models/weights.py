@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from errors import UserError
-from files import read_npz, write_npz
+from core.errors import UserError
+from core.files import read_npz, write_npz
 from models import Params, abstract_params
 
 ORIGIN = "origin"  # the array that says where the others come from

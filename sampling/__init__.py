@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion import EpsFn, NoiseSchedule
-from sampling.common import History, image_keys
+from core.diffusion import EpsFn, NoiseSchedule
+from core.rng import image_keys
+from sampling.common import History
 from sampling.ddim import ddim, ddpm
 from sampling.multistep import deis_3, dpmpp_2m, dpmpp_3m, ipndm, unipc_2, unipc_3
 from sampling.pndm import pndm, pndm_nfe

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from diffusion import EpsFn, NoiseSchedule, per_image
+from core.diffusion import EpsFn, NoiseSchedule, per_image
 
 History = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """What was predicted on the way to the start: a scalar alpha_bar to x_0 and eps there, each [B,H,W,C]."""
+
 
 ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 """Row k - 1: the weights of order k for equal steps, newest prediction first."""
@@ -102,17 +103,3 @@ def clip_x0(eps_fn: EpsFn, schedule: NoiseSchedule, low: float = -1.0, high: flo
         return eps + per_image(schedule.signal(t) / schedule.sigma(t), x) * (x0 - jnp.clip(x0, low, high))
 
     return clipped
-
-
-def image_keys(rng: jax.Array, indices: jax.Array) -> jax.Array:
-    """One key per image, [B], from its global index alone: no batch size or device count can change a sample."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, indices)
-
-
-def image_noise(keys: jax.Array, purpose: jax.Array | int, like: jax.Array) -> jax.Array:
-    """Standard normal noise shaped like images [B, ...], image b's from keys[b] and the purpose (a step, say)."""
-
-    def one(key):
-        return jax.random.normal(jax.random.fold_in(key, purpose), like.shape[1:], like.dtype)
-
-    return jax.vmap(one)(keys)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import EpsFn, NoiseSchedule
-from sampling.common import image_noise, intervals
+from core.diffusion import EpsFn, NoiseSchedule
+from core.rng import image_noise
+from sampling.common import intervals
 
 
 def ddim(

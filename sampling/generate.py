@@ -8,12 +8,11 @@ import numpy as np
 from jax.experimental import io_callback
 from ml_collections import ConfigDict
 
-import datasets
 import sampling
-from diffusion import EpsFn, NoiseSchedule
-from keys import key_for
-from parallel import own_rows, replicate, round_up, shard_batch
-from sampling.common import clip_x0, image_keys, image_noise
+from core.diffusion import EpsFn, NoiseSchedule
+from core.parallel import own_rows, replicate, round_up, shard_batch
+from core.rng import image_keys, image_noise, key_for
+from sampling.common import clip_x0
 from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
 
@@ -24,6 +23,7 @@ def generate(
     schedule: NoiseSchedule,
     gaussian: DataGaussian | None,
     timesteps: np.ndarray,
+    image_shape: tuple[int, int, int],
     num: int,
     batch_size: int,
     first: int = 0,
@@ -46,7 +46,7 @@ def generate(
     batch_size, afs = round_up(min(batch_size, num)), settings.baseline == "afs"
     known = gaussian is not None and opens_with_history(config)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        noise, keys = prior(config, start, batch_size)
+        noise, keys = prior(config, start, batch_size, image_shape)
         x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
         history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if known else None
         x0 = _sample(settings.sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history)
@@ -69,11 +69,13 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> np.ndarr
     )
 
 
-def prior(config: ConfigDict, first: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+def prior(
+    config: ConfigDict, first: int, batch_size: int, image_shape: tuple[int, int, int]
+) -> tuple[jax.Array, jax.Array]:
     """Pure noise [B, H, W, C] of the images from index `first` on, and the keys [B] for what their sampler draws."""
     indices = np.arange(first, first + batch_size, dtype=np.uint32)[own_rows(batch_size)]
     rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
-    return _draw(*rngs, shard_batch(indices), datasets.image_shape(config))
+    return _draw(*rngs, shard_batch(indices), image_shape)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -93,23 +95,13 @@ def _sample(sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys
     return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys, history)
 
 
-def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-    """Real images in order, on the devices: (batch, a key for every image from its index alone, count).
-
-    batch_size must be a multiple of the device count; what lies beyond count is padding.
-    """
-    for i, (batch, _) in enumerate(datasets.in_order(images, batch_size)):
-        indices = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32)[own_rows(batch_size)]
-        batch, indices = shard_batch((batch, indices))
-        yield batch, image_keys(rng, indices), min(batch_size, len(images) - i * batch_size)
-
-
 def record_trajectory(
     config: ConfigDict,
     eps_fn: EpsFn,
     schedule: NoiseSchedule,
     gaussian: DataGaussian | None,
     timesteps: np.ndarray,
+    image_shape: tuple[int, int, int],
     num: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network predicts x_0 to be each time it is asked: (times [nfe], predictions [nfe, num, H, W, C])."""
@@ -124,7 +116,7 @@ def record_trajectory(
         io_callback(record, None, t, schedule.predict_x0(x, t, eps), ordered=True)
         return eps
 
-    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, timesteps, num, num)
+    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, timesteps, image_shape, num, num)
     jax.block_until_ready(x0)
     jax.effects_barrier()
     return np.array(times), np.stack(predictions)

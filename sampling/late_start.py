@@ -16,11 +16,11 @@ import numpy as np
 import scipy.linalg
 from jax.typing import ArrayLike
 
-from diffusion import EpsFn, NoiseSchedule, per_image
-from eigenpairs import leading_eigenpairs
-from errors import UserError
-from files import read_npz, write_npz
-from moments import Moments
+from core.diffusion import EpsFn, NoiseSchedule, per_image
+from core.errors import UserError
+from core.files import read_npz, write_npz
+from core.moments import Moments
+from sampling.eigenpairs import leading_eigenpairs
 
 Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 

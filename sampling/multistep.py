@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import EpsFn, NoiseSchedule, per_image
+from core.diffusion import EpsFn, NoiseSchedule, per_image
 from sampling.common import (
     ADAMS_BASHFORTH,
     History,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import EpsFn, NoiseSchedule
+from core.diffusion import EpsFn, NoiseSchedule
 from sampling.common import ADAMS_BASHFORTH, intervals, linear_multistep, transfer
 
 OPENING_STEPS = 3

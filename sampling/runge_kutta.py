@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import EpsFn, NoiseSchedule
+from core.diffusion import EpsFn, NoiseSchedule
 from sampling.common import intervals, predicts_x0, transfer
 
 State = TypeVar("State")

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from diffusion import NoiseSchedule
+from core.diffusion import NoiseSchedule
 
 
 def linear(n_steps: int, t_start: int, schedule: NoiseSchedule) -> np.ndarray:

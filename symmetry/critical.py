@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from diffusion import NoiseSchedule
+from core.diffusion import NoiseSchedule
 
 
 def equal_norm(variance: np.ndarray) -> np.ndarray:

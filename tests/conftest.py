@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-import datasets
 from configs.ddpm import digits
+from core import files
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +37,7 @@ def rng():
 @pytest.fixture
 def shipped_classifier(config):
     """The classifier of the repository in the test's own assets, so that none is trained."""
-    source = datasets.REPOSITORY / "assets/classifier/digits_8.npz"
-    target = datasets.REPOSITORY / config.assets_dir / "classifier" / source.name
+    source = files.REPOSITORY / "assets/classifier/digits_8.npz"
+    target = files.REPOSITORY / config.assets_dir / "classifier" / source.name
     target.parent.mkdir(parents=True)
     target.write_bytes(source.read_bytes())

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from absl import logging
 
-import datasets
 import run_lib
+from core import files
 from tests import tiny
-from tests.test_checkpoints import contents, truncate
+from tests.training.test_checkpoints import contents, truncate
 
 PROCESSES = multiprocessing.get_context("forkserver")
 TINY = "--config=tests/tiny.py --config.assets_dir={w}/assets"
@@ -183,7 +183,7 @@ def world(tmp_path_factory):
     config.assets_dir = str(w / "assets")
     config.training.update(n_iters=2, snapshot_freq=2)
     (w / "assets").mkdir()
-    shutil.copytree(datasets.REPOSITORY / "assets/classifier", w / "assets/classifier")
+    shutil.copytree(files.REPOSITORY / "assets/classifier", w / "assets/classifier")
     run_lib.train(config, w / "run")
     run_lib.fid_stats(config)
 
@@ -291,7 +291,7 @@ def run_main(arguments, log, rights=True, at_once=False):
 
 
 def ends_in_one_line(arguments, says, world, tmp_path, **how):
-    os.environ["PYTHONPATH"] = str(datasets.REPOSITORY)
+    os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     before, log = contents(world), tmp_path / "log"
     process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)

@@ -11,7 +11,7 @@ import pytest
 
 import datasets
 from configs.ddpm import cifar10, custom, fashion_mnist, mnist
-from errors import UserError
+from core.errors import UserError
 
 
 def test_digits_are_scikit_learns(config):

@@ -1,184 +1,159 @@
+import hashlib
 import json
-import shutil
 
 import numpy as np
 import pytest
-import scipy.linalg
-from PIL import Image
 
 import evaluation
-from diversity import Labeller
-from errors import UserError
-from evaluation import Reference, frechet_distance
-from features import Features
+from core import files
+from core.diffusion import NoiseSchedule
+from core.errors import UserError
+from metrics import results, statistics
+from metrics.features import Features
+from metrics.frechet import Reference
+from metrics.labels import Labeller
 from sampling.late_start import DataGaussian
-from tallies import Tally
 
+BENCH = evaluation.Bench(7, "weights", None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
 
-def moments_of(samples):
-    return np.mean(samples, axis=0, dtype=np.float64), np.cov(samples, rowvar=False, dtype=np.float64)
-
-
-@pytest.fixture(scope="module")
-def golden():
-    """pytorch-fid's own distances (see tests/data/README.md)."""
-    return np.load("tests/data/frechet.npz", allow_pickle=False)
-
-
-def test_full_rank_distance_is_that_of_pytorch_fid(golden):
-    """A wrong root, trace or normalisation of the covariance."""
-    moments = [golden[f"full_{kind}_{side}"] for side in "ab" for kind in ("mean", "cov")]
-    assert frechet_distance(*moments) == pytest.approx(float(golden["full_fid"]), rel=1e-6)
-
-
-def test_rank_deficient_distance_is_that_of_pytorch_fid(golden):
-    """A Cholesky factor that fails, or a fallback that adds to the covariance, with fewer samples than dimensions."""
-    distance = frechet_distance(*moments_of(golden["deficient_a"]), *moments_of(golden["deficient_b"]))
-    assert distance == pytest.approx(float(golden["deficient_fid"]), rel=1e-6)
-
-
-def test_distance_of_gaussians_in_closed_form(rng):
-    """For commuting covariances the distance is a sum over directions."""
-    basis = scipy.linalg.qr(rng.standard_normal((6, 6)))[0]
-    a, b = rng.uniform(0.1, 4, (2, 6))
-    mean = rng.standard_normal(6)
-    expected = mean @ mean + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
-    found = frechet_distance(mean, (basis * a) @ basis.T, np.zeros(6), (basis * b) @ basis.T)
-    assert found == pytest.approx(expected, rel=1e-10)
-
-
-def test_distance_is_symmetric_and_zero_to_itself(rng):
-    a, b = (moments_of(rng.standard_normal((50, 8)) * scale) for scale in (1, 3))
-    assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-10)
-    assert frechet_distance(*a, *a) == pytest.approx(0, abs=1e-10)
-
-
-@pytest.mark.parametrize("broken", [{"cov1": np.full((2, 2), np.nan)}, {"mean2": np.zeros(3)}, {"cov2": np.eye(3)}])
-def test_distance_refuses_moments_that_give_no_number(broken):
-    """A NaN that travels into a table, or moments of another feature network."""
-    moments = {"mean1": np.zeros(2), "cov1": np.eye(2), "mean2": np.zeros(2), "cov2": np.eye(2)}
-    with pytest.raises(ValueError, match="NaN|fit together"):
-        frechet_distance(**moments | broken)
-
-
-FEATURES = Features(None, 3, "classifier", "FD", "", "one", "none")
-LABELLER = Labeller(None, "digits")
-
-
-def tally_of(vectors, labels=(), **options):
-    tally = Tally(vectors.shape[1], **options)
-    tally.update(vectors, labels)
-    return tally
-
-
-@pytest.fixture
-def stored(config, rng):
-    """The statistics of ten vectors in the test's own folder."""
-    tally = tally_of(rng.standard_normal((10, 3)), [4, 6], groups=1)
-    return evaluation.save_reference(config, FEATURES, tally, LABELLER)
-
-
-def test_statistics_come_back_as_they_were_saved(config, stored):
-    reference = evaluation.load_reference(config, FEATURES, LABELLER)
-    np.testing.assert_allclose(reference.cov, np.cov(reference.features, rowvar=False), rtol=1e-6)
-    assert reference.description == "digits, train split, 10 images"
-    assert reference.label_counts.tolist() == [4, 6]
-    assert evaluation.load_reference(config, FEATURES).label_counts is None
+INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("dataset", "mnist"), ("split", "test"), ("image_size", 9), ("statistics", 1)]
+    ("field", "value"),
+    [
+        ("sampling.sampler", "pndm"),
+        ("sampling.n_steps", 4),
+        ("sampling.spacing", "quadratic"),
+        ("sampling.clip_x0", True),
+        ("sampling.gls", True),
+        ("sampling.baseline", "afs"),
+        ("eval.num_samples", 99),
+        ("seed", 1),
+    ],
 )
-def test_statistics_of_anything_else_are_refused(config, stored, field, value):
-    """A number from statistics of another data set, split, size or version."""
-    arrays = dict(np.load(stored))
-    arrays["origin"] = np.asarray(json.dumps(json.loads(str(arrays["origin"])) | {field: value}))
-    np.savez(stored, **arrays)
-    with pytest.raises(UserError, match=f"its {field} is {value}.*run --mode=fid_stats again"):
-        evaluation.load_reference(config, FEATURES)
+def test_every_question_has_a_folder_of_its_own(config, field, value):
+    """A run of another seed, grid or count that replaces a result, or passes for it."""
+    before = evaluation.describe(config, BENCH)
+    config.update_from_flattened_dict({field: value})
+    after = evaluation.describe(config, BENCH)
+    assert before != after
+    assert results.folder_name(before) != results.folder_name(after)
 
 
-def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rng):
-    """Late starts and scores, in silence, from what lay in a folder before more came."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
-    Image.fromarray(images[0, ..., 0]).save(photos / "1.png")
-    config.data.update(dataset="custom", path=str(photos))
-    evaluation.save_gaussian(config, DataGaussian.fit([images]), images)
-    evaluation.save_reference(config, FEATURES, tally_of(rng.standard_normal((10, 3)), groups=1))
-    loads = (lambda: evaluation.load_gaussian(config), lambda: evaluation.load_reference(config, FEATURES))
-    for load in loads:
-        load()
-    Image.fromarray(images[1, ..., 0]).save(photos / "2.png")
-    for load in loads:
-        with pytest.raises(UserError, match="photos have changed since it was made: run --mode=fid_stats again"):
-            load()
-    shutil.rmtree(photos)
-    for load in loads:
-        load()  # what is gone may have been the same
+@pytest.mark.parametrize(
+    ("sampler", "n_steps", "gls", "baseline", "known"),
+    [
+        ("unipc_3", 4, True, "", True),
+        ("unipc_3", 4, True, "isotropic", True),
+        ("unipc_3", 4, True, "no_history", False),
+        ("unipc_3", 4, False, "", False),
+        ("unipc_3", 3, True, "", False),
+        ("ipndm", 3, True, "", True),
+        ("pndm", 4, True, "", False),
+    ],
+)
+def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, sampler, n_steps, gls, baseline, known):
+    """A late start with a history that passes for one without."""
+    config.sampling.update(sampler=sampler, n_steps=n_steps, gls=gls, baseline=baseline)
+    assert evaluation.describe(config, BENCH)["history"] is known
 
 
-def test_statistics_of_other_features_or_labels_are_refused(config, stored):
-    """A score between features of two networks, or labels of two classifiers."""
-    with pytest.raises(UserError, match="features_sha256 is one, this config's two"):
-        evaluation.load_reference(config, FEATURES._replace(digest="two"))
-    config.eval.classifier = "faces:attributes"
-    with pytest.raises(UserError, match="labels of digits, not of faces:attributes"):
-        evaluation.load_reference(config, FEATURES, Labeller(None, "faces:attributes"))
+def test_scores_of_other_weights_are_not_taken(config, tmp_path):
+    """A network trained anew in an old workdir, to the same step, that is given the old one's scores."""
+    question = evaluation.describe(config, BENCH)
+    files.write_json(tmp_path / results.folder_name(question) / "result.json", question)
+    assert results.finished(question, tmp_path) == question
+    assert results.finished(evaluation.describe(config, BENCH._replace(weights_sha256="others")), tmp_path) is None
 
 
-@pytest.mark.parametrize("mean", [np.array(["a", "b", "c"]), np.full(3, np.nan)])
-def test_published_statistics_that_are_no_numbers_are_refused(config, tmp_path, mean):
-    """A traceback from inside numpy, or NaN for a score."""
-    np.savez(tmp_path / "theirs.npz", mu=mean, sigma=np.eye(3))
-    config.eval.reference = str(tmp_path / "theirs.npz")
-    with pytest.raises(UserError, match="not all finite numbers"):
-        evaluation.load_reference(config, FEATURES)
+def test_what_took_more_work_is_not_replaced(config):
+    """Images by the thousand, a loss, bits per dimension or others' labels, gone with the next run without them."""
+    config.eval.num_samples = 500
+    names = [results.folder_name(evaluation.describe(config, BENCH))]
+    for change in ({"eval_loss": 0.5}, {"bits_per_dim": {"ode": 4.0}}, {"labeller": Labeller(None, "faces:smiles")}):
+        names.append(results.folder_name(evaluation.describe(config, BENCH._replace(**change))))
+    config.eval.enable_sampling = True
+    names.append(results.folder_name(evaluation.describe(config, BENCH)))
+    assert len(set(names)) == 5
 
 
-@pytest.mark.parametrize("name", ["sigma", "cov"])
-def test_published_statistics_are_read(config, tmp_path, rng, name):
-    """pytorch-fid's and EDM's mu and sigma, and the paper's mu and cov."""
-    mean, cov = moments_of(rng.standard_normal((50, 3)))
-    np.savez(tmp_path / "theirs.npz", mu=mean, **{name: cov})
-    config.eval.reference = str(tmp_path / "theirs.npz")
-    reference = evaluation.load_reference(config, FEATURES)
-    np.testing.assert_array_equal(reference.cov, cov)
-    assert reference.features is None and "does not say" in reference.description
-    with pytest.raises(UserError, match="of 4 classifier features"):
-        evaluation.load_reference(config, FEATURES._replace(dim=4))
+def test_questions_below_one_chosen_grid_differ_by_their_start(config):
+    """A start that is given, and lost where the grid below it is left to a trial: no folder, or one for all starts."""
+    config.sampling.update(n_steps=4, spacing="auto")
+    assert evaluation.describe(config, BENCH)["t_start"] == 999
+    config.sampling.update(gls=True, t_start=400)
+    question = evaluation.describe(config, BENCH)
+    assert question["t_start"] == 400 and "t_last" not in question
+    assert "gls400" in results.folder_name(question)
+    config.sampling.t_start = -1
+    assert "t_start" not in evaluation.describe(config, BENCH)
 
 
-def repeated(rng, repeats, count, dim):
-    """Distances of `repeats` sets of standard normal vectors to a Gaussian of mean 0.3 and variance 2."""
-    reference = Reference(np.full(dim, 0.3), 2 * np.eye(dim), "", "")
-    return [evaluation.distance(tally_of(rng.standard_normal((count, dim))).groups, reference) for _ in range(repeats)]
+def test_scores_of_other_features_or_statistics_lie_elsewhere(config):
+    """A FID that replaces the distance of a classifier's features, or one against published statistics."""
+    features = Features(None, 3, "classifier", "FD", "", "", "none")
+    reference = Reference(None, None, "f" * 64, "theirs")
+    config.eval.reference = ""
+    benches = [BENCH._replace(features=network, reference=reference) for network in (features, INCEPTION)]
+    names = {results.folder_name(evaluation.describe(config, bench)) for bench in benches}
+    config.eval.reference = "theirs.npz"
+    names |= {results.folder_name(evaluation.describe(config, bench)) for bench in benches}
+    assert len(names) == 4
 
 
-def test_error_bar_is_the_spread_of_repeated_runs(rng):
-    """An error bar that is wrong by the number of groups, or by its root. 300 runs know their spread to 4%."""
-    found = repeated(rng, 300, 200, 5)
-    error = np.sqrt(np.mean([run.error**2 for run in found]))
-    assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
-    assert error == pytest.approx(np.std([run.at_infinity for run in found]), rel=0.15)
+def test_analytic_first_step_is_no_evaluation(config):
+    """AFS credited with as many evaluations as the full start, or an adaptive sampler with a number."""
+    config.sampling.update(sampler="ddim", n_steps=4)
+    assert evaluation.describe(config, BENCH)["nfe"] == 4
+    config.sampling.baseline = "afs"
+    assert evaluation.describe(config, BENCH)["nfe"] == 3
+    config.sampling.sampler = "ode"
+    assert evaluation.describe(config, BENCH)["nfe"] is None
 
 
-def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
-    """A line through the wrong points, or not in 1/N: 200 samples in 20 dimensions have a large bias."""
-    found, dim = repeated(rng, 40, 200, 20), 20
-    truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)
-    bias = np.mean([run.value for run in found]) - truth
-    assert bias > 0.7
-    assert abs(np.mean([run.at_infinity for run in found]) - truth) < 0.15 * bias
+@pytest.fixture
+def gaussian_path(config, rng):
+    """The file of a Gaussian of 99 images, for this config."""
+    images = rng.integers(0, 256, (99, 8, 8, 1), np.uint8)
+    return statistics.save_gaussian(config, DataGaussian.fit([images]), images)
 
 
-def test_what_samples_cannot_tell_is_not_told(rng):
-    """A number where there are fewer samples than features, or groups of one; nothing said of a singular covariance."""
-    reference = Reference(np.zeros(20), np.eye(20), "", "")
-    found = evaluation.distance(tally_of(rng.standard_normal((70, 20))).groups, reference)
-    assert found.error is not None and found.at_infinity is None
-    with pytest.warns(UserWarning, match="15 samples for 20 features"):
-        assert evaluation.distance(tally_of(rng.standard_normal((15, 20))).groups, reference).error is None
-    with pytest.raises(ValueError, match="at least 2 vectors, has 1"), pytest.warns(UserWarning):
-        evaluation.distance(tally_of(rng.standard_normal((1, 20))).groups, reference)
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("data.dataset", "mnist", "its dataset is digits, this config's mnist"),
+        ("data.image_size", 16, "its image_size is 8, this config's 16"),
+        ("data.num_channels", 3, "its num_channels is 1, this config's 3"),
+        ("data.centered", False, "its centered is True, this config's False"),
+        ("data.path", "/else", "its path is , this config's /else"),
+    ],
+)
+def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch, field, value, says):
+    """A late start from another data set, at another size, or in another range, wherever its file comes from."""
+    monkeypatch.setattr(evaluation, "stats_path", lambda *_: gaussian_path)
+    assert evaluation.load_gaussian(config)[0].image_shape == (8, 8, 1)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"{says}: run --mode=fid_stats again"):
+        evaluation.load_gaussian(config)
+
+
+def test_gaussian_says_what_it_was_made_of(config, gaussian_path):
+    """A digest of other bytes than those of the images, or a file that says nothing and is taken all the same."""
+    arrays = dict(np.load(gaussian_path))
+    images = np.random.default_rng(0).integers(0, 256, (99, 8, 8, 1), np.uint8)
+    origin = json.loads(str(arrays.pop("origin")))
+    assert origin["count"] == 99 and origin["images_sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+    np.savez(gaussian_path, **arrays)
+    with pytest.raises(UserError, match="does not say which images.*run --mode=fid_stats again"):
+        evaluation.load_gaussian(config)
+    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # as a library call it is not asked
+
+
+def test_damaged_gaussian_is_one_line(config, gaussian_path):
+    """NaN, or arrays that do not fit together, found only when samples come out wrong."""
+    whole = dict(np.load(gaussian_path))
+    for name, broken in [("mean", whole["mean"] * np.nan), ("eigenvalues", np.ones(3)), ("image_shape", np.array("x"))]:
+        np.savez(gaussian_path, **whole | {name: broken})
+        with pytest.raises(UserError, match="gaussian"):
+            evaluation.load_gaussian(config)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
 import sampling
+from core import files
 
-EXAMPLES = datasets.REPOSITORY / "examples"
+EXAMPLES = files.REPOSITORY / "examples"
 
 
 @pytest.fixture(autouse=True)

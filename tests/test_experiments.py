@@ -7,15 +7,14 @@ import runpy
 import numpy as np
 import pytest
 
-import datasets
 import evaluation
-import files
 import run_lib
 import sampling
-import scoring
+from core import files, moments
+from metrics import frechet
 
 EXPERIMENT, REGRET = (
-    runpy.run_path(str(datasets.REPOSITORY / f"experiments/{name}.py"), run_name="experiment")
+    runpy.run_path(str(files.REPOSITORY / f"experiments/{name}.py"), run_name="experiment")
     for name in ("fashion_mnist", "regret")
 )
 
@@ -83,13 +82,13 @@ def test_limits_are_distances_between_samples(laboratory, tmp_path):
 
     def features(name):
         images = files.read_npz(laboratory.folder / name / "samples.npz", required={"images"})["images"]
-        return evaluation.Moments(64).update(np.asarray(laboratory.bench.features.extract(images)))
+        return moments.Moments(64).update(np.asarray(laboratory.bench.features.extract(images)))
 
     for row, limit in zip(rows, ["ddpm_n3", "ddpm_n3", "ipndm_n4", "ipndm_n4"], strict=True):
         start = "full" if row["start"] == "full" else f"gls{row['t_start']}"
         names = f"{row['sampler']}_n2_{start}_step1_num20_seed1", f"{limit}_full_step1_num20_seed4"
         (mean1, cov1), (mean2, cov2) = ((found.mean, found.cov) for found in map(features, names))
-        expected = evaluation.frechet_distance(mean1, cov1, mean2, cov2)
+        expected = frechet.frechet_distance(mean1, cov1, mean2, cov2)
         assert float(row["to_limit"]) == pytest.approx(expected, rel=1e-6) != float(row["score"])
     assert len((tmp_path / "limits.txt").read_text(encoding="utf-8").splitlines()) == 2 + 2
 
@@ -130,7 +129,7 @@ def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_pa
     assert swept == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
     assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == swept[str(cell["best"])]
     asked = laboratory.variant("ddim", 2, seed=3, num=600, t_start=-1)
-    choice = scoring.plan(asked, laboratory.bench)[1]
+    choice = evaluation.plan(asked, laboratory.bench)[1]
     assert (cell["auto"], cell["share_of_evaluation"]) == (choice.timesteps[0], choice.share)
     chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
     assert cell["regret"] == pytest.approx(chosen / min(scores.values()) - 1, abs=1e-6)

@@ -1,48 +1,67 @@
-"""The house: README's table of floors against what the rooms import."""
+"""Modules import only from lower layers: the layers are computed, so a circle cannot hide."""
 
 import ast
-import re
+import graphlib
+from pathlib import Path
 
-from datasets import REPOSITORY
+import pytest
 
+from core.files import REPOSITORY
 
-def floors() -> dict[str, int]:
-    """Each room of README's table, in the table's order, and its floor; a room that stands twice is an error."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE)
-    named = [(room, int(floor)) for floor, rooms in rows for room in re.findall(r"`(\w+)(?:\.py|/)`", rooms)]
-    assert len(dict(named)) == len(named)
-    return dict(named)
-
-
-def rooms() -> dict[str, list]:
-    """Each room and its files."""
-    packages = [path.parent for path in REPOSITORY.glob("*/__init__.py")]
-    return {path.stem: [path] for path in REPOSITORY.glob("*.py")} | {
-        path.name: [*path.rglob("*.py")] for path in packages
-    }
+ENTRIES = {
+    *("main", "run_lib", "losses", "datasets", "evaluation", "likelihood"),
+    *("configs", "models", "sampling", "core", "images", "metrics", "training", "symmetry"),
+}
+MOST_LAYERS = 9
 
 
-def imported(path) -> set[str]:
-    """The top of every module that a file names in an import, wherever it stands."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    return {name.split(".")[0] for name in names}
+def code_files() -> dict[str, Path]:
+    """Every module of the program by its dotted name; a package is the module of its __init__.py."""
+    paths = [*REPOSITORY.glob("*.py"), *(path for entry in ENTRIES for path in (REPOSITORY / entry).rglob("*.py"))]
+    names = {path: ".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
 
 
-def test_every_room_stands_in_the_readme():
-    """A room that nobody is told of, or a row for one that is gone."""
-    assert set(floors()) == set(rooms())
+def imported(path: Path, known: set[str]) -> set[str]:
+    """The modules of the program that a file imports, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (members & known) or {node.module}
+            found |= {node.module} if members - known else set()
+    return found & known
 
 
-def test_rooms_import_only_from_floors_below():
-    """A circle, or a shortcut upwards."""
-    floor = floors()
-    wrong = [
-        f"{room} (floor {floor[room]}) imports {other} (floor {floor[other]})"
-        for room, paths in rooms().items()
-        for other in set().union(*map(imported, paths)) & set(floor) - {room}
-        if floor[other] >= floor[room]
-    ]
-    assert not wrong
+def graph(top: bool) -> dict[str, set[str]]:
+    """Which module imports which; with `top`, a package and all in it count as one module."""
+    files, edges = code_files(), {}
+    for name, path in files.items():
+        node = name.split(".")[0] if top else name
+        others = {other.split(".")[0] if top else other for other in imported(path, set(files))}
+        edges.setdefault(node, set()).update(others - {node})
+    return edges
+
+
+def test_root_holds_exactly_the_entries_of_the_layout():
+    """A module at the root, or a package, that the layout does not name."""
+    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
+    assert {path.stem for path in REPOSITORY.glob("*.py")} | packages == ENTRIES
+
+
+@pytest.mark.parametrize("top", [True, False], ids=["entries", "modules"])
+def test_imports_have_no_circle(top):
+    try:
+        graphlib.TopologicalSorter(graph(top)).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+
+
+def test_entries_lie_on_few_layers():
+    """A chain of imports so long that nobody can hold it in mind."""
+    edges, layer = graph(top=True), {}
+    for entry in graphlib.TopologicalSorter(edges).static_order():
+        layer[entry] = 1 + max((layer[other] for other in edges[entry]), default=0)
+    assert max(layer.values()) <= MOST_LAYERS, layer

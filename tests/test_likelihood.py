@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import datasets
 import likelihood
 import run_lib
-from diffusion import NoiseSchedule
-from errors import UserError
+from core import files
+from core.diffusion import NoiseSchedule
+from core.errors import UserError
 from sampling.late_start import DataGaussian
 
 SCHEDULE = NoiseSchedule.linear()
@@ -180,7 +181,7 @@ assert jax.device_count() == 4
 np.save({str(tmp_path / "four.npy")!r}, measured(digits.get_config(), 3))
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=datasets.REPOSITORY)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=files.REPOSITORY)
     np.testing.assert_allclose(np.load(tmp_path / "four.npy"), alone, rtol=1e-4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import losses
-from diffusion import NoiseSchedule
+from core.diffusion import NoiseSchedule
 from models import make_eps_fn
 from sampling.late_start import DataGaussian
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from datasets import REPOSITORY
+from core.files import REPOSITORY
 
 DIGITS = "--config=configs/ddpm/digits.py"
 

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from datasets import REPOSITORY
+from core.files import REPOSITORY
 
 PROCESSES = get_context("forkserver")  # each command needs flags that nobody has parsed
 
@@ -32,14 +32,14 @@ def commands() -> list[list[str]]:
 def accept(calls: list[list[str]], index: int) -> None:
     """What a child does: parses the call and checks every run that it asks for, as far as that needs no file."""
     import main
-    import sweeping
-    from validation import validate
+    from configs.runs import sweep_configs
+    from configs.validation import validate
 
     sys.argv = calls[index]  # where ml_collections looks for overrides
     config = main.parse(sys.argv)
     runs = [config]
     if main.FLAGS.mode == "sweep":
-        runs += sweeping.sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
+        runs += sweep_configs(config, config.sweep.n_steps, config.sweep.t_starts)
     for run in runs:
         validate(run)
 
@@ -56,7 +56,7 @@ def test_the_document_calls_every_mode_that_it_needs():
 def test_the_documents_commands_are_accepted(mode):
     """A flag, field or value that the program has renamed, or no longer allows."""
     os.environ["PYTHONPATH"] = str(REPOSITORY)
-    PROCESSES.set_forkserver_preload(["main", "sweeping", "validation"])
+    PROCESSES.set_forkserver_preload(["main", "configs.runs", "configs.validation"])
     calls = [call for call in commands() if f"--mode={mode}" in call]
     differing = calls[:: max(len(calls) // 5, 1)]  # of loops over settings, some
     children = [PROCESSES.Process(target=accept, args=(differing, index)) for index in range(len(differing))]

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoints
 import datasets
 import evaluation
 import losses
 import run_lib
 import sampling
-import scoring
-from errors import UserError
-from features import load_features
+from core import files
+from core.errors import UserError
+from metrics import statistics
+from metrics.features import load_features
 from sampling import late_start
 from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
+from training import checkpoints
 
 
 def metrics_of(workdir):
@@ -100,14 +101,14 @@ def test_statistics_are_those_of_every_training_image(config, shipped_classifier
     run_lib.fid_stats(config)
     images = datasets.load(config, "train").images
     flat = images.reshape(len(images), -1) / 127.5 - 1
-    gaussian = DataGaussian.load(evaluation.stats_path(config, "gaussian"))
+    gaussian = DataGaussian.load(statistics.stats_path(config, "gaussian"))
     np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), atol=1e-6)
     covariance = (gaussian.eigenvectors * gaussian.eigenvalues) @ gaussian.eigenvectors.T
     np.testing.assert_allclose(covariance, np.cov(flat, rowvar=False), atol=1e-6)
 
     features = load_features(config)
     expected = np.asarray(features.extract(images), np.float64)
-    reference = evaluation.load_reference(config, features)
+    reference = statistics.load_reference(config, features)
     np.testing.assert_allclose(reference.mean, expected.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(reference.cov, np.cov(expected, rowvar=False), atol=1e-4)
 
@@ -120,7 +121,7 @@ def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypa
     config.sampling.rank = 5
     run_lib.fid_stats(config)
     flat = datasets.load(config, "train").images.reshape(-1, 64) / 127.5 - 1
-    gaussian = DataGaussian.load(evaluation.stats_path(config, "gaussian"))
+    gaussian = DataGaussian.load(statistics.stats_path(config, "gaussian"))
     expected = np.linalg.eigvalsh(np.cov(flat, rowvar=False))
     np.testing.assert_allclose(gaussian.mean, flat.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(gaussian.eigenvalues, expected[:-6:-1], rtol=1e-4)
@@ -145,7 +146,7 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert again["score"] == pytest.approx(results[-1]["score"], rel=1e-6)
 
     drawn = []
-    real_run = run_lib.scoring.run
+    real_run = run_lib.evaluation.run
     monkeypatch.setattr(run_lib.scoring, "run", lambda *args: drawn.append(args) or real_run(*args))
     assert run_lib.sweep(config, trained) == results and not drawn
     (folder / "result.json").unlink()
@@ -165,26 +166,26 @@ def test_killed_eval_goes_on_to_the_same_result(config, tmp_path, trained, shipp
 import json, os, signal
 from pathlib import Path
 from configs.ddpm import digits
-import run_lib, scoring
+import evaluation, run_lib
 config = digits.get_config()
 config.update(json.loads(Path({str(tmp_path / "config.json")!r}).read_text()))
-observe, scoring.KEPT_EVERY = scoring.observe, -1
+observe, evaluation.KEPT_EVERY = evaluation.observe, -1
 def observe_and_die(tally, *rest):
     if tally.count == 15:
         os.kill(os.getpid(), signal.SIGKILL)
     observe(tally, *rest)
-scoring.observe = observe_and_die
+evaluation.observe = observe_and_die
 run_lib.evaluate(config, Path({str(trained)!r}))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=datasets.REPOSITORY, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=files.REPOSITORY, capture_output=True)
     assert done.returncode == -9
     [folder] = (trained / "eval").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["part.npz", "part_images.npy"]
 
     drawn = []
-    real_generate = scoring.generate
+    real_generate = evaluation.generate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "generate", lambda *args: drawn.append(args[-1]) or real_generate(*args))
+        patch.setattr(evaluation, "generate", lambda *args: drawn.append(args[-1]) or real_generate(*args))
         resumed, straight = run_lib.evaluate(config, trained), run_lib.evaluate(config, trained, "straight")
     assert drawn == [15, 0]
     timing = {"wall_seconds", "images_per_second"}
@@ -230,9 +231,9 @@ def test_more_directions_than_images_have_are_refused():
     """A rank cut in silence, or refused where all of a small covariance is kept."""
     images = np.zeros((20, 64, 64, 3), np.uint8)
     with pytest.raises(UserError, match="sampling.rank=20 is too many for 20 images of dimension 12288: at most 19"):
-        run_lib._require_enough(images, 20)
-    run_lib._require_enough(images, 19)
-    run_lib._require_enough(images[:, :8, :8], 256)
+        statistics.require_enough(images, 20)
+    statistics.require_enough(images, 19)
+    statistics.require_enough(images[:, :8, :8], 256)
 
 
 def test_comparison_needs_the_gaussian_alone(config, trained):
@@ -243,7 +244,7 @@ def test_comparison_needs_the_gaussian_alone(config, trained):
     assert path.exists()
     config.sampling.spacing = "quadratic"
     assert run_lib.compare(config, trained, 4) != path  # other images, which must not replace the first
-    assert not evaluation.stats_path(config, "classifier").exists()
+    assert not statistics.stats_path(config, "classifier").exists()
     config.sampling.update(t_start=1, n_steps=3)
     with pytest.raises(UserError, match="n_steps=3 is too many from t = 1"):
         run_lib.compare(config, trained, 4)
@@ -294,9 +295,9 @@ def test_later_frequencies_delete_nothing_and_fewer_steps_change_nothing(config,
 
 def test_statistics_of_another_range_are_not_used(config):
     """A Gaussian of images in [-1, 1] given to a network that sees [0, 1]."""
-    centered = evaluation.stats_path(config, evaluation.GAUSSIAN)
+    centered = statistics.stats_path(config, statistics.GAUSSIAN)
     config.data.centered = False
-    assert evaluation.stats_path(config, evaluation.GAUSSIAN) != centered
+    assert statistics.stats_path(config, statistics.GAUSSIAN) != centered
 
 
 def drawn_images(config, batch_size, sampler="ddpm"):
@@ -305,7 +306,8 @@ def drawn_images(config, batch_size, sampler="ddpm"):
     params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
     config.sampling.update(sampler=sampler, n_steps=4)
     eps_fn = run_lib.make_eps_fn(graphdef, params)
-    batches = generate(config, eps_fn, run_lib.make_schedule(config), None, time_grid(4, 999), 12, batch_size)
+    schedule, shape = run_lib.make_schedule(config), datasets.image_shape(config)
+    batches = generate(config, eps_fn, schedule, None, time_grid(4, 999), shape, 12, batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
@@ -316,9 +318,9 @@ def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     schedule, grid, shape = run_lib.make_schedule(config), time_grid(4, 500), datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
     eps_fn = jax.tree_util.Partial(lambda x, t: 0.5 * x)
-    [(found, _)] = generate(config, eps_fn, schedule, gaussian, grid, 8, 8)
+    [(found, _)] = generate(config, eps_fn, schedule, gaussian, grid, datasets.image_shape(config), 8, 8)
     own = gaussian.isotropic() if baseline == "isotropic" else gaussian
-    noise, _ = prior(config, 0, 8)
+    noise, _ = prior(config, 0, 8, datasets.image_shape(config))
     x, history = own.sample(noise, schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
     known = {} if baseline == "no_history" else {"history": history}
     np.testing.assert_allclose(found, sampling.sample("unipc_2", eps_fn, schedule, x, grid, **known), atol=2e-5)
@@ -349,7 +351,7 @@ config.model.update(ch_mult=(1,), attn_resolutions=())
 np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=datasets.REPOSITORY)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True, cwd=files.REPOSITORY)
     np.testing.assert_allclose(np.load(tmp_path / "four.npy"), alone, atol=rounding)
 
 

@@ -1,0 +1,1 @@
+"""Image files in: folders, arrays, TFDS, decoded splits, and images generated elsewhere."""

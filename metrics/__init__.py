@@ -1,0 +1,1 @@
+"""Features, distances, statistics, results and their comparison."""

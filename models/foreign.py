@@ -1,0 +1,319 @@
+"""Foreign DDPM weights in and out: checkpoints of the paper's PyTorch code, folders of diffusers' UNet2DModel."""
+
+import itertools
+import re
+import reprlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from core.errors import UserError
+from core.files import making_folder, read_json, write_json
+from models import abstract_params
+from models.ddpm import DDPM
+from models.torch_file import read_pth
+from models.torch_names import DIFFUSERS, PAPER, tensors
+
+
+class ForeignCheckpoint(NamedTuple):
+    step: int
+    params: nnx.State
+    ema: nnx.State
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# What diffusers called the layers of attention until version 0.16, and so in google/ddpm-cifar10-32.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_LAYER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
+
+# The settings that make a UNet2DModel the network of the DDPM paper, and what diffusers takes where one is not given.
+UNET_SETTINGS = {
+    "_class_name": ("UNet2DModel", None),
+    "act_fn": ("silu", "silu"),
+    "add_attention": (True, True),
+    "attention_head_dim": (None, 8),
+    "attn_norm_num_groups": (None, None),
+    "class_embed_type": (None, None),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "conv"),
+    "flip_sin_to_cos": (False, True),
+    "freq_shift": (1, 0),
+    "mid_block_scale_factor": (1, 1),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
+    "norm_eps": (1e-6, 1e-5),
+    "num_class_embeds": (None, None),
+    "resnet_time_scale_shift": ("default", "default"),
+    "time_embedding_dim": (None, None),
+    "time_embedding_type": ("positional", "positional"),
+    "upsample_type": ("conv", "conv"),
+}
+UNET_FIELDS = {
+    "model.patch_size": 1,
+    "model.prediction": "eps",
+    "model.conditional": True,
+    "model.nonlinearity": "swish",
+    "model.resamp_with_conv": True,
+}
+
+
+def load_foreign(path: str | Path, config: ConfigDict) -> ForeignCheckpoint:
+    """The weights of a `.pth` of the paper's code or of a folder of diffusers, for the network of the config.
+
+    A folder holds one set of weights and no step: both sets are that one, and the step is 0. Weights become the
+    parameters' own type, float32. Nothing in the file is executed.
+
+    Raises UserError where the file is damaged or holds another network; it names the fields of the config, or the
+    settings of the UNet2DModel, that stand in the way.
+    """
+    path = Path(path)
+    return _load_diffusers(path, config) if path.is_dir() else _load_paper(path, config)
+
+
+def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) -> None:
+    """Writes a new folder that diffusers' `UNet2DModel.from_pretrained` loads, whole or not at all.
+
+    Raises UserError where the folder exists or the network has a part that UNet2DModel lacks.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists already; name a new folder for the export")
+    _check_fields(path, config, UNET_FIELDS, "that of every UNet2DModel")
+    arrays = {where: np.asarray(variable[...]) for where, variable in nnx.to_flat_state(params)}
+    weights = {
+        # Contiguous, since safetensors writes the memory of an array as it lies.
+        tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
+        for tensor in tensors(_network(config), DIFFUSERS)
+    }
+    with making_folder(path) as folder:
+        write_json(folder / "config.json", _unet_config(config))
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
+    match read_pth(path):
+        case {"model": dict(named), "ema": {"shadow_params": list(shadow)}, "step": int(step)}:
+            weights = {str(name).removeprefix("module."): array for name, array in named.items()}
+        case _:
+            raise UserError(
+                f"{path}: no checkpoint of the paper's code, which is a dict of model, ema (with a list shadow_params) "
+                "and step; give one that its training wrote"
+            )
+    _check_fields(path, config, _paper_fields(path, weights, config.data.image_size))
+    model = _network(config)
+    names = [tensor.name for tensor in tensors(model, PAPER)]
+    if len(shadow) != len(names):
+        raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(names)}; fetch the file anew")
+    ema = dict(zip(names, shadow, strict=True))
+    return ForeignCheckpoint(step, *(_state(path, model, PAPER, arrays) for arrays in (weights, ema)))
+
+
+def _load_diffusers(folder: Path, config: ConfigDict) -> ForeignCheckpoint:
+    _check_fields(folder, config, _unet_fields(folder / "config.json", config.data.image_size))
+    params = _state(folder, _network(config), DIFFUSERS, _read_weights(folder))
+    return ForeignCheckpoint(0, params, params)
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    """The arrays of a folder of diffusers by their present names. Raises UserError where they cannot be read."""
+    file = folder / WEIGHTS
+    if file.exists() or not file.with_suffix(".bin").exists():
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError, AttributeError) as error:  # AttributeError: a number type unknown to numpy
+            raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it anew") from error
+    else:
+        weights = read_pth(file.with_suffix(".bin"))
+        if not isinstance(weights, dict):
+            raise UserError(f"{file.with_suffix('.bin')}: not a dict of tensors; fetch {WEIGHTS} in its stead")
+    return {OLD_LAYER.sub(lambda old: OLD_NAMES[old[0]], str(name)): array for name, array in weights.items()}
+
+
+def _network(config: ConfigDict) -> DDPM:
+    """The network of the config without values: its arrays are only shapes."""
+    return nnx.merge(*abstract_params(config))
+
+
+def _state(path: Path, model: DDPM, dialect: int, weights: Mapping[str, Any]) -> nnx.State:
+    """The parameters of the abstract `model`, with the arrays that a foreign file has under its own names.
+
+    Raises UserError where an array is missing, left over, of another shape, or not of floats.
+    """
+    variables, leaves = dict(nnx.to_flat_state(nnx.state(model, nnx.Param))), []
+    for tensor in tensors(model, dialect):
+        variable, array = variables[tensor.path], weights.get(tensor.name)
+        shape = tensor.layout.save(np.broadcast_to(0, variable.shape)).shape
+        if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating) or array.shape != shape:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise UserError(f"{path}: {tensor.name} should be floats of shape {shape}, found {found}; fetch it anew")
+        leaves.append((tensor.path, variable.replace(jnp.array(tensor.layout.load(array), variable.dtype))))
+    if len(weights) > len(leaves):
+        extra = weights.keys() - {tensor.name for tensor in tensors(model, dialect)}
+        raise UserError(f"{path}: holds {reprlib.repr(sorted(extra))}, which the network of the config lacks")
+    return nnx.from_flat_state(leaves)
+
+
+def _our_fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields of the config that shape the network; of attn_resolutions, those that it meets."""
+    model, data = config.model, config.data
+    return {
+        "data.image_size": data.image_size,
+        "data.num_channels": data.num_channels,
+        "data.centered": data.centered,
+        "model.conditional": model.conditional,
+        "model.nonlinearity": model.nonlinearity,
+        "model.nf": model.nf,
+        "model.num_groups": model.num_groups,
+        "model.patch_size": model.patch_size,
+        "model.prediction": model.prediction,
+        "model.ch_mult": tuple(model.ch_mult),
+        "model.num_res_blocks": model.num_res_blocks,
+        "model.resamp_with_conv": model.resamp_with_conv,
+        "model.attn_resolutions": _resolutions(_attends(config), data.image_size),
+    }
+
+
+def _attends(config: ConfigDict) -> list[bool]:
+    """Whether each level has attention."""
+    sizes = [config.data.image_size >> level for level in range(len(config.model.ch_mult))]
+    return [size in config.model.attn_resolutions for size in sizes]
+
+
+def _resolutions(attends: Iterable[bool], image_size: int) -> tuple[int, ...]:
+    return tuple(image_size >> level for level, attend in enumerate(attends) if attend)
+
+
+def _multiples(channels: Iterable[int], nf: int) -> tuple[float, ...]:
+    return tuple(count // nf if count % nf == 0 else count / nf for count in channels)
+
+
+def _check_fields(path: Path, config: ConfigDict, fields: Mapping[str, Any], whose: str = "the file's") -> None:
+    """Raises UserError naming every field of the config that differs from the given ones."""
+    ours = _our_fields(config)
+    wrong = [
+        f"config.{name} is {ours[name]}, {whose} is {reprlib.repr(value)}"
+        for name, value in fields.items()
+        if ours[name] != value
+    ]
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}; the two must agree")
+
+
+def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The config fields that the names and shapes in a state dict of the paper's network tell.
+
+    Raises UserError where it is another network.
+    """
+    modules = _paper_modules(weights)
+    word = "".join(map(_letter, modules))
+    match = re.fullmatch("(DD)?C((?:(?:RA?)+(?:S|(?=N)))+)NC", word)
+    if not match or match[2].count("S") % 2 or 0 in modules[match.start(2) - 1]["weight"]:
+        raise UserError(f"{path}: its model is not the paper's DDPM network; give a checkpoint that its training wrote")
+
+    first = match.start(2)
+    nf, num_channels, *_ = modules[first - 1]["weight"]
+    segments = match[2].split("S")  # the levels on the way down; the last level with the middle; the levels up
+    *down, middle = segments[: len(segments) // 2 + 1]
+    starts = list(itertools.accumulate((len(level) + 1 for level in down), initial=first))
+    num_res_blocks = down[0].count("R") if down else (middle.count("R") - 3) // 2
+    attends = [*("A" in level for level in down), middle.count("A") > 1]
+    fields = {
+        "data.num_channels": num_channels,
+        "model.conditional": bool(match[1]),
+        "model.nf": nf,
+        "model.num_groups": 32,
+        "model.patch_size": 1,
+        "model.prediction": "eps",
+        "model.ch_mult": _multiples([modules[start]["Conv_1.weight"][0] for start in starts], nf),
+        "model.num_res_blocks": num_res_blocks,
+        "model.attn_resolutions": _resolutions(attends, image_size),
+    }
+    if down:
+        fields["model.resamp_with_conv"] = bool(modules[starts[1] - 1])
+    if word.count("A") != 1 + sum(attends) * (2 * num_res_blocks + 1):
+        raise UserError(f"{path}: its attention does not follow every block of a level, as the paper's does")
+    return fields
+
+
+def _paper_modules(weights: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """{name of a parameter: its shape} of each of the paper's `all_modules`; empty for one without parameters."""
+    modules = defaultdict(dict)
+    for name, array in weights.items():
+        match name.split(".", 2):
+            case "all_modules", index, parameter if index.isdecimal() and len(index) < 5:
+                modules[int(index)][parameter] = array.shape if isinstance(array, np.ndarray) else ()
+    return [modules[index] for index in range(max(modules, default=-1) + 1)]
+
+
+def _letter(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """R for a ResNet block, A attention, S a change of resolution, C convolution, D dense, N norm."""
+    if "NIN_3.W" in shapes:
+        return "A"
+    if len(shapes.get("Conv_1.weight", ())) == 4:
+        return "R"
+    if not shapes or "Conv_0.weight" in shapes:
+        return "S"
+    return {4: "C", 2: "D", 1: "N"}.get(len(shapes.get("weight", ())), "?")
+
+
+def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
+    """The config fields that the config.json of a UNet2DModel tells.
+
+    Raises UserError where the file is no such config or has a setting that is not supported.
+    """
+    unet = read_json(file)
+    supported = {key: value for key, (value, _) in UNET_SETTINGS.items()}
+    found = {key: unet.get(key, default) for key, (_, default) in UNET_SETTINGS.items()}
+    try:
+        attends = [kind == "AttnDownBlock2D" for kind in unet["down_block_types"]]
+        supported |= _block_types(attends) | {"out_channels": unet["in_channels"]}
+        found |= {key: unet[key] for key in ("down_block_types", "up_block_types", "out_channels")}
+        nf = unet["block_out_channels"][0]
+        fields = UNET_FIELDS | {
+            "data.image_size": image_size if unet["sample_size"] is None else unet["sample_size"],
+            "data.num_channels": unet["in_channels"],
+            "data.centered": not unet["center_input_sample"],
+            "model.nf": nf,
+            "model.num_groups": unet.get("norm_num_groups", 32),
+            "model.ch_mult": _multiples(unet["block_out_channels"], nf),
+            "model.num_res_blocks": unet["layers_per_block"],
+            "model.attn_resolutions": _resolutions(attends, image_size),
+        }
+    except (LookupError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{file}: not the settings of a UNet2DModel ({error!r}); fetch it anew") from error
+    for key, value in found.items():
+        if value != supported[key]:
+            raise UserError(f"{file}: {key} is {reprlib.repr(value)}, supported is only {supported[key]!r}")
+    return fields
+
+
+def _unet_config(config: ConfigDict) -> dict[str, Any]:
+    """The config.json of a UNet2DModel for the network of the config."""
+    model, data = config.model, config.data
+    return {
+        **{key: value for key, (value, _) in UNET_SETTINGS.items()},
+        **_block_types(_attends(config)),
+        "block_out_channels": [model.nf * multiple for multiple in model.ch_mult],
+        "center_input_sample": not data.centered,
+        "dropout": model.dropout,
+        "in_channels": data.num_channels,
+        "layers_per_block": model.num_res_blocks,
+        "norm_num_groups": model.num_groups,
+        "out_channels": data.num_channels,
+        "sample_size": data.image_size,
+    }
+
+
+def _block_types(attends: list[bool]) -> dict[str, list[str]]:
+    return {
+        "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+    }

@@ -1,0 +1,77 @@
+from configs.runs import sweep_configs
+from configs.validation import validate
+from metrics import comparison
+
+
+def run(sampler, start, score, nfe=3, baseline=""):
+    facts = {"sampler": sampler, "n_steps": 3, "nfe": nfe, "gls": start != 999, "t_start": start, "score": score}
+    return facts | {"baseline": baseline, "chooses_start": False}
+
+
+RESULTS = [run("ddim", 999, 100.0), run("ddim", 300, 20.0), run("ddim", 400, 10.0), run("ode", 999, 4.0, nfe=None)]
+RESULTS += [run("ode", 300, 8.0, nfe=None)]
+
+
+def test_each_run_is_compared_with_its_own_best_late_start():
+    """The best of another sampler, the first or the worst start, or a gain upside down."""
+    assert [(full["score"], late["score"]) for full, late in comparison.compare(RESULTS)] == [(100, 10), (4, 8)]
+    lines = comparison.comparison_table(comparison.compare(RESULTS)).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["ddim", "3", "3", "999", "100.00"],
+        ["ddim", "3", "3", "400", "10.00", "10.0x"],
+        ["ode", "3", "adaptive", "999", "4.00"],
+        ["ode", "3", "adaptive", "300", "8.00", "0.5x"],
+    ]
+
+
+def test_baselines_stand_beside_the_late_start():
+    """A baseline taken for the late start or for the run from pure noise, or an NFE of 0 for one that is unknown."""
+    others = [
+        run("ddim", 999, 50.0, 2, "afs"),
+        run("ddim", 300, 15.0, 3, "isotropic"),
+        run("ddim", 400, 14.0, 3, "isotropic"),
+    ]
+    [cell, _] = comparison.compare(others + RESULTS)
+    assert [(r["score"], r["baseline"]) for r in cell] == [(100, ""), (50, "afs"), (14, "isotropic"), (10, "")]
+    lines = comparison.comparison_table([cell]).splitlines()
+    assert lines[3].split() == ["ddim", "3", "2", "999", "afs", "50.00", "2.0x"]
+    assert lines[4].split() == ["ddim", "3", "3", "400", "isotropic", "14.00", "7.1x"]
+
+
+def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
+    runs = sweep_configs(config, [2, 5], [300])
+    cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.t_start if r.sampling.gls else None) for r in runs]
+    assert cells[:4] == [("ddim", 2, None), ("ddim", 2, 300), ("ddim", 5, None), ("ddim", 5, 300)]
+    assert len(set(cells)) == len(cells) == 8
+
+    runs = sweep_configs(config, [2], [300], ["isotropic", "afs"])
+    cells = [(r.sampling.gls, r.sampling.baseline) for r in runs[:4]]
+    assert cells == [(False, ""), (False, "afs"), (True, ""), (True, "isotropic")]
+    for each in runs:
+        validate(each)
+
+
+def test_only_what_has_a_history_runs_without_it(config):
+    """A sweep that stops at the first sampler which keeps no history."""
+    config.sweep.samplers = ("ddim", "unipc_3")
+    runs = sweep_configs(config, [4], [300], ["no_history"])
+    cells = [(r.sampling.sampler, r.sampling.gls, r.sampling.baseline) for r in runs]
+    late = [("unipc_3", True, ""), ("unipc_3", True, "no_history")]
+    assert cells == [("ddim", False, ""), ("ddim", True, ""), ("unipc_3", False, ""), *late]
+    for each in runs:
+        validate(each)
+
+
+def test_baselines_run_where_they_change_something(config):
+    """A sweep that stops at a sampler which has nothing to do without, or draws the same images under two names."""
+    config.sweep.samplers = ("ddim", "unipc_3", "ode")
+    runs = sweep_configs(config, [3, 4], [300], ["no_history", "afs"])
+    cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.baseline) for r in runs if r.sampling.baseline]
+    assert cells == [
+        ("ddim", 3, "afs"),
+        ("ddim", 4, "afs"),
+        *[("unipc_3", 3, "afs"), ("unipc_3", 4, "afs")],
+        ("unipc_3", 4, "no_history"),
+    ]
+    for each in runs:
+        validate(each)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+import datasets
+from core.errors import UserError
+from metrics import labels
+from metrics.labels import label_scores, load_labeller
+
+
+def test_label_scores_in_closed_form():
+    """Another logarithm, a distance that is not halved, NaN for a label that never occurs."""
+    found = label_scores([2, 2, 0, 0], [1, 1, 1, 1])
+    assert found["label_entropy"] == 1 and found["data_label_entropy"] == 2 and found["label_distance"] == 0.5
+    assert label_scores([7], [7])["label_entropy"] == 0
+
+
+def test_digits_are_labelled_by_the_shipped_classifier(config):
+    """Logits of another layer, padding that is counted, or the classifier of another data set."""
+    config.assets_dir = "assets"
+    images, labels = datasets.load(config, "train")
+    counts = load_labeller(config).count(images[:500], 300)
+    assert counts.sum() == 300
+    assert np.abs(counts - np.bincount(labels[:300])).sum() < 12
+    config.data.dataset = "cifar10"
+    assert load_labeller(config) is None
+
+
+def brightest_half(images):
+    return np.asarray(images, float).mean(axis=(2, 3))[:, [0, -1]]
+
+
+def flat(images):
+    return np.zeros(len(images))
+
+
+def test_a_classifier_is_plugged_in_by_name(config, rng):
+    images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
+    config.eval.classifier = "tests.metrics.test_labels:brightest_half"
+    expected = np.bincount(brightest_half(images[:15]).argmax(axis=1), minlength=2)
+    assert load_labeller(config).count(images, 15).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "entry", ["tests.metrics.test_labels", "no_such_module:f", "tests.metrics.test_labels:absent", "core.errors:"]
+)
+def test_what_cannot_be_plugged_in_is_named(config, entry):
+    config.eval.classifier = entry
+    with pytest.raises(UserError, match="module:function"):
+        load_labeller(config)
+
+
+def test_a_classifier_of_another_shape_is_refused(config, rng):
+    """Labels where scores belong, counted as if they were scores."""
+    config.eval.classifier = "tests.metrics.test_labels:flat"
+    with pytest.raises(UserError, match=r"expected finite scores \[4, K\], got \[4\]"):
+        load_labeller(config).count(rng.integers(0, 256, (4, 8, 8, 1), np.uint8), 4)
+    assert labels.entropy(np.array([1.0])) == 0

@@ -1,0 +1,306 @@
+"""Weights of the paper's PyTorch code and of diffusers: the same function here as there, and nothing else let in."""
+
+import json
+import random
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from core.errors import UserError
+from models import abstract_params, apply_model, foreign
+from models.foreign import WEIGHTS, export_diffusers, load_foreign
+from tests.torch_pickles import body, pickled, rule, tensor, write_paper_checkpoint, write_state_dict, write_zip
+
+TINY = {"image_size": 8, "num_channels": 1, "nf": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [8]}
+UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 2}
+
+
+def make_config(sizes: dict, **changes) -> ConfigDict:
+    data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
+    model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
+    model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
+    model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
+    model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+    config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_params(config: ConfigDict, seed: int) -> nnx.State:
+    """Parameters that are nowhere zero, as after training."""
+    leaves, tree = jax.tree.flatten(abstract_params(config)[1])
+    return tree.unflatten([jnp.array(rule(seed + i, leaf.shape)) for i, leaf in enumerate(leaves)])
+
+
+run = jax.jit(apply_model, static_argnums=0)  # compiled once for each network
+
+
+def eps(config: ConfigDict, params: nnx.State, x_nchw: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """The noise that our network predicts, in torch's axes."""
+    graphdef, fresh = abstract_params(config)
+    assert jax.tree.structure(params) == jax.tree.structure(fresh)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), fresh)
+    x = jnp.array(x_nchw.transpose(0, 2, 3, 1))
+    return np.asarray(run(graphdef, params, x, jnp.array(t, jnp.float32))).transpose(0, 3, 1, 2)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """To 1e-5 of the largest value; 2e-6 were measured."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def bits(params: nnx.State) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+
+
+def refusal(path: Path, config: ConfigDict) -> str:
+    with pytest.raises(UserError) as error:
+        load_foreign(path, config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("name", "step"), [("grey8", 1234), ("rgb32", 1234), ("rgb8_plain", 70000)])
+def test_the_papers_networks_give_the_same_eps(tmp_path, name, step):
+    """Catches a wrong name, order or layout of any weight, EMA and raw weights confused, and a lost step.
+
+    Grey and colour, with attention at one level or none, with `module.` before the names or (plain) without.
+    """
+    sizes, golden = write_paper_checkpoint(tmp_path / "x.pth", name)
+    config = make_config(sizes)
+    checkpoint = load_foreign(tmp_path / "x.pth", config)
+    assert checkpoint.step == step
+    assert_close(eps(config, checkpoint.params, golden["x"], golden["t"]), golden["model"])
+    assert_close(eps(config, checkpoint.ema, golden["x"], golden["t"]), golden["ema"])
+
+
+def write_unet(folder: Path, rename=str) -> dict:
+    """A folder as diffusers writes it, with weights by rule; what its network takes and gives."""
+    with np.load(Path(__file__).parents[1] / "data/diffusers_unet.npz") as file:
+        golden = {key: file[key] for key in file}
+    folder.mkdir()
+    (folder / "config.json").write_text(str(golden["config"]))
+    shapes = json.loads(str(golden["shapes"]))
+    weights = {rename(name): rule(zlib.crc32(name.encode()), shape) for name, shape in shapes.items()}
+    save_file(weights, folder / WEIGHTS)
+    return golden
+
+
+def test_diffusers_network_gives_the_same_eps(tmp_path):
+    """Catches a wrong name or layout, above all of the time embedding, the 1x1 convolutions and the attention."""
+    golden, config = write_unet(tmp_path / "unet"), make_config(UNET)
+    checkpoint = load_foreign(tmp_path / "unet", config)
+    assert checkpoint.step == 0 and bits(checkpoint.params) == bits(checkpoint.ema)
+    assert_close(eps(config, checkpoint.params, golden["x"], golden["t"]), golden["eps"])
+
+
+def test_reads_old_names_and_bin_files(tmp_path):
+    """Catches folders of before diffusers 0.17, such as google/ddpm-cifar10-32, that cannot be read."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    config, params = make_config(TINY), make_params(make_config(TINY), 1)
+    export_diffusers(tmp_path / "new", config, params)
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.json").write_text((tmp_path / "new/config.json").read_text())
+    weights = load_file(tmp_path / "new" / WEIGHTS)
+    for new, name in old.items():
+        weights = {key.replace(f".{new}.", f".{name}."): array for key, array in weights.items()}
+    write_state_dict((folder / WEIGHTS).with_suffix(".bin"), weights)
+    assert bits(load_foreign(folder, config).params) == bits(params)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("model.nf", 64, "config.model.nf is 64, the file's is 32"),
+        ("model.ch_mult", (1, 2, 2), "config.model.ch_mult is (1, 2, 2), the file's is (1, 2)"),
+        ("model.num_res_blocks", 2, "config.model.num_res_blocks is 2, the file's is 1"),
+        ("model.attn_resolutions", (8,), "config.model.attn_resolutions is (8,), the file's is (4,)"),
+        ("model.conditional", False, "config.model.conditional is False, the file's is True"),
+        ("model.resamp_with_conv", False, "config.model.resamp_with_conv is False, the file's is True"),
+        ("data.num_channels", 3, "config.data.num_channels is 3, the file's is 1"),
+    ],
+)
+def test_names_the_field_that_disagrees_with_a_checkpoint(tmp_path, field, value, expected):
+    """Catches a field read wrongly from the shapes, and an error that tells a shape where a field is meant."""
+    sizes, _ = write_paper_checkpoint(tmp_path / "x.pth", "grey8")
+    text = refusal(tmp_path / "x.pth", make_config(sizes, **{field: value}))
+    assert expected in text and text.count("config.") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"block_out_channels": [64]}, "config.model.nf is 32, the file's is 64"),
+        ({"block_out_channels": [32, 48]}, "config.model.ch_mult is (1,), the file's is (1, 1.5)"),
+        ({"norm_num_groups": 8}, "config.model.num_groups is 32, the file's is 8"),
+        ({"layers_per_block": 2}, "config.model.num_res_blocks is 1, the file's is 2"),
+        ({"in_channels": 3, "out_channels": 3}, "config.data.num_channels is 1, the file's is 3"),
+        ({"sample_size": 16}, "config.data.image_size is 8, the file's is 16"),
+        ({"center_input_sample": True}, "config.data.centered is True, the file's is False"),
+        (
+            {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
+            "config.model.attn_resolutions is (8,), the file's is ()",
+        ),
+        ({"out_channels": 2}, "out_channels is 2, supported is only 1"),
+        ({"act_fn": "gelu"}, "act_fn is 'gelu', supported is only 'silu'"),
+        ({"downsample_padding": 1}, "downsample_padding is 1, supported is only 0"),
+        ({"attention_head_dim": 8}, "attention_head_dim is 8, supported is only None"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types is ['UpBlock2D']"),
+        ({"down_block_types": ["ResnetDownsampleBlock2D"]}, "down_block_types is ['ResnetDownsampleBlock2D']"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name is 'UNet2DConditionModel'"),
+        ({"block_out_channels": []}, "not the settings of a UNet2DModel"),
+        ({"block_out_channels": [0]}, "not the settings of a UNet2DModel"),
+        ({"block_out_channels": "32"}, "not the settings of a UNet2DModel"),
+        ({"down_block_types": None}, "not the settings of a UNet2DModel"),
+    ],
+)
+def test_names_what_disagrees_or_is_unsupported_in_a_folder(tmp_path, changes, expected):
+    """Catches a setting that is ignored, so that another function would come out, and one that is misnamed."""
+    config = make_config(TINY)
+    settings = foreign._unet_config(config) | changes
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert expected in refusal(tmp_path, config)
+
+
+def test_what_a_folder_leaves_out_is_diffusers_default(tmp_path):
+    """Catches silence taken for agreement: without freq_shift diffusers would embed time in another way."""
+    config = make_config(TINY)
+    for key, expected in (("freq_shift", "freq_shift is 0"), ("layers_per_block", "KeyError('layers_per_block')")):
+        settings = foreign._unet_config(config)
+        del settings[key]
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert expected in refusal(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (lambda weights: weights | {"conv_in.weight": weights["conv_in.weight"][:, :, :2]}, "(32, 1, 3, 3), found"),
+        (
+            lambda weights: weights | {"conv_in.bias": np.zeros(32, np.int64)},
+            "floats of shape (32,), found int64 (32,)",
+        ),
+        (
+            lambda weights: {name: a for name, a in weights.items() if name != "conv_out.bias"},
+            "conv_out.bias should be",
+        ),
+        (lambda weights: weights | {"extra": np.zeros(1)}, "holds ['extra'], which the network of the config lacks"),
+    ],
+)
+def test_every_weight_is_used_and_fits(tmp_path, changes, expected):
+    """Catches weights that are missing, left over, broadcast into shape or turned from integers to floats."""
+    config = make_config(TINY)
+    export_diffusers(tmp_path / "unet", config, make_params(config, 0))
+    save_file(changes(load_file(tmp_path / "unet" / WEIGHTS)), tmp_path / "unet" / WEIGHTS)
+    assert expected in refusal(tmp_path / "unet", config)
+
+
+def test_refuses_what_is_no_checkpoint_of_the_paper(tmp_path):
+    """Catches a traceback on the many other things that a .pth can hold."""
+    config, path, one = make_config(TINY), tmp_path / "x.pth", tensor("0", "float32", 1, (1,), (1,))
+    write_state_dict(path, {"conv.weight": np.zeros((1, 1))})
+    assert "which is a dict of model, ema" in refusal(path, config)
+    head = b"}(" + body("step") + body(3) + body("ema") + b"}" + body("shadow_params") + b"]" + one + b"as"
+    for model in (body({}), body({"all_modules.9999.weight": 1}), b"}" + body("all_modules.0.weight") + one + b"s"):
+        write_zip(path, pickled(head + body("model") + model + b"u"), {"0": bytes(4)})
+        assert "is not the paper's DDPM network" in refusal(path, config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes"),
+    [
+        (TINY | {"ch_mult": [1, 2]}, {"data.centered": False}),
+        (TINY | {"num_channels": 3, "attn_resolutions": []}, {}),
+        (TINY | {"ch_mult": [1, 2], "num_res_blocks": 2}, {"model.num_groups": 8}),
+    ],
+)
+def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
+    """Catches a transpose that is not undone, an array written as it lies in memory, and a block left out."""
+    config = make_config(sizes, **changes)
+    params = make_params(config, 3)
+    export_diffusers(tmp_path / "new/unet", config, params)
+    found = load_foreign(tmp_path / "new/unet", config).params
+    assert jax.tree.structure(found) == jax.tree.structure(params) and bits(found) == bits(params)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["unet"]
+
+
+def test_attention_once_a_level_is_refused(tmp_path):
+    """Catches a checkpoint of score_sde, which attends once a level on the way up, loaded into another network."""
+    names = {"D": ["weight"], "C": ["weight"], "N": ["weight"], "R": ["Conv_1.weight"], "A": ["NIN_3.W"], "S": []}
+    shapes = {"D": (2, 2), "C": (32, 1, 3, 3), "N": (32,), "R": (32, 32, 3, 3), "A": (32, 32)}
+    weights = {
+        f"all_modules.{index}.{name}": np.broadcast_to(np.float32(0), shapes[letter])
+        for index, letter in enumerate("DDCRARARRRANC")
+        for name in names[letter]
+    }
+    with pytest.raises(UserError, match="does not follow every block of a level"):
+        foreign._paper_fields(tmp_path, weights, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("nonlinearity", "relu"),
+        ("conditional", False),
+        ("resamp_with_conv", False),
+        ("patch_size", 2),
+        ("prediction", "v"),
+    ],
+)
+def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
+    """Catches a folder that loads in diffusers and is another function."""
+    config = make_config(TINY, **{f"model.{field}": value})
+    with pytest.raises(UserError, match=f"config.model.{field} is {value}, that of every UNet2DModel is"):
+        export_diffusers(tmp_path / "unet", config, make_params(config, 0))
+    assert not (tmp_path / "unet").exists()
+
+
+def test_export_is_whole_or_absent(tmp_path, monkeypatch):
+    """Catches a half-written folder after a full disk, and an earlier export overwritten."""
+    config = make_config(TINY)
+    params = make_params(config, 0)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(foreign, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        export_diffusers(tmp_path / "unet", config, params)
+    assert not list(tmp_path.iterdir())
+    export_diffusers(tmp_path / "unet", config, params)
+    with pytest.raises(UserError, match="exists already"):
+        export_diffusers(tmp_path / "unet", config, params)
+
+
+def test_damaged_folders_end_with_one_line(tmp_path):
+    """Catches an exception of safetensors, of numpy or of our own that reaches the user as a traceback."""
+    config, rng = make_config(TINY), random.Random(0)
+    assert "config.json" in refusal(tmp_path, config)
+    (tmp_path / "config.json").write_text(json.dumps(foreign._unet_config(config)))
+    assert WEIGHTS in refusal(tmp_path, config)
+    save_file({"conv_in.bias": np.arange(32.0)}, tmp_path / WEIGHTS)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    values = [None, True, -1, 0, 1.5, "x", [], {}, [None], ["DownBlock2D"] * 3, 10**400, float("inf"), [32, "x"]]
+    for _ in range(500):
+        settings = foreign._unet_config(config)
+        settings[rng.choice(list(settings))] = rng.choice(values)
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        changed = bytearray(whole)
+        changed[rng.randrange(200)] = rng.randrange(256)
+        (tmp_path / WEIGHTS).write_bytes(changed[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for read in (
+            lambda: foreign._check_fields(
+                tmp_path, config, foreign._unet_fields(tmp_path / "config.json", config.data.image_size)
+            ),
+            lambda: foreign._read_weights(tmp_path),
+        ):
+            try:
+                read()
+            except UserError as error:
+                assert "\n" not in str(error)

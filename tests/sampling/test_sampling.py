@@ -1,0 +1,448 @@
+"""The samplers against other people's numbers, exact solutions, and what they declare of themselves."""
+
+import functools
+import importlib
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from scipy import optimize, stats
+
+import sampling
+from core.diffusion import NoiseSchedule, per_image
+from core.rng import image_keys, image_noise
+from sampling.common import clip_x0, lagrange, transfer
+from sampling.late_start import DataGaussian
+from sampling.time_grid import time_grid
+
+DATA = Path(__file__).parents[1] / "data"
+FIXED_STEP = [name for name in sampling.SAMPLERS if name != "ode"]
+WITH_HISTORY = [name for name, sampler in sampling.SAMPLERS.items() if sampler.history_from]
+SCHEDULE = NoiseSchedule.linear()
+
+
+@pytest.fixture
+def x64():
+    """Float64 in all threads: `jax.enable_x64` as a context leaves out those in which callbacks run."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def on_device(tree):
+    """For closures: jax 0.10 confuses the precisions of a NumPy array that both float32 and float64 code captured."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def gaussian_eps(schedule, mean, variance):
+    """The exact noise prediction for data N(mean, variance), each pixel (or channel, as mean broadcasts) by itself."""
+    schedule, mean, variance = on_device((schedule, mean, variance))
+
+    def eps(x, t):
+        ab = per_image(schedule.alpha_bar(t), x)
+        return jnp.sqrt(1 - ab) * (x - jnp.sqrt(ab) * mean) / (ab * variance + 1 - ab)
+
+    return eps
+
+
+def mixture_eps(schedule, means, std, log_weights):
+    """The exact noise prediction for data from a mixture of Gaussians at means [k,H,W,C], all of one std."""
+    schedule, means, log_weights = on_device((schedule, means, log_weights))
+
+    def eps(x, t):
+        ab = per_image(schedule.alpha_bar(t), x[:, None])
+        variance = ab * std**2 + 1 - ab
+        offsets = x[:, None] - jnp.sqrt(ab) * means
+        log_densities = log_weights - (offsets**2 / (2 * variance)).sum(axis=(2, 3, 4))
+        shares = jax.nn.softmax(log_densities, axis=1)[..., None, None, None]
+        return (jnp.sqrt(1 - ab) / variance * shares * offsets).sum(axis=1)
+
+    return eps
+
+
+def run(name, eps_fn, schedule, x, timesteps, rng=None):
+    return jax.jit(functools.partial(sampling.sample, name, eps_fn))(schedule, x, jnp.asarray(timesteps), rng)
+
+
+# Golden numbers
+
+
+def golden(file, dtype):
+    """The file's arrays in NHWC, and the noise prediction they were made with: its log weights are of float32."""
+    with np.load(DATA / file) as stored:
+        arrays = {name: np.moveaxis(a, 1, -1).astype(dtype) if a.ndim == 4 else a for name, a in stored.items()}
+    ab = arrays.get("alpha_bars", SCHEDULE.alpha_bars)
+    schedule = NoiseSchedule(1 - ab / np.append(1, ab[:-1]), ab)
+    exact = mixture_eps(
+        schedule, arrays["means_nchw"], arrays["std"].astype(dtype), np.log(arrays["weights"]).astype(dtype)
+    )
+    return arrays, schedule, lambda x, t: exact(x, jnp.clip(jnp.floor(t), 0, 999))
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 1e-3)])
+def test_agrees_with_the_papers_code(name, dtype, tolerance):
+    """Catches a wrong index into alpha_bar, a wrong last step, wrong Runge-Kutta or Adams-Bashforth weights."""
+    with jax.enable_x64(dtype == "float64"):
+        arrays, schedule, eps_fn = golden("samplers_gmm.npz", dtype)
+        cases = [case.removeprefix("grid_") for case in arrays if case.startswith("grid_")]
+        assert len(cases) == 9
+        grids = {n: [case for case in cases if case.endswith(f"_n{n}")] for n in (3, 5, 10)}
+        for same_n in grids.values():
+            sample = jax.jit(functools.partial(sampling.sample, name, eps_fn, schedule))
+            for case in same_n:
+                x0 = sample(arrays["x_start_nchw"], arrays[f"grid_{case}"])
+                expected = arrays[f"{name}_{case}"]
+                assert x0.dtype == dtype
+                np.testing.assert_allclose(x0, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3"])
+@pytest.mark.parametrize("grid", ["g0", "g1"])
+def test_agrees_with_diffusers(name, grid):
+    """Catches a wrong coefficient or order at any step; g1's steps are uneven."""
+    arrays, schedule, eps_fn = golden("samplers_diffusers.npz", np.float32)
+    x0 = run(name, eps_fn, schedule, arrays["x_start_nchw"], arrays[f"grid_{grid}"])
+    expected = arrays[f"{name}_{grid}"]
+    np.testing.assert_allclose(x0, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+# Orders of convergence, between the fixed times HIGH and LOW of a schedule fine enough to halve steps in
+
+FINE = NoiseSchedule.linear(1e-4 / 8, 0.02 / 8, 8000)
+HIGH, LOW = 6000, 6000 - 4096
+MEANS, VARIANCES = np.array([0.5, -0.3, 0.8]), np.array([4.0, 0.3, 0.01])
+MIXTURE_MEANS, MIXTURE_STD, MIXTURE_WEIGHTS = np.array([1.0, -0.6]), 0.3, np.array([0.3, 0.7])
+STARTS = np.repeat(np.linspace(-2, 2, 6)[:, None, None, None], 4, axis=3)
+
+
+def fine_eps(x, t):
+    """Three channels of Gaussian data and one of a mixture, all independent."""
+    mixture = mixture_eps(FINE, MIXTURE_MEANS[:, None, None, None], MIXTURE_STD, np.log(MIXTURE_WEIGHTS))
+    return jnp.concatenate([gaussian_eps(FINE, MEANS, VARIANCES)(x[..., :3], t), mixture(x[..., 3:], t)], axis=-1)
+
+
+@functools.cache
+def exact_states():
+    """STARTS taken by the probability-flow ODE from HIGH to LOW; in one dimension it keeps every quantile in place."""
+    ab_high, ab_low = np.exp(FINE.log_alpha_bars)[[HIGH + 1, LOW + 1]]
+    states = np.sqrt(ab_low) * MEANS + np.sqrt(
+        (ab_low * VARIANCES + 1 - ab_low) / (ab_high * VARIANCES + 1 - ab_high)
+    ) * (STARTS[..., :3] - np.sqrt(ab_high) * MEANS)
+
+    def cdf(x, ab):
+        return MIXTURE_WEIGHTS @ stats.norm.cdf(x, np.sqrt(ab) * MIXTURE_MEANS, np.sqrt(ab * MIXTURE_STD**2 + 1 - ab))
+
+    def same_quantile(x):
+        return optimize.brentq(lambda y: cdf(y, ab_low) - cdf(x, ab_high), -9, 9, xtol=1e-14)
+
+    mixture = np.vectorize(same_quantile)(STARTS[..., 3:])
+    return np.concatenate([states, mixture], axis=-1)
+
+
+def errors_at_low(name, grid):
+    """The errors of the state in which a sampler last asks for eps, at LOW: (Gaussian channels, mixture)."""
+    seen = []
+
+    def recorded_eps(x, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return fine_eps(x, t)
+
+    run(name, recorded_eps, FINE, STARTS, grid)
+    jax.effects_barrier()
+    assert len(seen) == sampling.nfe(name, len(grid))
+    error = seen[-1] - exact_states()
+    return np.linalg.norm(error[..., :3]), np.linalg.norm(error[..., 3:])
+
+
+def measured_orders(name, grids):
+    """The slopes of log error over log step, the step halved from grid to grid."""
+    errors = np.log2([errors_at_low(name, grid) for grid in grids])
+    return -np.polyfit(np.arange(len(grids)), errors, 1)[0]
+
+
+@pytest.mark.parametrize("name", [name for name, sampler in sampling.SAMPLERS.items() if sampler.order])
+def test_converges_at_the_declared_order(name, x64):
+    """Catches any wrong coefficient that coarse golden grids would hide, or Heun's first slope used twice."""
+    grids = [np.linspace(HIGH, LOW, steps + 1).astype(int) for steps in (64, 128, 256)]
+    np.testing.assert_allclose(measured_orders(name, grids), sampling.lookup(name).order, atol=0.3)
+
+
+@pytest.mark.parametrize(("name", "order"), [("unipc_3", 4), ("deis_3", 4)])
+def test_full_order_where_the_ends_are_graded(name, order, x64):
+    """Equal steps show only the order of the opening; steps that double from 1 and halve to 1 show the method's own."""
+
+    def graded(longest):
+        doubling = 2 ** np.arange(np.log2(longest), dtype=int)
+        steps = [*doubling, *[longest] * ((HIGH - LOW) // longest - 2), *doubling[::-1], 2]
+        return HIGH - np.append(0, np.cumsum(steps))
+
+    np.testing.assert_allclose(measured_orders(name, [graded(128), graded(64), graded(32)]), order, atol=0.35)
+
+
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_history_opens_at_order_2(name, x64):
+    """Catches a history of another time, side or kind, or a table that does not use it: the first step is short by it.
+
+    Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
+    """
+    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
+    noise, seen = jnp.asarray(STARTS[..., :3]), []
+
+    def recorded_eps(x, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+        return gaussian.eps(x, FINE.alpha_bar(t))
+
+    def errors(history):
+        sample, found = jax.jit(functools.partial(sampling.sample, name, recorded_eps, FINE, history=history)), []
+        for step in (64, 32, 16):
+            seen.clear()
+            sample(gaussian.sample(noise, FINE.alpha_bar(HIGH)), jnp.array([HIGH, HIGH - step, LOW, 0]))
+            jax.effects_barrier()
+            found.append(np.linalg.norm(seen[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
+        return -np.diff(np.log2(found))
+
+    np.testing.assert_allclose(errors(None), 2, atol=0.2)
+    np.testing.assert_allclose(errors(functools.partial(gaussian.predictions, noise)), 3, atol=0.2)
+
+
+def test_ode_is_the_exact_solution(x64):
+    """Catches a wrong drift, a wrong inverse of lambda(t), and a tolerance that is not met."""
+    expected = FINE.predict_x0(exact_states(), LOW, fine_eps(exact_states(), jnp.full(len(STARTS), LOW)))
+    np.testing.assert_allclose(run("ode", fine_eps, FINE, STARTS, [HIGH, LOW]), expected, rtol=0, atol=1e-8)
+
+
+# Moments on Gaussian data
+
+
+def ddpm_moments(grid, mean, variance):
+    """The mean and variance of DDPM's result on data N(mean, variance), by Ho et al. (2020), equations 6 and 7."""
+    ab = np.exp(SCHEDULE.log_alpha_bars)
+    m, v = np.sqrt(ab[grid[0] + 1]) * mean, ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
+    for t, s in zip(grid, [*grid[1:], -1], strict=True):
+        ab_t, ab_s = ab[t + 1], ab[s + 1]
+        alpha, denoise = ab_t / ab_s, np.sqrt(ab_t) * variance / (ab_t * variance + 1 - ab_t)
+        x0_weight, x_weight = np.sqrt(ab_s) * (1 - alpha) / (1 - ab_t), np.sqrt(alpha) * (1 - ab_s) / (1 - ab_t)
+        slope = x0_weight * denoise + x_weight
+        m = slope * m + x0_weight * (1 - denoise * np.sqrt(ab_t)) * mean
+        v = slope**2 * v + (1 - alpha) * (1 - ab_s) / (1 - ab_t)
+    return m, v
+
+
+@pytest.mark.parametrize(("n_steps", "to_data"), [(1, 0.3), (3, 0.3), (10, 0.3), (1000, 0.004)])
+def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
+    """Catches wrong posterior weights or a wrong variance at any step; many steps come near the data's own moments.
+
+    For Gaussian data a step is linear, so images that start at 0 or 1 and meet one unit of noise, or none, show the
+    whole map.
+    """
+    mean, variance, grid = 0.7, 0.2, time_grid(n_steps, 999)
+    x = np.zeros((n_steps + 2, 1, 1, 1))
+    x[-1] = 1
+    monkeypatch.setattr(
+        importlib.import_module("sampling.ddim"),  # not the function that sampling imports under this name
+        "image_noise",
+        lambda keys, i, like: per_image(jnp.arange(n_steps + 2) == i, like),
+    )
+    x0 = run("ddpm", gaussian_eps(SCHEDULE, mean, variance), SCHEDULE, x, grid, jax.random.key(0)).ravel()
+    offset, from_noise, from_start = x0[-2], x0[:-2] - x0[-2], x0[-1] - x0[-2]
+    ab = SCHEDULE.alpha_bars[999]
+    moments = (
+        offset + from_start * np.sqrt(ab) * mean,
+        from_start**2 * (ab * variance + 1 - ab) + (from_noise**2).sum(),
+    )
+    np.testing.assert_allclose(moments, ddpm_moments(grid, mean, variance), rtol=1e-9)
+    np.testing.assert_allclose(moments, (mean, variance), atol=to_data)
+
+
+def test_ddpm_noise_is_fresh_at_each_step():
+    """Catches one noise used at every step, or noise not of unit variance, which the linear map cannot see."""
+    grid = time_grid(5, 999)
+    x = jax.random.normal(jax.random.key(1), (4, 128, 128, 1))
+    x0 = run("ddpm", gaussian_eps(SCHEDULE, 0.0, 1.0), SCHEDULE, x, grid, jax.random.key(0))
+    np.testing.assert_allclose(np.var(x0), ddpm_moments(grid, 0.0, 1.0)[1], rtol=0.025)  # 4.5 standard errors
+
+
+@pytest.fixture
+def correlated():
+    """Data of 12 dimensions with a full covariance."""
+    rng = np.random.default_rng(0)
+    return DataGaussian.fit([rng.normal(size=(40, 12)).cumsum(axis=1).reshape(40, 2, 2, 3) / 3 + 0.2])
+
+
+@pytest.mark.parametrize(("name", "n_steps", "tolerance"), [("ddim", 401, 0.02), ("unipc_3", 60, 1e-3)])
+def test_late_start_returns_the_datas_mean_and_covariance(name, n_steps, tolerance, correlated, x64):
+    """Start and sampler together are linear in the noise, so basis vectors show the exact moments of what they make."""
+    covariance = correlated.eigenvectors * correlated.eigenvalues @ correlated.eigenvectors.T
+    noise = np.concatenate([np.zeros((1, 12)), np.eye(12)]).reshape(13, 2, 2, 3)
+    x_start = correlated.sample(jnp.asarray(noise), SCHEDULE.alpha_bar(400))
+    eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
+    x0 = np.asarray(run(name, eps_fn, SCHEDULE, x_start, time_grid(n_steps, 400))).reshape(13, 12)
+    linear = x0[1:] - x0[0]
+    np.testing.assert_allclose(x0[0], correlated.mean, atol=tolerance * np.abs(correlated.mean).max())
+    np.testing.assert_allclose(linear.T @ linear, covariance, atol=tolerance * correlated.eigenvalues[0])
+
+
+# What it costs
+
+
+def evaluations(jaxpr):
+    """How often a program reaches the callback of a counting model: scans multiply, all else runs once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == "debug_callback"
+        inner = sum(evaluations(sub) for sub in jaxprs_in_params(equation.params))
+        total += equation.params.get("length", 1) * inner
+    return total
+
+
+@pytest.mark.parametrize("name", FIXED_STEP)
+def test_nfe(name):
+    """Catches a declared cost that is not the true one, and a network inlined at more places as n grows."""
+    traced = []
+
+    def counting_eps(x, t):
+        traced.append(t)
+        jax.debug.callback(lambda _: None, t)
+        return x
+
+    sites = []
+    for n_steps in range(1, 13):
+        traced.clear()
+        sample = functools.partial(sampling.sample, name, counting_eps, SCHEDULE, rng=jax.random.key(0))
+        program = jax.make_jaxpr(sample)(jnp.zeros((1, 1, 1, 1)), time_grid(n_steps, 999))
+        assert evaluations(program.jaxpr) == sampling.nfe(name, n_steps), n_steps
+        sites.append(len(traced))
+    assert max(sites) == sites[4] == sites[11]
+
+
+def test_nfe_of_the_paper():
+    """PNDM's cost as the paper's tables need it, and no number for a sampler that has none."""
+    assert [sampling.nfe("pndm", n) for n in (3, 5, 10)] == [12, 14, 19]
+    assert [sampling.nfe("heun", n) for n in (1, 5)] == [1, 9]
+    assert sampling.nfe("ode", 5) is None
+
+
+@pytest.mark.parametrize("name", FIXED_STEP)
+def test_one_compilation_serves_all_starts(name):
+    """Catches a sampler that needs to know the values of its grid."""
+    compiled = jax.jit(functools.partial(sampling.sample, name, gaussian_eps(SCHEDULE, 0.0, 0.5)))
+    results = [
+        compiled(SCHEDULE, jnp.ones((1, 1, 1, 1)), time_grid(5, t_start), jax.random.key(0))
+        for t_start in (999, 600, 301)
+    ]
+    assert compiled._cache_size() == 1
+    assert len({float(x0.squeeze()) for x0 in results}) == 3
+
+
+# What every sampler keeps
+
+
+@pytest.mark.parametrize("name", WITH_HISTORY)
+@pytest.mark.parametrize(("n_steps", "t_start"), [(1, 999), (4, 998)])
+def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlated):
+    """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
+    noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
+    x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
+    x0 = jax.jit(functools.partial(sampling.sample, name, eps_fn, SCHEDULE, history=history))(
+        x, time_grid(n_steps, t_start)
+    )
+    assert np.isfinite(x0).all()
+
+
+@pytest.mark.parametrize(("name", "n_steps"), [*itertools.product(FIXED_STEP, [1, 2]), ("ode", 1)])
+def test_few_steps(name, n_steps):
+    """Catches NaN from lambda = infinity or from history that is not there; one step predicts x_0, save PNDM's."""
+    eps_fn = gaussian_eps(SCHEDULE, 0.1, 0.5)
+    x = jnp.linspace(-2, 2, 6).reshape(2, 1, 1, 3)
+    x0 = run(name, eps_fn, SCHEDULE, x, time_grid(n_steps, 400), jax.random.key(0))
+    assert np.isfinite(x0).all()
+    if n_steps == 1 and name != "pndm":
+        expected = SCHEDULE.predict_x0(x, 400, eps_fn(x, jnp.full(2, 400.0)))
+        np.testing.assert_allclose(x0, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", list(sampling.SAMPLERS))
+def test_float32_stays_float32_beside_float64(name, x64):
+    """Catches a table of weights that promotes the images when another part of the program has turned on float64."""
+    sample = functools.partial(sampling.sample, name, gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE, rng=jax.random.key(0))
+    assert jax.eval_shape(sample, jnp.ones((1, 1, 1, 1), jnp.float32), time_grid(5, 999)).dtype == jnp.float32
+
+
+def test_same_image_for_any_batch():
+    """Catches noise drawn for a batch rather than for an image: one by one, together and in another order agree."""
+    indices = jnp.array([5, 0, 3, 12])
+    keys = image_keys(jax.random.key(7), indices)
+    x = image_noise(keys, 0, jnp.zeros((4, 2, 2, 1)))
+    sample = jax.jit(functools.partial(sampling.sample, "ddpm", gaussian_eps(SCHEDULE, 0.3, 0.5), SCHEDULE))
+    grid, order = time_grid(4, 999), np.array([2, 0, 3, 1])
+    together = sample(x, grid, keys)
+    alone = jnp.concatenate([sample(x[i : i + 1], grid, keys[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+    np.testing.assert_allclose(sample(x[order], grid, keys[order]), together[order], atol=1e-6)
+    counted = sample(x, grid, jax.random.key(7))
+    np.testing.assert_allclose(
+        counted[0], sample(x[:1], grid, image_keys(jax.random.key(7), indices[1:2]))[0], atol=1e-6
+    )
+    assert len(np.unique(together)) == together.size
+
+
+@pytest.mark.parametrize("name", ["ddpm", "pndm", "dpmpp_3m", "unipc_2", "deis_3"])
+def test_clip_x0_keeps_the_result_in_range(name):
+    """Catches a wrapper that a sampler cannot use, PNDM's call at t = -1 among them."""
+    wild = lambda x, t: -3 * x  # noqa: E731
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 1))
+    x0 = run(name, clip_x0(wild, SCHEDULE), SCHEDULE, x, time_grid(3, 999), jax.random.key(0))
+    assert np.isfinite(x0).all()
+    if name != "pndm":  # which ends in a mean of several predictions
+        assert np.abs(x0).max() <= 1 + 1e-4
+
+
+def test_clip_x0():
+    """The noise it returns predicts the clipped x_0 at every t, and is the very same where nothing clips."""
+    x = jnp.linspace(-3, 3, 12).reshape(3, 2, 2, 1)
+    for t in (jnp.zeros(3), jnp.full(3, 500.0), jnp.array([0.0, 500.0, 999.0])):
+        wild = lambda x, t: 2 * jnp.cos(x)  # noqa: E731
+        x0 = SCHEDULE.predict_x0(x, t, wild(x, t))
+        clipped = SCHEDULE.predict_x0(x, t, clip_x0(wild, SCHEDULE)(x, t))
+        np.testing.assert_allclose(clipped, np.clip(x0, -1, 1), atol=1e-4)
+    tame = lambda x, t: (x - per_image(SCHEDULE.signal(t), x) * 0.5) / per_image(SCHEDULE.sigma(t), x)  # noqa: E731
+    np.testing.assert_array_equal(clip_x0(tame, SCHEDULE)(x, jnp.full(3, 500.0)), tame(x, jnp.full(3, 500.0)))
+
+
+def test_errors():
+    """An unknown name says which there are; a sampler that draws noise says that it needs an rng."""
+    x = jnp.zeros((1, 1, 1, 1))
+    with pytest.raises(ValueError, match="'dimm' is not known; choose from ddpm, ddim, pndm, .*, ode"):
+        sampling.sample("dimm", lambda x, t: x, SCHEDULE, x, [0])
+    with pytest.raises(ValueError, match="'ddpm' draws noise and needs an rng"):
+        sampling.sample("ddpm", lambda x, t: x, SCHEDULE, x, [0])
+
+
+# The pieces
+
+
+@pytest.mark.parametrize(("t", "s"), [(999, 0), (1, 0), (0, -1), (500, 499)])
+def test_transfer_keeps_its_digits_in_float32(t, s):
+    """Catches sigma_s - a sigma_t written as it stands, or 1 - ab, next to clean data and for short steps."""
+    ab_t, ab_s = np.exp(SCHEDULE.log_alpha_bars)[[t + 1, s + 1]]
+    a = np.sqrt(ab_s / ab_t)
+    expected = a, np.sqrt(1 - ab_s) - a * np.sqrt(1 - ab_t)
+    np.testing.assert_allclose(transfer(SCHEDULE, t, s), expected, rtol=1e-4 if t - s == 1 else 2e-6)
+
+
+def test_lagrange():
+    """The basis through k nodes reproduces polynomials of degree k - 1, whatever stands beyond them."""
+    nodes = np.array([[0.0, -1.0, -2.5, -3.0], [0.0, -1.0, 0.0, 0.0]])
+    points = np.linspace(-1, 2, 5)[None]
+    basis = lagrange(nodes, np.array([4, 2]), points)
+    np.testing.assert_allclose(
+        np.einsum("k,kq->q", nodes[0] ** 3 - nodes[0], basis[0]), (points**3 - points)[0], atol=1e-4
+    )
+    np.testing.assert_allclose(np.einsum("k,kq->q", 2 * nodes[1] + 1, basis[1]), (2 * points + 1)[0], atol=1e-5)
+    np.testing.assert_array_equal(basis[1, 2:], 0)

@@ -1,0 +1,73 @@
+"""Time grids: the properties that every sampler relies on, and each spacing's own."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.diffusion import NoiseSchedule
+from sampling.time_grid import SPACINGS, time_grid
+
+
+@st.composite
+def requests(draw):
+    t_start = draw(st.integers(0, 999))
+    return draw(st.integers(1, t_start + 1)), t_start
+
+
+@settings(deadline=None)
+@given(request=requests(), spacing=st.sampled_from(list(SPACINGS)))
+def test_every_grid(request, spacing):
+    """Catches repeated times (quadratic and logsnr crowd near 0), a rounded-off start, and negative times."""
+    n_steps, t_start = request
+    grid = time_grid(n_steps, t_start, spacing)
+    assert grid.dtype == np.int32
+    assert grid.shape == (n_steps,)
+    assert grid[0] == t_start
+    assert grid[-1] >= 0
+    assert (np.diff(grid) < 0).all()
+    if spacing != "trailing" and n_steps > 1:
+        assert grid[-1] == 0
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_as_many_steps_as_times(spacing):
+    """With no choice left all spacings visit every time; catches repairs that push times out of range."""
+    np.testing.assert_array_equal(time_grid(300, 299, spacing), np.arange(299, -1, -1))
+
+
+def test_linear_is_the_papers_grid():
+    """Catches rounding in place of truncation; the numbers are those of the paper's code."""
+    np.testing.assert_array_equal(time_grid(10, 700), [700, 622, 544, 466, 388, 311, 233, 155, 77, 0])
+    np.testing.assert_array_equal(time_grid(3, 999), [999, 499, 0])
+
+
+def test_quadratic_is_even_in_sqrt_t():
+    """Catches the square taken of the wrong end."""
+    np.testing.assert_array_equal(time_grid(5, 400, "quadratic"), [400, 225, 100, 25, 0])
+
+
+def test_trailing_steps_are_all_as_long():
+    """Catches the off by one of steps counted down to 0 rather than -1."""
+    np.testing.assert_array_equal(time_grid(10, 999, "trailing"), [999, 899, 799, 699, 599, 499, 399, 299, 199, 99])
+    np.testing.assert_array_equal(time_grid(4, 399, "trailing"), [399, 299, 199, 99])
+
+
+@pytest.mark.parametrize("schedule", [None, NoiseSchedule.linear(1e-4, 0.05, 1000)])
+def test_logsnr_is_even_in_log_snr(schedule):
+    """Catches a grid even in another variable, or of another schedule than the one given."""
+    grid = time_grid(8, 999, "logsnr", schedule)
+    steps = np.diff((schedule or NoiseSchedule.linear()).half_log_snr(grid))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)  # near t = 0 an integer is a fifth of a step
+    np.testing.assert_allclose(steps[:5], steps[:5].mean(), rtol=0.02)
+
+
+def test_errors():
+    """Bad values say what is allowed."""
+    with pytest.raises(ValueError, match="'karras' is not known; choose from linear, quadratic, logsnr, trailing"):
+        time_grid(3, 10, "karras")
+    for n_steps in (0, 12):
+        with pytest.raises(ValueError, match=f"n_steps={n_steps} must be from 1 to t_start \\+ 1 = 11"):
+            time_grid(n_steps, 10)
+    with pytest.raises(ValueError, match="t_start=1000 is beyond the schedule's last time 999"):
+        time_grid(3, 1000, "logsnr")

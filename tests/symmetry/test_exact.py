@@ -1,0 +1,151 @@
+"""Exact models and closed-form critical times: two routes to every number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from core.diffusion import NoiseSchedule
+from symmetry.critical import RULES, continuous_times, critical_alpha_bars, critical_times, times_of
+from symmetry.exact import Mixture
+
+SCHEDULE = NoiseSchedule.linear()
+PLUS_MINUS = Mixture.points([[1.0], [-1.0]])
+THETA_C = np.sqrt(np.sqrt(2) - 1)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def uneven_mixture(dim=3):
+    rng = np.random.default_rng(0)
+    return Mixture(rng.normal(size=(4, dim)), np.array([0.0, 0.1, 0.5, 1.5]), np.array([0.1, 0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("alpha_bar", [1e-3, 0.3, 0.9])
+def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar):
+    """A wrong factor, sign or share in a closed form: every one against JAX's derivative of the density."""
+    mixture, x, beta = uneven_mixture(), jnp.array([0.3, -0.7, 1.1]), 2.5
+    score = jax.grad(mixture.log_density)(x, alpha_bar)
+    np.testing.assert_allclose(mixture.score(x, alpha_bar), score, rtol=1e-10)
+    np.testing.assert_allclose(
+        mixture.drift(x, alpha_bar, beta), -jax.grad(mixture.potential)(x, alpha_bar, beta), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        mixture.hessian(x, alpha_bar, beta), jax.hessian(mixture.potential)(x, alpha_bar, beta), rtol=1e-9, atol=1e-9
+    )
+    eps = mixture.eps(x.reshape(1, 1, 3, 1), jnp.array([alpha_bar]))
+    np.testing.assert_allclose(eps.ravel(), -np.sqrt(1 - alpha_bar) * score, rtol=1e-10)
+
+
+def test_density_is_normalised():
+    x = np.linspace(-12, 12, 4001)[:, None]
+    mixture = Mixture(np.array([[-1.0], [2.0]]), np.array([0.0, 0.5]), np.array([0.3, 0.7]))
+    density = np.exp(jax.vmap(mixture.log_density, (0, None))(jnp.asarray(x), 0.5))
+    assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-10)
+
+
+def test_plus_and_minus_one_split_where_the_paper_says():
+    """The paper's theta_c, found without its formula, and t = 292 on the linear schedule."""
+    [alpha_bar] = PLUS_MINUS.splitting_alpha_bars()
+    assert np.sqrt(alpha_bar) == pytest.approx(THETA_C, abs=1e-8)
+    assert critical_times(1.0, SCHEDULE, "equal_norm") == pytest.approx(292, abs=0.5)
+
+
+@pytest.mark.parametrize("theta", [0.05, 0.4, 0.6, THETA_C - 1e-3, THETA_C + 1e-3, 0.7, 0.9, 0.99])
+def test_branches_solve_the_self_consistency_equation(theta):
+    """One minimum before the critical time, two after, at the roots of x = 2 theta / (1 + theta^2) tanh(...)."""
+
+    def inconsistency(x):
+        return 2 * theta / (1 + theta**2) * np.tanh(theta * x / (1 - theta**2)) - x
+
+    minima = np.sort(PLUS_MINUS.minima(theta**2).ravel())
+    if theta < THETA_C:
+        np.testing.assert_allclose(minima, [0], atol=1e-8)
+    else:
+        root = brentq(inconsistency, 1e-3, 2, xtol=1e-14)
+        np.testing.assert_allclose(minima, [-root, root], atol=1e-8)
+
+
+def equal_norm_points(rng, dim):
+    """Points of one norm and zero mean: random directions and their opposites, a few of them several times."""
+    directions = rng.normal(size=(dim + 2, dim)) * np.geomspace(1, 0.3, dim)
+    directions *= rng.uniform(0.3, 3) / np.linalg.norm(directions, axis=1, keepdims=True)
+    return np.concatenate([directions, -directions, directions[:1], -directions[:1]])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_closed_form_is_the_sign_change_of_the_hessian(dim):
+    """sqrt(1 + l^2) - l for every eigenvalue l of the second-moment matrix, against bisection: 1e-8."""
+    points = equal_norm_points(np.random.default_rng(dim), dim)
+    eigenvalues = np.linalg.eigvalsh(points.T @ points / len(points))[::-1]
+    found = Mixture.points(points).splitting_alpha_bars()
+    np.testing.assert_allclose(found, critical_alpha_bars(eigenvalues, "equal_norm"), atol=1e-8)
+    np.testing.assert_allclose(found, np.sqrt(1 + eigenvalues**2) - eigenvalues, atol=1e-8)
+
+
+def test_minima_multiply_direction_by_direction():
+    """Four points of a rectangle: one minimum, then two along the long side, then four."""
+    rectangle = Mixture.points([[a, b] for a in (-2.0, 2.0) for b in (-0.5, 0.5)])
+    first, second = critical_alpha_bars([4.0, 0.25], "equal_norm")
+    middles = [first / 2, (first + second) / 2, (second + 1) / 2]
+    assert [len(rectangle.minima(alpha_bar)) for alpha_bar in middles] == [1, 2, 4]
+
+
+def test_a_direction_without_data_never_splits():
+    assert np.isnan(Mixture.points([[1.0, 0.0], [-1.0, 0.0]]).splitting_alpha_bars()).tolist() == [False, True]
+
+
+def test_gaussian_data_become_unstable_where_the_rule_says():
+    """The sign change of x / 2 + score for N(0, l), against 1 / (l - 1)."""
+    for variance in (2.5, 10.0, 300.0):
+        broad = Mixture(np.zeros((1, 1)), np.array([variance]), np.ones(1))
+        assert broad.splitting_alpha_bars()[0] == pytest.approx(critical_alpha_bars(variance, "gaussian"), abs=1e-8)
+
+
+def test_speciation_is_where_the_signal_equals_the_noise():
+    assert critical_alpha_bars(25.0, "speciation") * 25 == pytest.approx(1)
+
+
+@given(st.floats(0, 1e6), st.sampled_from(list(RULES)))
+@settings(deadline=None, max_examples=50)
+def test_any_eigenvalue_has_a_time_or_none(eigenvalue, rule):
+    """Overflow, an alpha_bar outside (0, 1], or a time that is not that of its alpha_bar."""
+    alpha_bar = critical_alpha_bars(eigenvalue, rule)
+    t = critical_times(eigenvalue, SCHEDULE, rule)
+    least = {"equal_norm": 0, "gaussian": 2, "speciation": 1}[rule]
+    assert np.isnan(alpha_bar) == np.isnan(t) == (eigenvalue < least)
+    if eigenvalue >= least:
+        assert 0 < alpha_bar <= 1 and -1 <= t <= 999
+        if alpha_bar > SCHEDULE.alpha_bars[-1]:
+            assert SCHEDULE.alpha_bar(t) == pytest.approx(float(alpha_bar), rel=1e-9)
+
+
+def test_broader_directions_split_earlier():
+    """By every rule, more variance is an earlier critical time: the cascade runs down the spectrum."""
+    eigenvalues = np.geomspace(2.1, 1000, 20)
+    for rule in RULES:
+        assert (np.diff(critical_times(eigenvalues, SCHEDULE, rule)) > 0).all()
+
+
+def test_continuous_time_inverts_the_sde():
+    """A wrong root of the quadratic; discrete and continuous times that are not the same to the step's order."""
+    s = np.array([1e-6, 0.1, 0.5, 1.0])
+    alpha_bars = np.exp(-0.1 * s - 0.5 * 19.9 * s**2)
+    np.testing.assert_allclose(continuous_times(alpha_bars, SCHEDULE), s, rtol=1e-9)
+    assert continuous_times(1.0, SCHEDULE) == 0
+    middle = SCHEDULE.alpha_bars[[200, 500, 800]]
+    np.testing.assert_allclose(continuous_times(middle, SCHEDULE) * 1000, times_of(middle, SCHEDULE) + 1, atol=3)
+
+
+def test_unknown_rule_and_wrong_points_are_refused():
+    with pytest.raises(ValueError, match="rule 'unknown' is not known; choose from equal_norm"):
+        critical_times(1.0, SCHEDULE, "unknown")
+    with pytest.raises(ValueError, match=r"expected points \[K, d\]"):
+        Mixture.points([1.0, -1.0])

@@ -1,0 +1,463 @@
+"""Training that is killed, stopped, cut off and resumed on real digits, with real signals and processes."""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from orbax.checkpoint.path import atomicity
+
+import datasets
+import losses
+import run_lib
+from core import files
+from core.errors import Stopped, UserError
+from tests import tiny
+from tests.training.test_checkpoints import contents, flip_a_bit, truncate
+from training import checkpoints, loop
+
+PROCESSES = multiprocessing.get_context("forkserver")
+KILLS, STEPS = 10, 60
+
+
+def long_config():
+    config = tiny.get_config()
+    config.training.update(n_iters=STEPS, eval_freq=3)
+    return config
+
+
+def train_in_process(config, workdir, cache, trap):
+    """What a child does: the whole program but for the flags, with a few training images as held-out ones."""
+    trap()
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    load = datasets.load
+    datasets.load = lambda config, split: datasets.Split(load(config, "train").images[:200], None)
+    try:
+        run_lib.train(config, workdir)
+    except Stopped as stopped:
+        os._exit(128 + stopped.number)
+
+
+def no_trap():
+    pass
+
+
+def kill_inside(owner, name, call):
+    """Makes a call of a function, counted from 1, the process's last: it dies at its beginning."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def deadly(*arguments):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    setattr(owner, name, deadly)
+
+
+def kill_inside_an_evaluation():
+    """In the fourth: of 17 batches each, two are done."""
+    kill_inside(losses, "eval_loss", 3 * 17 + 3)
+
+
+def kill_inside_a_save():
+    """In the second, of whose three items one has its name; the files of another are written."""
+    kill_inside(atomicity.AtomicRenameTemporaryPath, "finalize", 4 + 2)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(config, workdir) -> a process that trains; it is born with everything imported, which saves seconds.
+
+    It first calls the trap, which may lay it a place to die.
+    """
+    os.environ["PYTHONPATH"] = str(files.REPOSITORY)
+    PROCESSES.set_forkserver_preload(["run_lib", "sklearn.datasets"])
+    cache = str(tmp_path_factory.mktemp("compiled_for_children"))
+
+    def begin(config, workdir, trap=no_trap):
+        process = PROCESSES.Process(target=train_in_process, args=(config, workdir, cache, trap))
+        process.start()
+        return process
+
+    return begin
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in found]
+
+
+def last_step(workdir):
+    return max((row["step"] for row in rows(workdir)), default=0)
+
+
+def state_at(config, workdir):
+    """Every array of the newest whole checkpoint."""
+    _, state = losses.create_state(config)
+    found = checkpoints.load(config, workdir, checkpoints.newest_whole(workdir), state)
+    return jax.tree.map(np.asarray, found)
+
+
+def saves_begun(workdir):
+    return {path.stat().st_ino for path in (workdir / "checkpoints").glob("*tmp*")}
+
+
+@pytest.fixture(scope="module")
+def straight(start, tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("straight")
+    process = start(long_config(), workdir)
+    process.join()
+    assert process.exitcode == 0
+    return workdir
+
+
+def test_killed_at_random_moments_it_ends_where_an_uninterrupted_run_does(start, straight, tmp_path):
+    """Anything a kill can tear or lose: half-written checkpoints and lines, data, keys, EMA, optimiser, evaluations."""
+    config, chance, moments, path = long_config(), random.Random(8), [], tmp_path / "metrics.jsonl"
+    for _ in range(KILLS):
+        inode, old_saves = path.stat().st_ino if path.exists() else None, saves_begun(tmp_path)
+        found = max(checkpoints.saved_steps(tmp_path), default=0)
+        process = start(config, tmp_path)
+        while process.is_alive() and not (path.exists() and path.stat().st_ino != inode):
+            time.sleep(0.002)  # it has not yet gone on from the checkpoint that it found
+        aim = found + chance.randint(2, 13)
+        while process.is_alive() and last_step(tmp_path) < aim:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        saving = bool(saves_begun(tmp_path) - old_saves)
+        assert process.exitcode == -signal.SIGKILL
+        moments.append((last_step(tmp_path), saving))
+    print("killed at (step, inside a save):", moments)
+    process = start(config, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    assert rows(tmp_path) == rows(straight)
+    same_state(config, tmp_path, straight)
+
+
+def test_killed_inside_an_evaluation_and_inside_a_save_it_ends_there_too(start, straight, tmp_path):
+    """The same where it matters most, by force: random moments may miss both."""
+    config = long_config()
+
+    def killed(trap):
+        process = start(config, tmp_path, trap)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    killed(kill_inside_an_evaluation)
+    assert rows(tmp_path)[-1]["step"] == 12 and "eval_loss" not in rows(tmp_path)[-1]
+    kept = checkpoints.newest_whole(tmp_path)
+    killed(kill_inside_a_save)
+    assert saves_begun(tmp_path) and checkpoints.newest_whole(tmp_path) == kept + 4
+    process = start(config, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    assert rows(tmp_path) == rows(straight)
+    same_state(config, tmp_path, straight)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs in this process that share what they would each trace and compile: half a second a run."""
+
+    @functools.cache
+    def created(text):
+        graphdef, state = create(tiny_with(json.loads(text)))
+        return graphdef, jax.tree.map(np.asarray, state)
+
+    @functools.cache
+    def made(text, graphdef):
+        config = tiny_with(json.loads(text))
+        return make(config, graphdef, run_lib.make_schedule(config))
+
+    create, make = losses.create_state, losses.make_train_step
+
+    def create_state(config):
+        graphdef, state = created(key(config))
+        return graphdef, jax.tree.map(jnp.array, state)
+
+    monkeypatch.setattr(losses, "create_state", create_state)
+    monkeypatch.setattr(losses, "make_train_step", lambda config, graphdef, _: made(key(config), graphdef))
+    load = datasets.load
+    monkeypatch.setattr(
+        datasets, "load", lambda config, split: datasets.Split(load(config, "train").images[:200], None)
+    )
+
+
+def key(config):
+    """What the compiled step depends on."""
+    return json.dumps({name: json.loads(config[name].to_json()) for name in ("model", "optim", "data")})
+
+
+def tiny_with(sections):
+    config = tiny.get_config()
+    for name, values in sections.items():
+        config[name].update({field: tuple(v) if isinstance(v, list) else v for field, v in values.items()})
+    return config
+
+
+def at_step(monkeypatch, step, act):
+    """Acts once training has logged a step, before it goes on."""
+    write = loop.MetricsWriter.write
+
+    def writing(self, logged, values):
+        write(self, logged, values)
+        if logged == step and "loss" in values:
+            act()
+
+    monkeypatch.setattr(loop.MetricsWriter, "write", writing)
+
+
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "Adam"), (signal.SIGINT, "Muon")])
+def test_a_signal_saves_at_once_and_the_rest_is_as_if_there_had_been_none(
+    quick, monkeypatch, tmp_path, number, optimizer
+):
+    """A signal obeyed inside a step, at the next checkpoint only, or with a step, a line or a momentum lost."""
+    config = tiny.get_config()
+    config.optim.optimizer = optimizer
+    run_lib.train(config, tmp_path / "straight")
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Stopped, match=f"{number.name} after step 6, which is saved") as stopped:
+            run_lib.train(config, tmp_path / "stopped")
+    assert stopped.value.number == number and signal.getsignal(number) == before
+    assert checkpoints.newest_whole(tmp_path / "stopped") == 6
+    run_lib.train(config, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
+    same_state(config, tmp_path / "stopped", tmp_path / "straight")
+
+
+def same_state(config, one, other):
+    jax.tree.map(np.testing.assert_array_equal, state_at(config, one), state_at(config, other))
+
+
+def test_no_step_is_sent_to_the_device_before_the_last_is_done(quick, monkeypatch, tmp_path):
+    """A signal that has to wait for two steps: nothing calls one back that is on the device."""
+    events, make = [], losses.make_train_step
+
+    class Watched(float):
+        """A metric; to read it is to wait for the step."""
+
+        def __float__(self):
+            events.append("read")
+            return super().__float__()
+
+    def make_watched(*arguments):
+        step = make(*arguments)
+
+        def watched(state, images):
+            events.append("sent")
+            state, metrics = step(state, images)
+            return state, {name: Watched(value) for name, value in metrics.items()}
+
+        return watched
+
+    monkeypatch.setattr(losses, "make_train_step", make_watched)
+    config = tiny.get_config()
+    config.training.log_freq = 100  # to log a step is to wait for it
+    run_lib.train(config, tmp_path)
+    assert events.count("sent") == 12 and events[-1] == "read"
+    assert ("sent", "sent") not in itertools.pairwise(events)
+
+
+def test_a_signal_cuts_an_evaluation_off_and_the_next_run_makes_it(quick, monkeypatch, tmp_path):
+    """An evaluation of minutes that a stop has to wait for, or that is missing after it."""
+    config = tiny.get_config()
+    config.training.eval_freq = 5
+    run_lib.train(config, tmp_path / "straight")
+    seen, eval_loss = [], losses.eval_loss
+
+    def interrupted(*arguments):
+        seen.append(os.kill(os.getpid(), signal.SIGTERM))
+        return eval_loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "eval_loss", interrupted)
+        with pytest.raises(Stopped, match="after step 5"):
+            run_lib.train(config, tmp_path / "stopped")
+    assert len(seen) == 1 and not any("eval_loss" in row for row in rows(tmp_path / "stopped"))
+    run_lib.train(config, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
+
+
+def test_a_second_trainer_is_refused_and_an_evaluation_beside_it_is_not(quick, monkeypatch, tmp_path):
+    config = tiny.get_config()
+    config.eval.enable_fid = False
+    seen = []
+
+    def meanwhile():
+        with pytest.raises(UserError, match="another process trains in"):
+            run_lib.train(config, tmp_path)
+        seen.append(run_lib.evaluate(config, tmp_path)["checkpoint_step"])
+
+    at_step(monkeypatch, 10, meanwhile)
+    run_lib.train(config, tmp_path)
+    assert seen[0] in (4, 8)
+
+
+@pytest.mark.parametrize("bad_step", [7, 8])  # between two checkpoints, and where one is due
+def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypatch, tmp_path, bad_step):
+    """NaN in a checkpoint, or a message that leaves the user to guess when it began."""
+    config, make = tiny.get_config(), losses.make_train_step
+
+    def make_diverging(*arguments):
+        step = make(*arguments)
+
+        def diverging(state, images):
+            state, metrics = step(state, images)
+            bad = jnp.where(state.step == bad_step, jnp.nan, 1)
+            return state, metrics | {"gradient_norm": metrics["gradient_norm"] * bad}
+
+        return diverging
+
+    monkeypatch.setattr(losses, "make_train_step", make_diverging)
+    says = f"step {bad_step}: the loss is 0[.0-9]* after 0.*, 0.*, 0.*, the gradient's norm nan"
+    with pytest.raises(UserError, match=says):
+        run_lib.train(config, tmp_path)
+    assert checkpoints.newest_whole(tmp_path) == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_at(config, tmp_path)))
+
+
+def test_a_full_disk_loses_nothing(quick, monkeypatch, tmp_path):
+    """A traceback of orbax's, or the last good checkpoint gone."""
+    config, limit = tiny.get_config(), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        while not checkpoints.saved_steps(tmp_path):
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+
+    at_step(monkeypatch, 6, fill)
+    try:
+        with pytest.raises(UserError, match="a checkpoint cannot be saved; those before it are whole"):
+            run_lib.train(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert checkpoints.newest_whole(tmp_path) == 4
+
+
+# Random lives
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("train"), st.integers(1, 5)),
+    st.tuples(st.just("kill"), st.integers(1, 7)),
+    st.tuples(st.just("eval"), st.just(0)),
+    st.tuples(st.just("corrupt"), st.integers(0, 10**6)),
+)
+
+
+@pytest.fixture
+def reference(quick, monkeypatch, tmp_path_factory):
+    """A run of 24 steps that nothing interrupts: its metrics, and its state after every step."""
+    config, workdir, states, make = tiny.get_config(), tmp_path_factory.mktemp("reference"), {}, losses.make_train_step
+    config.training.update(n_iters=24, snapshot_freq=24, snapshot_freq_for_preemption=24)
+
+    def make_remembering(*arguments):
+        step = make(*arguments)
+
+        def remembering(state, images):
+            state, metrics = step(state, images)
+            states[int(state.step)] = jax.tree.map(np.array, state)
+            return state, metrics
+
+        return remembering
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "make_train_step", make_remembering)
+        run_lib.train(config, workdir)
+    return rows(workdir), states
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step, config, workdir, crashed):
+    """A run of which, at a step, nothing stays but what lies on the disk at that moment, saves cut off included."""
+
+    def die():
+        subprocess.run(["cp", "-a", workdir, crashed], check=False, capture_output=True)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, step, die)
+        run_lib.train(config, workdir)
+
+
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.generate],  # shrinking would take many minutes
+)
+@given(life=st.lists(OPERATIONS, min_size=4, max_size=6))
+def test_any_life_follows_the_uninterrupted_one(reference, tmp_path_factory, life):
+    """Whatever is done to a run, it goes on from its newest whole checkpoint along the one trajectory of its seed."""
+    config, workdir = tiny.get_config(), tmp_path_factory.mktemp("life") / "0"
+    config.training.update(snapshot_freq=6, snapshot_freq_for_preemption=2)
+    config.eval.update(enable_fid=False, num_samples=2)
+    expected_rows, expected_states = reference
+    broken = set()  # the steps whose checkpoints training must set aside
+    for number, (operation, amount) in enumerate(life):
+        steps = checkpoints.saved_steps(workdir)
+        found = max(set(steps) - broken, default=0)
+        if operation == "corrupt" and set(steps) - broken == set(steps) > set():
+            items = (workdir / f"checkpoints/{steps[-1]}/ema").rglob("*")
+            files = sorted(path for path in items if path.is_file() and path.stat().st_size > 9)
+            [truncate, flip_a_bit, os.unlink][amount % 3](files[amount % len(files)])
+            broken.add(steps[-1])
+        elif operation == "eval" and steps:
+            check_eval(config, workdir, found)
+        elif operation in ("train", "kill") and (found or not steps):
+            if operation == "kill":
+                config.training.n_iters, crashed = found + amount + 3, workdir.with_name(str(number + 1))
+                kill_at(found + amount, config, workdir, crashed)
+                workdir = crashed
+            else:
+                config.training.n_iters = found + amount
+                run_lib.train(config, workdir)
+                assert checkpoints.newest_whole(workdir) == found + amount
+                assert rows(workdir) == [row for row in expected_rows if row["step"] <= found + amount]
+            assert {int(path.name.rstrip("+")) for path in workdir.glob("damaged/*")} >= broken
+            broken = set()
+        if whole := set(checkpoints.saved_steps(workdir)) - broken:
+            jax.tree.map(np.testing.assert_array_equal, state_at(config, workdir), expected_states[max(whole)])
+
+
+def check_eval(config, workdir, found):
+    """An evaluation takes the newest whole checkpoint, and changes nothing but its own folder."""
+
+    def others():
+        return {path: data for path, data in contents(workdir).items() if path.parts[0] != "eval"}
+
+    before = others()
+    if found:
+        assert run_lib.evaluate(config, workdir)["checkpoint_step"] == found
+    else:
+        with pytest.raises(UserError, match="no checkpoint"):
+            run_lib.evaluate(config, workdir)
+    assert others() == before
