@@ -6,8 +6,8 @@ FASHION := --config=configs/ddpm/$(NETWORK).py
 
 .PHONY: demo table figures test test-prepare
 
-# Train on real digits for a while, to see that it works; then score three samplers, with and without a late start, on
-# the network of the repository, which trained to the end.
+# Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
+# of assets/weights.
 demo: .venv/installed results/digits/config.json
 	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=200
 	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
@@ -17,10 +17,11 @@ demo: .venv/installed results/digits/config.json
 results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
 
-# The paper's table, and every solver at equal cost, on Fashion-MNIST: hours, which may be interrupted.
+# table: the paper's table on Fashion-MNIST; figures: every solver at equal cost. Each takes hours; an interrupted run
+# continues.
 table figures: results/$(NETWORK)/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
-	$(BIN)/python experiments/fashion_mnist.py $@ --config=$(NETWORK)
+	$(BIN)/python -m experiments.fashion_mnist $@ --config=$(NETWORK)
 
 results/$(NETWORK)/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
@@ -30,7 +31,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile
 
-# The tests that prepare a data set of TensorFlow Datasets: they need TensorFlow, which nothing else does.
+# The tests that prepare a data set of TensorFlow Datasets. Only these tests need TensorFlow.
 test-prepare: .venv/installed-prepare
 	$(BIN)/pytest tests/images/test_tfds_source.py
 

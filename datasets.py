@@ -1,33 +1,31 @@
-"""Real images in: one uint8 array [N, H, W, C] per split, and an endless shuffled stream of batches over it."""
+"""Data sets: a config -> the uint8 images of a split, and the batches for training, evaluation and statistics."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real, Shaped, UInt8
 from ml_collections import ConfigDict
 
-import datasets
 from core.errors import UserError
 from core.files import REPOSITORY
 from core.parallel import own_rows, shard_batch
 from core.rng import image_keys
+from core.shapes import HostPixels, ImageShape, Keys, Pixels, RandomKey
 from images import local, tfds_source
-from images.decoded import Form, Split, fingerprint, open_split
+from images.decoded import Form, fingerprint, open_split
+from images.decoded import Split as Split  # public here: the return type of `load`
 
-__all__ = ["Split", "absolute", "image_shape", "in_order", "load", "load_labelled", "prepare", "slug", "spread"]
-
-
-CUSTOM = "custom"
+CUSTOM = "custom"  # the data set of the user's own images, at data.path
 
 
 def load(config: ConfigDict, split: str) -> Split:
-    """The 'train' or 'test' split of config.data.dataset.
+    """The images and labels of a split, 'train' or 'test', of config.data.dataset.
 
-    Raises UserError if the data set is unknown, its files are missing or broken, or the images are not of the size
-    and channels of the config.
+    Raises UserError if the data set is unknown or has no such split, its files are missing or broken, or its images do
+    not have the size and channels of the config.
     """
     data = config.data
     if data.dataset not in LOADERS:
@@ -35,59 +33,75 @@ def load(config: ConfigDict, split: str) -> Split:
     images, labels = LOADERS[data.dataset](config, split)
     expected = image_shape(config)
     if images.shape[1:] != expected:
-        found = f"images of shape {list(images.shape[1:])}"
-        raise UserError(f"{data.dataset}: found {found}, but the config asks for {list(expected)}")
+        raise UserError(
+            f"{data.dataset}: the images have shape {list(images.shape[1:])}, but data.image_size and "
+            f"data.num_channels require {list(expected)}"
+        )
     return Split(images, labels)
 
 
 def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
-    """Images to train a classifier on and others to test it on; a data set of one split is cut four to one."""
+    """A training and a test split with labels, for a classifier.
+
+    Digits have only a training split: every fifth of its images is the test split here. Raises UserError if the data
+    set has no labels.
+    """
     if config.data.dataset == "digits":
         images, labels = load(config, "train")
         held_out = np.arange(len(images)) % 5 == 4
         return Split(images[~held_out], labels[~held_out]), Split(images[held_out], labels[held_out])
-    splits = load(config, "train"), load(config, "test")
-    if any(split.labels is None for split in splits):
-        hint = "--config.eval.enable_fid=false does without a score"
-        raise UserError(f"{config.data.dataset}: classifier features need labels, and the data have none; {hint}")
-    return splits
+    train = load(config, "train")
+    test = load(config, "test")
+    if train.labels is None or test.labels is None:
+        raise UserError(
+            f"{config.data.dataset}: eval.features=classifier needs labels, and this data set has none; "
+            "--config.eval.enable_fid=false runs without a score"
+        )
+    return train, test
 
 
 def prepare(config: ConfigDict) -> Split:
-    """Does all that is slow before a first run: TFDS downloads and prepares, the training split is decoded."""
+    """The training split, after all slow work: TFDS downloads and prepares the data set, and the split is decoded."""
     if config.data.dataset in tfds_source.DATA_SETS and not config.data.path:
         tfds_source.prepare(config)
     return load(config, "train")
 
 
-def spread(images: np.ndarray, count: int) -> np.ndarray:
-    """`count` of a split's images, or all, evenly spaced: the first of a folder may be of one class."""
+def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.ndarray, "count ..."]:
+    """`count` of the images, evenly spaced, or all of them if there are fewer.
+
+    The first images of a folder may all be of one class, so they are not used in their place.
+    """
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 
 
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of the images that the config asks for."""
+def image_shape(config: ConfigDict) -> ImageShape:
+    """(height, width, channels) of the images of the config."""
     return config.data.image_size, config.data.image_size, config.data.num_channels
 
 
 def slug(config: ConfigDict) -> str:
-    """What statistics and classifiers of these images are named by; images of one's own also by path and split."""
+    """The name of these images in the file names of their statistics and classifier.
+
+    For the user's own images, it has a hash of the path and of the settings that select images from it.
+    """
     data = config.data
     if data.dataset != CUSTOM:
         return f"{data.dataset}_{data.image_size}"
-    question = f"{absolute(data.path)} {data.held_out} {data.num_channels}"
-    return f"{CUSTOM}-{hashlib.sha256(question.encode(errors='surrogateescape')).hexdigest()[:8]}_{data.image_size}"
+    settings = f"{absolute(data.path)} {data.held_out} {data.num_channels}"
+    return f"{CUSTOM}-{hashlib.sha256(settings.encode(errors='surrogateescape')).hexdigest()[:8]}_{data.image_size}"
 
 
 def absolute(path: str) -> str:
-    """data.path without ~ and links; nothing where it is nothing."""
+    """A path with ~ and symbolic links resolved; "" stays ""."""
     return str(Path(path).expanduser().resolve()) if path else ""
 
 
 def stamp(config: ConfigDict, split: str) -> str | None:
-    """What changes with the files at data.path, by their names, sizes and times; None where none are to be found.
+    """A hash that changes if the files of a split at data.path change; None if data.path is empty or does not exist.
 
-    No picture is opened, so a folder of a million takes seconds.
+    It depends on the names, sizes and modification times of the files. No image is opened, so a folder of a million
+    images takes seconds.
     """
     path = Path(absolute(config.data.path))
     if not config.data.path or not path.exists():
@@ -96,11 +110,11 @@ def stamp(config: ConfigDict, split: str) -> str | None:
 
 
 def _load_digits(config: ConfigDict, split: str) -> Split:
-    """Scikit-learn's 1,797 digits, grey levels 0..16 spread over 0..255. All of them are the training split."""
-    from sklearn.datasets import load_digits  # takes a second to import and only this data set needs it
+    """Scikit-learn's 1,797 digits, all in the training split; their grey levels 0..16 are scaled to 0..255."""
+    from sklearn.datasets import load_digits  # here: its import takes a second, and only this data set needs it
 
     if config.data.path:
-        raise UserError("data.path means nothing to digits: configs/ddpm/custom.py takes your own images")
+        raise UserError("data.path is not used by digits; configs/ddpm/custom.py is for your own images")
     if split != "train":
         raise UserError("digits has no test split: all 1,797 images are for training")
     digits = load_digits()
@@ -108,24 +122,26 @@ def _load_digits(config: ConfigDict, split: str) -> Split:
 
 
 def _load_decoded(config: ConfigDict, split: str) -> Split:
-    """From data.path, where it is set, else from TFDS."""
+    """A split of the files at data.path or, if that is empty, of TFDS's data set; decoded at the first call."""
     data = config.data
     if data.path:
-        source = local.source(_own_path(config), split, data.held_out)
+        source = local.source(_existing_path(config), split, data.held_out)
     elif data.dataset == CUSTOM:
         raise UserError(f"data.dataset={CUSTOM} needs --config.data.path: {local.KINDS}")
     else:
         source = tfds_source.source(config, split)
     crop = tfds_source.DATA_SETS[data.dataset].crop if data.dataset in tfds_source.DATA_SETS else 0
     form = Form(image_shape(config), crop)
-    return open_split(source, split, form, REPOSITORY / data.cache_dir / slug(config), data.skip_bad)
+    folder = REPOSITORY / data.cache_dir / slug(config)
+    return open_split(source, split, form=form, folder=folder, skip_bad=data.skip_bad)
 
 
-def _own_path(config: ConfigDict) -> Path:
+def _existing_path(config: ConfigDict) -> Path:
+    """data.path with ~ expanded. Raises UserError if it does not exist."""
     path = Path(config.data.path).expanduser()
     if not path.exists():
-        known = config.data.dataset in tfds_source.DATA_SETS
-        or_tfds = f"; or set it to nothing, and run {tfds_source.command(config)}" if known else ""
+        from_tfds = config.data.dataset in tfds_source.DATA_SETS
+        or_tfds = f"; or leave it empty and run {tfds_source.command(config)}" if from_tfds else ""
         raise UserError(f"no {path}: set --config.data.path to {local.KINDS}{or_tfds}")
     return path
 
@@ -133,60 +149,61 @@ def _own_path(config: ConfigDict) -> Path:
 LOADERS = {"digits": _load_digits} | dict.fromkeys((*tfds_source.DATA_SETS, CUSTOM), _load_decoded)
 
 
-def train_batches(images: np.ndarray, config: ConfigDict, first_step: int) -> Iterator[np.ndarray]:
-    """Endless uint8 batches [B, H, W, C] from step `first_step` on; batch k is a function of (seed, k) alone.
+def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> Iterator[HostPixels]:
+    """Endless shuffled batches of training.batch_size images from step `first_step` on, with random flips.
 
-    Every epoch sees each image once, in an order of its own. A process reads only its own rows of each batch, as
-    `own_rows` says, which raises ValueError where B does not divide.
+    Batch k depends on config.seed and k only. Every epoch has each image once, in a new order. Each process reads only
+    its own rows of a batch. Raises ValueError if the processes cannot share a batch evenly.
     """
-    import grain  # takes a quarter of a second, and only training needs it
+    import grain  # here: its import takes a quarter of a second, and only training needs it
 
     size = config.training.batch_size
-    local = own_rows(size)
+    local_rows = own_rows(size)
 
     def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)
-        batch = images[indices[local]]
-        return np.where(flipped[local, None, None, None], batch[:, :, ::-1], batch)
+        batch = images[indices[local_rows]]
+        return np.where(flipped[local_rows, None, None, None], batch[:, :, ::-1], batch)
 
     indices = grain.MapDataset.range(len(images)).seed(config.seed).shuffle().repeat()
     batches = indices.batch(size).random_map(fetch)
-    # One thread keeps ahead of any step measured here (benchmarks/input.py); more only compete with the CPU backend.
+    # One thread was fast enough for every step measured (benchmarks/input.py). More would compete with the CPU backend.
     stream = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
     stream.set_state({"next_index": first_step})
     return stream
 
 
-def in_order(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Each image exactly once: (batch, count), every batch of one size, in the last all beyond count is padding.
+def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, int]]:
+    """Batches of this process's rows of all images, in order, each with the number of rows that are images.
 
-    A process reads only its own rows, and count is how many of them are images.
+    All batches have the same size; the rows after the images in the last one are zero.
     """
-    local = own_rows(batch_size)
+    local_rows = own_rows(batch_size)
     for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start + local.start : start + local.stop])
-        padding = ((0, local.stop - local.start - len(batch)), (0, 0), (0, 0), (0, 0))
-        yield np.pad(batch, padding), len(batch)
+        batch = np.asarray(images[start + local_rows.start : start + local_rows.stop])
+        missing = local_rows.stop - local_rows.start - len(batch)
+        yield np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))), len(batch)
 
 
-def to_network_range(images: jax.Array, centered: bool) -> jax.Array:
-    """Pixels 0..255 of any real dtype to float32 in [-1, 1] where centered, else [0, 1]."""
-    unit = images.astype(jnp.float32) / 255
-    return 2 * unit - 1 if centered else unit
+def keyed_batches(images: HostPixels, batch_size: int, rng: RandomKey) -> Iterator[tuple[Pixels, Keys, int]]:
+    """Batches of all images on the devices, in order, with one random key per image and the number of images.
 
-
-def to_uint8(x: jax.Array, centered: bool) -> jax.Array:
-    """The network's range back to pixels, clipped and rounded to the nearest, as images on disk are."""
-    unit = (x + 1) / 2 if centered else x
-    return jnp.round(255 * jnp.clip(unit, 0, 1)).astype(jnp.uint8)
-
-
-def keyed_batches(images: np.ndarray, batch_size: int, rng: jax.Array) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-    """Real images in order, on the devices: (batch, a key for every image from its index alone, count).
-
-    batch_size must be a multiple of the device count; what lies beyond count is padding.
+    The key of an image depends on rng and its index only. batch_size must be a multiple of the device count. In the
+    last batch, rows after the images are padding.
     """
-    for i, (batch, _) in enumerate(datasets.in_order(images, batch_size)):
+    for i, (batch, _) in enumerate(in_order(images, batch_size)):
         indices = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32)[own_rows(batch_size)]
         batch, indices = shard_batch((batch, indices))
         yield batch, image_keys(rng, indices), min(batch_size, len(images) - i * batch_size)
+
+
+def to_network_range(pixels: Real[Array | np.ndarray, "*shape"], centered: bool) -> Float[Array | np.ndarray, "*shape"]:
+    """Pixels 0..255, of any real dtype, as float32 in [-1, 1] if centered, else in [0, 1]."""
+    unit = pixels.astype(jnp.float32) / 255
+    return 2 * unit - 1 if centered else unit
+
+
+def to_uint8(x: Float[Array | np.ndarray, "*shape"], centered: bool) -> UInt8[Array, "*shape"]:
+    """Images in the network's range as pixels: clipped, and rounded to the nearest grey level."""
+    unit = (x + 1) / 2 if centered else x
+    return jnp.round(255 * jnp.clip(unit, 0, 1)).astype(jnp.uint8)

@@ -1,19 +1,22 @@
-"""Bits per dimension by two routes: the probability-flow ODE, and the variational bound of Ho et al. (2020).
+"""Bits per dimension by two methods: the probability-flow ODE, and the variational bound of Ho et al. (2020).
 
-Each is the length of a lossless code of the 256 grey levels, over the number of values in an image; less is better.
-They are lengths of two codes, made of one network, and differ for reasons that no bug is part of:
+Each is the length of a lossless code for the 256 grey levels, divided by the number of values in an image; lower is
+better. The two methods define two different codes for the same network, so their lengths differ, for two reasons:
 
-- The chain. The ODE's density is that of a deterministic flow from N(0, I), found to the solver's tolerance. The bound
-  belongs to a chain of Gaussian steps of variance beta_t, right where the data vary by more than sigma_t. Where they
-  do not, as on a black margin, it adds up to 0.49 bits over all steps, even if eps is exact.
-- The levels. The ODE knows densities alone, so it spreads a level evenly over its bin, which only adds to the length
-  (Theis et al. 2016, arXiv 1511.01844). The decoder L_0 has exact probabilities, and its outermost bins
-  are open: a pixel known to be black takes the decoder 0.6 bits and the ODE 1.7.
-- What both share. At t = 0 noise of standard deviation sigma_0 = 0.01 is left, 1.3 grey levels where data are centered,
-  and below it no network was trained. So the ODE ends there, not at t = -1, and gives the density of data with that
-  noise, at images without it. It is a proper density, so the length stays an honest one, longer by about
-  (sigma_0 / s)^4 / 4 nats a dimension than that of clean data which vary by s. The decoder's variance beta_0 =
-  sigma_0^2 blurs as much.
+- The generative process. The ODE gives the density of a deterministic flow from N(0, I), to the solver's tolerance.
+  The bound is for a Markov chain of Gaussian steps with variance beta_t, which is the correct variance if the data
+  vary by more than sigma_t. Where they vary less, for example in a black margin, all steps together add up to 0.49
+  bits, even if eps is exact.
+- The grey levels. The ODE gives only a density, so each grey level is replaced by uniform noise over its bin, which
+  can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The decoder L_0 gives exact probabilities, and
+  its two outermost bins are unbounded. A pixel that is always black costs 0.6 bits in the decoder and 1.7 bits with
+  the ODE.
+
+Both methods have one error in common. At t = 0, images still have noise of standard deviation sigma_0 = 0.01, or 1.3
+grey levels if data are centered, and the network is not trained on less noise. The ODE therefore ends at t = 0 instead
+of t = -1. It gives the density of data with this noise, evaluated at images without it. This density is normalised, so
+the code is valid. If the data have standard deviation s, the code is longer than that of the density of clean data by
+about (sigma_0 / s)^4 / 4 nats per dimension. The decoder has the same amount of noise, beta_0 = sigma_0^2.
 """
 
 import functools
@@ -24,19 +27,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
 from core import parallel, tables
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser
 from core.errors import UserError
 from core.rng import image_keys, image_noise, key_for
-from datasets import keyed_batches
+from core.shapes import HostPixels, Keys, Pixels
 from losses import ddpm_loss
 from sampling.runge_kutta import integrate, probability_flow
 
-ROWS = {  # a name in the results to what it is called in a table
+ROWS = {  # name in the results: label in the table
     "ode": "probability-flow ODE",
     "bound": "variational bound",
     "L_0": "  L_0, the decoder",
@@ -45,29 +49,33 @@ ROWS = {  # a name in the results to what it is called in a table
 }
 
 
-def measure(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, images: np.ndarray) -> dict[str, Any]:
-    """The mean and standard error of every row of ROWS over uint8 images [N,H,W,C], N at least 2.
+def measure(config: ConfigDict, denoiser: Denoiser, images: HostPixels) -> dict[str, Any]:
+    """The mean and standard error of every row of ROWS over at least 2 images, and how they were measured.
 
-    eps_fn is a pytree, so that one compilation serves all weights. The result depends on config.seed and the images
-    alone, not on batch size or device count. Raises UserError where it is not finite.
+    One compilation serves all weights of the denoiser. The result depends on config.seed, but not on the batch size or
+    the number of devices. Raises UserError if it is not finite.
     """
-    settings, centered, bits = config.eval, config.data.centered, []
+    settings = config.eval
+    exact = settings.bpd_exact_divergence
     batch_size = parallel.round_up(min(settings.batch_size, len(images)))
+    rng = key_for(config.seed, "likelihood")
+    bits = []
     with tqdm(total=len(images), desc="bits per dimension", unit="image") as progress:
-        for batch, keys, count in keyed_batches(images, batch_size, key_for(config.seed, "likelihood")):
-            ode = ode_bits(eps_fn, schedule, batch, keys, centered, settings.bpd_exact_divergence)
-            terms = bound_bits(eps_fn, schedule, batch, keys, centered)
+        for batch, keys, count in datasets.keyed_batches(images, batch_size, rng):
+            terms = bound_bits(denoiser, batch, keys, centered=config.data.centered)
+            ode = ode_bits(denoiser, batch, keys, centered=config.data.centered, exact=exact)
             columns = {"ode": ode, "bound": sum(terms.values())} | terms
             bits.append(np.stack([parallel.all_rows(columns[name]).astype(np.float64) for name in ROWS])[:, :count])
             progress.update(count)
     values = np.concatenate(bits, axis=1)
     if not np.isfinite(values).all():
         raise UserError("bits per dimension: NaN or infinity; did the training diverge?")
-    means, errors = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(len(images))
+    means = values.mean(axis=1)
+    errors = values.std(axis=1, ddof=1) / math.sqrt(len(images))
     return {
         "split": settings.bpd_dataset,
         "num_images": len(images),
-        "divergence": "exact" if settings.bpd_exact_divergence else "hutchinson",
+        "divergence": "exact" if exact else "hutchinson",
         **{
             name: {"mean": float(mean), "standard_error": float(error)}
             for name, mean, error in zip(ROWS, means, errors, strict=True)
@@ -76,7 +84,7 @@ def measure(config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, images: 
 
 
 def table(bits: dict[str, Any]) -> str:
-    """What `measure` returns, both routes one under the other."""
+    """The result of `measure` as a table for the terminal, one row per entry of ROWS."""
     header = f"bits per dimension of {bits['num_images']} {bits['split']} images"
     rows = [[label, f"{bits[name]['mean']:.4f}", f"{bits[name]['standard_error']:.4f}"] for name, label in ROWS.items()]
     return tables.aligned((header, "mean", "standard error"), rows)
@@ -84,22 +92,24 @@ def table(bits: dict[str, Any]) -> str:
 
 @functools.partial(jax.jit, static_argnames=("centered", "exact"))
 def ode_bits(
-    eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, keys: jax.Array, centered: bool, exact: bool = False
-) -> jax.Array:
-    """Bits per dimension, [B], of uint8 images [B,H,W,C] under the density of the probability-flow ODE at t = 0.
+    denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool, exact: bool = False
+) -> Float[Array, "batch"]:
+    """Bits per dimension of each image under the density of the probability-flow ODE at t = 0.
 
-    Song et al. (2021, arXiv 2011.13456), equation 39: d log p / dlambda = -div (dx / dlambda) along the flow, from
-    the image with uniform noise of one grey level, times signal(0), to N(0, I) at T-1. The divergence is
-    Hutchinson's estimate from one Rademacher probe (unbiased), or exact. Each image takes its own steps, at the
-    tolerance of the sampler `ode`; its noise and probe come from its key.
+    Uniform noise of one grey level is added to the image, and the image is scaled by signal(0). The ODE is then solved
+    from t = 0 to T - 1, where the density is N(0, I), together with d log p / dlambda = -div (dx / dlambda) (Song et
+    al. 2021, arXiv 2011.13456, equation 39). The divergence is either exact, from one derivative per dimension, or
+    Hutchinson's unbiased estimate from one Rademacher probe. The step sizes are adapted for each image, at the
+    tolerance of the sampler `ode`. The noise and the probe of an image are drawn from its key.
     """
-    flow = probability_flow(lambda x, t: eps_fn(x, jnp.full(len(x), t)), schedule)
+    schedule = denoiser.schedule
+    flow = probability_flow(denoiser)
     start, end = schedule.half_log_snr(jnp.array([0, schedule.num_timesteps - 1]))
     dim = math.prod(images.shape[1:])
 
     def nats(image, key):
-        """Minus the log density, over the dimension."""
-        noise_key, probe_key = image_keys(key, schedule.num_timesteps + jnp.arange(2))  # the bound uses 0 .. T-1
+        """The negative log density of one image, divided by the dimension."""
+        noise_key, probe_key = image_keys(key, schedule.num_timesteps + jnp.arange(2))  # `bound_bits` uses 0 .. T-1
         noisy = image + jax.random.uniform(noise_key, image.shape, minval=-0.5, maxval=0.5)
         probes = math.sqrt(dim) * jnp.eye(dim) if exact else jax.random.rademacher(probe_key, (1, dim), jnp.float32)
 
@@ -120,28 +130,30 @@ def ode_bits(
 
 
 @functools.partial(jax.jit, static_argnames="centered")
-def bound_bits(
-    eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, keys: jax.Array, centered: bool
-) -> dict[str, jax.Array]:
-    """The terms of the variational bound on -log2 p, in bits per dimension, each [B], of uint8 images [B,H,W,C].
+def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -> dict[str, Float[Array, "batch"]]:
+    """The terms of the variational bound on -log2 p of each image, in bits per dimension (Ho et al. 2020, equation 5).
 
-    Ho et al. (2020), equation 5, with one draw of the noise for every t from the image's key. "L_0" is the decoder,
-    "L_t" the sum over all times between, in the form of equation 12, and "L_T" the prior. The paper counts t from 1:
-    its L_0, L_{t-1} and L_T are here those of t = 0, t and T-1. Of the two reverse variances of its section 3.2 this
-    is beta_t, at the decoder too. The posterior variance, smaller by (1 - ab_{t-1}) / (1 - ab_t), is right only for
-    data that do not vary, adds up to 0.67 bits for those that do, and is 0 at the decoder. Predictions are not clipped.
+    The noise at every t is drawn from the image's key. The terms are "L_0", the decoder; "L_t", the sum over all times
+    between, each as in equation 12; and "L_T", the prior. The paper counts t from 1, so its L_0, L_{t-1} and L_T belong
+    to t = 0, t and T-1 here. Predictions are not clipped.
+
+    The paper's section 3.2 has two choices for the variance of the reverse process. This is beta_t, also in the
+    decoder. The other choice, the posterior variance, is smaller by the factor (1 - ab_{t-1}) / (1 - ab_t). It is
+    correct only for data without variation, adds up to 0.67 bits for other data, and is 0 in the decoder.
     """
+    schedule = denoiser.schedule
     x0 = datasets.to_network_range(images, centered)
 
     def step(total, t):
-        beta, variance = schedule.betas[t], schedule.sigma(t) ** 2
-        errors = ddpm_loss(eps_fn, schedule, x0, jnp.full(len(x0), t), image_noise(keys, t, x0))
-        shrinkage = -beta * schedule.alpha_bar(t - 1) / variance  # of the posterior variance against beta
+        beta = schedule.betas[t]
+        variance = schedule.sigma(t) ** 2
+        errors = ddpm_loss(denoiser, x0, t=jnp.full(len(x0), t), noise=image_noise(keys, t, x0))
+        shrinkage = -beta * schedule.alpha_bar(t - 1) / variance  # posterior variance / beta - 1
         return total + (shrinkage - jnp.log1p(shrinkage) + beta / ((1 - beta) * variance) * errors) / 2, None
 
     between, _ = jax.lax.scan(step, jnp.zeros(len(x0)), jnp.arange(1, schedule.num_timesteps))
     x_t = schedule.diffuse(x0, 0, image_noise(keys, 0, x0))
-    mean = schedule.predict_x0(x_t, 0, eps_fn(x_t, jnp.zeros(len(x0))))
+    mean = denoiser.x0(x_t, 0)
     ab = schedule.alpha_bar(schedule.num_timesteps - 1)
     nats = {
         "L_0": -per_dimension(log_probability(images, mean, jnp.sqrt(schedule.betas[0]), centered)),
@@ -151,24 +163,28 @@ def bound_bits(
     return {name: value / math.log(2) for name, value in nats.items()}
 
 
-def log_probability(levels: jax.Array, mean: jax.Array, scale: jax.Array, centered: bool) -> jax.Array:
-    """The log of the mass that N(mean, scale^2) puts on the bin of each grey level 0..255: Ho et al., equation 13.
+def log_probability(
+    levels: UInt8[Array, "*shape"], mean: Float[Array, "*shape"], scale: Float[Array, ""], centered: bool
+) -> Float[Array, "*shape"]:
+    """The log probability of the bin of each grey level under N(mean, scale^2) (Ho et al. 2020, equation 13).
 
-    levels and mean, in the network's range, are of one shape. The bins of 0 and 255 are open, so that all masses sum
-    to 1; accurate far out in the tails, where the authors' code stops at 1e-12.
+    mean and scale are in the network's range. The bins of 0 and 255 are unbounded, so all probabilities sum to 1. The
+    result is accurate far out in the tails, where the authors' code has a lower limit of 1e-12.
     """
-    centre, half = datasets.to_network_range(levels, centered), bin_width(centered) / 2
+    centre = datasets.to_network_range(levels, centered)
+    half = bin_width(centered) / 2
     low = jnp.where(levels == 0, -jnp.inf, (centre - half - mean) / scale)
     high = jnp.where(levels == 255, jnp.inf, (centre + half - mean) / scale)
-    low, high = jnp.where(low + high > 0, -high, low), jnp.where(low + high > 0, -low, high)  # the lower tail
+    upper = low + high > 0  # such bins are mirrored to the lower tail, where logcdf is accurate
+    low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
     return norm.logcdf(high) + jax.nn.log1mexp(norm.logcdf(high) - norm.logcdf(low))
 
 
 def bin_width(centered: bool) -> float:
-    """The distance of two grey levels in the network's range."""
+    """The distance between two neighbouring grey levels in the network's range."""
     return (2 if centered else 1) / 255
 
 
-def per_dimension(values: jax.Array) -> jax.Array:
-    """The mean over all axes of [B, ...] but the first."""
+def per_dimension(values: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """The mean over all axes except the first."""
     return values.mean(axis=tuple(range(1, values.ndim)))

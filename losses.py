@@ -3,59 +3,78 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 import datasets
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser
 from core.parallel import replicate, split
 from core.rng import key_for
-from models import Params, apply_model, create_model
+from core.shapes import Images, Keys, Pixels
+from models import Params, create_model, make_denoiser, make_schedule
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    step: jax.Array  # int32, updates made so far
+    """Everything that training updates.
+
+    Attributes:
+      step: the number of updates so far, int32.
+      params: the weights.
+      ema: their exponential moving average, which evaluation and sampling use.
+      opt_state: the state of the optimiser of `make_optimizer`.
+    """
+
+    step: Any  # a scalar array, or any leaf that jax.tree.map puts in its place
     params: Params
-    ema: Params  # the average that sampling uses
+    ema: Params
     opt_state: optax.OptState
 
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Float[Array, ""]]
+"""The loss, the learning rate and the norm of the gradient before clipping, of one step."""
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, or a cosine that reaches 0 at n_iters."""
-    optim, steps = config.optim, config.training.n_iters
-    after = {
+    """Linear warm-up from 0 over optim.warmup steps, then constant, or a cosine that reaches 0 at training.n_iters."""
+    optim = config.optim
+    decay_steps = max(config.training.n_iters - optim.warmup, 1)
+    after_warmup = {
         "constant": optax.constant_schedule(optim.lr),
-        "cosine": optax.cosine_decay_schedule(optim.lr, max(steps - optim.warmup, 1)),
-    }[optim.schedule]
-    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, optim.warmup), after], [optim.warmup])
+        "cosine": optax.cosine_decay_schedule(optim.lr, decay_steps),
+    }
+    warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup)
+    return optax.join_schedules([warmup, after_warmup[optim.schedule]], [optim.warmup])
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipped Adam or Muon; weight decay joins the gradient, as in the paper's code (torch.optim.Adam)."""
+    """Adam or Muon on clipped gradients.
+
+    Weight decay is L2 regularisation: it is added to the gradient, as in torch.optim.Adam and the paper's code.
+    """
     optim = config.optim
-    directions = {"Adam": optax.scale_by_adam, "Muon": _scale_by_muon}[optim.optimizer]
+    scale_by_optimizer = {"Adam": optax.scale_by_adam, "Muon": _scale_by_muon}[optim.optimizer]
     return optax.chain(
         optax.clip_by_global_norm(optim.grad_clip),
         optax.add_decayed_weights(optim.weight_decay) if optim.weight_decay else optax.identity(),
-        directions(b1=optim.beta1, eps=optim.eps),
+        scale_by_optimizer(b1=optim.beta1, eps=optim.eps),
         optax.scale_by_learning_rate(learning_rate(config)),
     )
 
 
 def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for kernels of products and convolutions, Adam for all other parameters.
+    """Muon (Jordan et al. 2024) for the kernels of dense and convolutional layers, Adam for all other parameters.
 
-    Both with Nesterov's momentum. A kernel's, as a matrix from inputs to outputs, is made orthogonal and scaled to the
-    size of Adam's steps (root mean square 0.2; Liu et al. 2025, arXiv 2502.16982), so that one learning rate fits both.
+    Both have Nesterov momentum. The momentum of a kernel is reshaped to a matrix from inputs to outputs, made
+    orthogonal, and scaled to the size of Adam's steps, a root mean square of 0.2 (Liu et al. 2025, arXiv 2502.16982).
+    One learning rate therefore fits both.
     """
 
     def as_matrix(kernel):
@@ -63,7 +82,7 @@ def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
         return optax.contrib.MuonDimensionNumbers(inputs, kernel.ndim - 1) if inputs else None
 
     return optax.contrib.muon(
-        -1.0,  # since the learning rate that follows brings the sign
+        -1.0,  # Muon negates its learning rate, and `scale_by_learning_rate` negates again
         adam_b1=b1,
         eps=eps,
         consistent_rms=0.2,
@@ -72,39 +91,41 @@ def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
 
 
 def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
-    """The network and its state before the first step, a function of config.seed."""
+    """The network and the train state before the first step, determined by config.seed."""
     graphdef, params = create_model(config, key_for(config.seed, "init"))
-    ema = jax.tree.map(jnp.copy, params)  # a buffer of its own, since the train step is donated both
-    return graphdef, state_of(config, 0, params, ema)
+    ema = jax.tree.map(jnp.copy, params)  # separate buffers, since the train step donates params and ema
+    return graphdef, state_of(config, 0, params, ema=ema)
 
 
 def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> TrainState:
-    """Given weights with a fresh optimiser, whose warm-up starts anew."""
+    """A train state with these weights and a new optimiser state, so the warm-up of the learning rate starts again."""
     return TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config).init(params))
 
 
 def place(config: ConfigDict, state: TrainState) -> TrainState:
-    """Copies on every device; with training.shard_state the optimiser's state and the EMA are split over them."""
+    """Replicates the state on all devices; training.shard_state splits its optimiser state and EMA over them."""
     share = split if config.training.shard_state else replicate
     return TrainState(replicate(state.step), replicate(state.params), share(state.ema), share(state.opt_state))
 
 
-def ddpm_loss(predict: EpsFn, schedule: NoiseSchedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-    """Mean squared error of predict(x_t, t) on the noise, [B] for x0 [B, ...] and t [B]: Ho et al. (2020), eq. 14."""
-    errors = predict(schedule.diffuse(x0, t, noise), t.astype(x0.dtype)) - noise
+def ddpm_loss(denoiser: Denoiser, x0: Images, t: Int[Array, "batch"], noise: Images) -> Float[Array, "batch"]:
+    """The mean squared error of the noise predicted at x_t, per image (Ho et al. 2020, equation 14)."""
+    errors = denoiser.eps(denoiser.schedule.diffuse(x0, t, noise), t) - noise
     return jnp.mean(errors**2, axis=tuple(range(1, x0.ndim)))
 
 
 def make_train_step(
-    config: ConfigDict, graphdef: nnx.GraphDef, schedule: NoiseSchedule
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """One jitted update from uint8 images [B,H,W,C]; the state passed in is donated.
+    config: ConfigDict, graphdef: nnx.GraphDef
+) -> Callable[[TrainState, Pixels], tuple[TrainState, Metrics]]:
+    """A jitted function that updates a train state with one batch of pixels. It donates the state passed to it.
 
-    Randomness is a function of (config.seed, state.step), so that a resumed run repeats what was lost.
+    Randomness depends on config.seed and state.step only, so a resumed run repeats the steps that were lost.
     """
-    optimizer, lr = make_optimizer(config), learning_rate(config)
+    schedule = make_schedule(config)
+    optimizer = make_optimizer(config)
+    lr = learning_rate(config)
 
-    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, images: Pixels) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(key_for(config.seed, "train"), state.step)
         t_rng, noise_rng, dropout_rng, dequantization_rng = jax.random.split(rng, 4)
         if config.data.uniform_dequantization:
@@ -114,8 +135,8 @@ def make_train_step(
         noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
 
         def loss_fn(params):
-            predict = functools.partial(apply_model, graphdef, params, dropout_key=dropout_rng)
-            errors = ddpm_loss(predict, schedule, x0, t, noise)
+            denoiser = make_denoiser(config, graphdef, params, dropout_rng)
+            errors = ddpm_loss(denoiser, x0, t, noise)
             return jnp.mean(errors * schedule.alpha_bar(t) ** -config.training.weighting)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
@@ -135,15 +156,14 @@ def make_train_step(
 
 
 @functools.partial(jax.jit, static_argnames="centered")
-def eval_loss(eps_fn: EpsFn, schedule: NoiseSchedule, images: jax.Array, keys: jax.Array, centered: bool) -> jax.Array:
-    """The loss of each of uint8 images [B,H,W,C], [B], without dropout; each image's t and noise come from its key.
-
-    eps_fn is a pytree, so that one compilation serves all weights.
-    """
+def eval_loss(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -> Float[Array, "batch"]:
+    """The loss of each image without dropout. The t and the noise of an image are drawn from its key."""
 
     def draw(key, x0):
         t_rng, noise_rng = jax.random.split(key)
-        return jax.random.randint(t_rng, (), 0, schedule.num_timesteps), jax.random.normal(noise_rng, x0.shape)
+        t = jax.random.randint(t_rng, (), 0, denoiser.schedule.num_timesteps)
+        return t, jax.random.normal(noise_rng, x0.shape)
 
     x0 = datasets.to_network_range(images, centered)
-    return ddpm_loss(eps_fn, schedule, x0, *jax.vmap(draw)(keys, x0))
+    t, noise = jax.vmap(draw)(keys, x0)
+    return ddpm_loss(denoiser, x0, t, noise)

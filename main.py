@@ -11,16 +11,19 @@ python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 
 Any field of the config is set by --config.section.field=value.
 
-Exit codes: 0 done; 1 a bug, with its traceback; 2 a mistake, or a disk or memory that is full, said in one line;
-3 another process of a distributed run was lost (134 where JAX noticed it first); 130 and 143 stopped by SIGINT and
-SIGTERM, training with its state saved. After 3, 130, 134 and 143 the same command goes on.
+Exit codes: 0 done; 1 a bug, with its traceback; 2 a wrong input, or full disk or memory, explained in one line; 3
+another process of a distributed run was lost (134 where JAX noticed it first); 130 and 143 stopped by SIGINT and
+SIGTERM, after training has saved its state. After 3, 130, 134 and 143 the same command continues.
 """
 
 import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -28,45 +31,94 @@ from ml_collections import ConfigDict, config_flags
 from core.errors import Stopped, UserError
 from core.huge_pages import restart_with_huge_pages
 
-SAMPLING = ["sampler", "n_steps", "gls", "t_start"]  # flags that stand for fields of config.sampling
-MODES = {  # the flags that a mode needs besides --config, and those that it may be given
-    "prepare": ([], []),
-    "train": (["workdir"], ["seed"]),
-    "fid_stats": ([], ["workdir"]),
-    "eval": (["workdir"], [*SAMPLING, "seed", "eval_folder"]),
-    "sweep": (["workdir"], ["seed", "eval_folder"]),
-    "score": (["source"], ["workdir", "reference"]),
-    "sample": (["workdir"], [*SAMPLING, "seed", "num", "format", "trajectory", "compare"]),
-    "analyze": (["workdir"], ["seed", "eval_folder"]),
-    "import": (["workdir", "source"], []),
-    "export": (["workdir", "dest"], []),
+SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of config.sampling
+
+
+class Mode(NamedTuple):
+    """One row of MODES. `run` is called as run(run_lib, config, flags), so that run_lib is imported late."""
+
+    run: Callable[[ModuleType, ConfigDict, flags.FlagValues], object]
+    needed: tuple[str, ...] = ()  # flags besides --config
+    optional: tuple[str, ...] = ()
+    distributed: bool = False  # whether it runs in several processes
+
+
+MODES = {
+    "prepare": Mode(lambda lib, config, _: lib.prepare(config)),
+    "train": Mode(
+        lambda lib, config, given: lib.train(config, path_of(given.workdir)),
+        needed=("workdir",),
+        optional=("seed",),
+        distributed=True,
+    ),
+    "fid_stats": Mode(lambda lib, config, _: lib.fid_stats(config), optional=("workdir",), distributed=True),
+    "eval": Mode(
+        lambda lib, config, given: lib.evaluate(config, path_of(given.workdir), given.eval_folder),
+        needed=("workdir",),
+        optional=(*SAMPLING, "seed", "eval_folder"),
+        distributed=True,
+    ),
+    "sweep": Mode(
+        lambda lib, config, given: lib.sweep(config, path_of(given.workdir), given.eval_folder),
+        needed=("workdir",),
+        optional=("seed", "eval_folder"),
+        distributed=True,
+    ),
+    "score": Mode(
+        lambda lib, config, given: lib.score(
+            config, path_of(given.workdir or "results/score"), path_of(given.source), path_of(given.reference)
+        ),
+        needed=("source",),
+        optional=("workdir", "reference"),
+    ),
+    "sample": Mode(
+        lambda lib, config, given: sample(lib, config, given),
+        needed=("workdir",),
+        optional=(*SAMPLING, "seed", "num", "format", "trajectory", "compare"),
+    ),
+    "analyze": Mode(
+        lambda lib, config, given: lib.analyze(config, path_of(given.workdir), given.eval_folder),
+        needed=("workdir",),
+        optional=("seed", "eval_folder"),
+    ),
+    "import": Mode(
+        lambda lib, config, given: lib.import_weights(config, path_of(given.workdir), path_of(given.source)),
+        needed=("workdir", "source"),
+    ),
+    "export": Mode(
+        lambda lib, config, given: lib.export_weights(config, path_of(given.workdir), path_of(given.dest)),
+        needed=("workdir", "dest"),
+    ),
 }
-DISTRIBUTED = ["train", "fid_stats", "eval", "sweep"]  # modes that run in several processes
-BUG, USER_ERROR, PEER_LOST, INTERRUPTED = 1, 2, 3, 130
-SIGNS_OF_LOSS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "heartbeat", "oordination")
+BUG, USER_ERROR, PEER_LOST, INTERRUPTED = 1, 2, 3, 130  # exit codes
+PEER_LOST_SIGNS = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "heartbeat", "oordination")
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() makes the config.")
-flags.DEFINE_boolean("help", False, "Shows this.", short_name="h")
+config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() returns the config.")
+flags.DEFINE_boolean("help", False, "Prints this text.", short_name="h")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("workdir", None, "Where checkpoints and results lie; prepare, fid_stats and score do without.")
-flags.DEFINE_string("eval_folder", "eval", "The folder of the workdir with the results of eval and sweep.")
+flags.DEFINE_string("workdir", None, "Folder of checkpoints and results; not needed by prepare, fid_stats and score.")
+flags.DEFINE_string("eval_folder", "eval", "Folder in the workdir for the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
-flags.DEFINE_integer("num", 64, "How many images sample draws.", lower_bound=1)
-flags.DEFINE_enum("format", "png", ["png", "npz"], "What sample writes: a PNG each, or one npz.")
-flags.DEFINE_boolean("trajectory", False, "Makes sample write a film strip of the predicted x_0 as well.")
-flags.DEFINE_boolean("compare", False, "Makes sample draw one picture: all samplers with and without a late start.")
-flags.DEFINE_boolean("distributed", False, "This is one of several processes; a TPU pod or SLURM says which one.")
-flags.DEFINE_string("coordinator", None, "With --distributed: host:port of the first process, where nothing says it.")
-flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
-flags.DEFINE_string("source", None, "What import reads (.npz, .pth, diffusers' folder), or score (folder, .npz).")
-flags.DEFINE_string("reference", None, "The images, a folder or .npz, that score takes in place of the statistics.")
-flags.DEFINE_string("dest", None, "The new .npz, or folder for diffusers, that export writes.")
+flags.DEFINE_integer("num", 64, "Number of images that sample draws.", lower_bound=1)
+flags.DEFINE_enum("format", "png", ["png", "npz"], "Output of sample: one PNG per image, or one npz.")
+flags.DEFINE_boolean("trajectory", False, "Lets sample also write a film strip of the predicted x_0.")
+flags.DEFINE_boolean("compare", False, "Lets sample draw one picture: all samplers with and without a late start.")
+flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; a TPU pod or SLURM gives the index.")
+flags.DEFINE_string(
+    "coordinator", None, "With --distributed, outside of pods and SLURM: host:port of the first process."
+)
+flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
+flags.DEFINE_string("source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder or .npz).")
+flags.DEFINE_string("reference", None, "Images, a folder or .npz, that score compares with instead of the statistics.")
+flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
-flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps: how many steps the sampler takes.")
+flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps, the number of steps of the sampler.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
-flags.DEFINE_string("t_start", None, "Sets config.sampling.t_start: where the late start begins; auto: by a trial.")
+flags.DEFINE_string(
+    "t_start", None, "Sets config.sampling.t_start, the first timestep of a late start; auto chooses it."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -86,24 +138,24 @@ def main(argv: list[str]) -> None:
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """The line that tells a user what happened, and the exit code; None for a bug."""
+    """The error line for the user and the exit code; None for a bug."""
     text = one_line(error)
     match error:
-        case UserError() | OSError():  # of the latter: a workdir that cannot be written, a full disk
+        case UserError() | OSError():  # OSError: a workdir that cannot be written, a full disk
             return str(error), USER_ERROR
         case Stopped():
-            return f"{error}; the same command goes on from there", 128 + error.number
+            return f"{error}; the same command continues from there", 128 + error.number
         case KeyboardInterrupt():
-            return "interrupted; the same command goes on from what is saved", INTERRUPTED
+            return "interrupted; the same command continues from what is saved", INTERRUPTED
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory: lower training.batch_size, eval.batch_size or model.nf ({text})", USER_ERROR
-    if FLAGS["distributed"].value and any(sign in text for sign in SIGNS_OF_LOSS):
-        return f"another process was lost; the same commands go on from the last checkpoint ({text})", PEER_LOST
+    if FLAGS["distributed"].value and any(sign in text for sign in PEER_LOST_SIGNS):
+        return f"another process was lost; the same commands continue from the last checkpoint ({text})", PEER_LOST
     return None
 
 
 def leave(message: str | None, code: int) -> None:
-    """Ends the program; one of several processes does not wait for the others, which may not come."""
+    """Ends the program. One of several processes exits without waiting for the others, which may have died."""
     if message:
         print(f"main.py: {message}", file=sys.stderr, flush=True)
     if FLAGS["distributed"].value and code in (BUG, USER_ERROR, PEER_LOST):
@@ -112,20 +164,21 @@ def leave(message: str | None, code: int) -> None:
 
 
 def parse(argv: list[str]) -> ConfigDict | None:
-    """The config of the file and of --config.section.field=value, with the sampling flags put in."""
+    """The config from its file, --config.section.field=value and the sampling flags; None with --help."""
     try:
-        rest, config = FLAGS(argv), FLAGS.config
+        rest = FLAGS(argv)
+        config = FLAGS.config
         if config is not None:
-            config.lock()  # a config file that cannot be read says so at the first access
-    except Exception as error:  # absl and ml_collections raise many kinds, and a broken config file any
+            config.lock()  # the first access raises the errors of a config file that cannot be read
+    except Exception as error:  # absl and ml_collections raise many types, and a broken config file any type
         raise UserError(one_line(error)) from error
     if FLAGS.help:
         return None
     if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no flag; --help lists them")
+        raise UserError(f"{rest[1]!r} is not a flag; --help lists all flags")
     if FLAGS.mode is None or config is None:
         raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
-    check_flags(*MODES[FLAGS.mode])
+    check_flags(MODES[FLAGS.mode])
 
     for name in SAMPLING:
         if FLAGS[name].present:
@@ -139,23 +192,23 @@ def parse(argv: list[str]) -> ConfigDict | None:
 
 def start_of(text: str) -> int:
     if text == "auto":
-        return -1  # sampling.time_grid.AUTO_START, whose import would take a second
+        return -1  # sampling.time_grid.AUTO_START, not imported here because that takes a second
     if not text.isdecimal():
         raise UserError(f"--t_start={text} must be a whole number, or auto")
     return int(text)
 
 
-def check_flags(needed: list[str], optional: list[str]) -> None:
-    """A flag that the mode lacks, or would not read, is a mistake."""
-    for name in needed:
+def check_flags(mode: Mode) -> None:
+    """Raises UserError for a flag that the mode needs and lacks, or does not use."""
+    for name in mode.needed:
         if not FLAGS[name].value:
             raise UserError(f"--mode={FLAGS.mode} needs --{name}")
-    known = {name for flags_of_mode in MODES.values() for names in flags_of_mode for name in names}
-    for name in sorted(known - {*needed, *optional}):
+    known = {name for row in MODES.values() for name in (*row.needed, *row.optional)}
+    for name in sorted(known - {*mode.needed, *mode.optional}):
         if FLAGS[name].present:
-            raise UserError(f"--{name} means nothing to --mode={FLAGS.mode}")
-    if FLAGS.distributed and FLAGS.mode not in DISTRIBUTED:
-        raise UserError(f"--distributed means nothing to --mode={FLAGS.mode}")
+            raise UserError(f"--{name} is not used by --mode={FLAGS.mode}")
+    if FLAGS.distributed and not mode.distributed:
+        raise UserError(f"--distributed is not used by --mode={FLAGS.mode}")
     check_processes(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     others = FLAGS.trajectory or FLAGS.sampler or FLAGS.gls is not None or FLAGS["format"].present
     if FLAGS.compare and others:
@@ -179,50 +232,33 @@ def one_line(error: BaseException) -> str:
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
 
 
-def path_of(name: str) -> Path | None:
-    return Path(FLAGS[name].value).expanduser() if FLAGS[name].value else None
+def path_of(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None:
+    workdir = path_of(given.workdir)
+    if given.compare:
+        lib.compare(config, workdir, given.num)
+    else:
+        lib.sample(config, workdir, given.num, file_format=given["format"].value, trajectory=given.trajectory)
 
 
 def run(config: ConfigDict) -> None:
-    from configs.validation import (
-        validate,  # here, as what follows: --help and a wrong flag should not cost its seconds
-    )
+    """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag answer at once."""
+    from configs.validation import validate
 
     validate(config)
     if FLAGS.distributed:
         from core import parallel
 
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
-    import run_lib  # takes seconds that a wrong field should not cost
+    import run_lib
 
-    workdir, source, reference, dest = (path_of(name) for name in ("workdir", "source", "reference", "dest"))
-    match FLAGS.mode:
-        case "prepare":
-            run_lib.prepare(config)
-        case "train":
-            run_lib.train(config, workdir)
-        case "fid_stats":
-            run_lib.fid_stats(config)
-        case "eval":
-            run_lib.evaluate(config, workdir, FLAGS.eval_folder)
-        case "sweep":
-            run_lib.sweep(config, workdir, FLAGS.eval_folder)
-        case "score":
-            run_lib.score(config, workdir or Path("results/score"), source, reference)
-        case "sample":
-            if FLAGS.compare:
-                run_lib.compare(config, workdir, FLAGS.num)
-            else:
-                run_lib.sample(config, workdir, FLAGS.num, FLAGS.format, FLAGS.trajectory)
-        case "analyze":
-            run_lib.analyze(config, workdir, FLAGS.eval_folder)
-        case "import":
-            run_lib.import_weights(config, workdir, source)
-        case "export":
-            run_lib.export_weights(config, workdir, dest)
+    MODES[FLAGS.mode].run(run_lib, config, FLAGS)
 
 
 if __name__ == "__main__":
     restart_with_huge_pages()
-    logging.set_verbosity(logging.FATAL)  # orbax logs with a traceback what it raises as well
+    logging.set_verbosity(logging.FATAL)  # orbax logs the errors that it also raises, with a traceback
     main(sys.argv)

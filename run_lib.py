@@ -1,4 +1,4 @@
-"""One function per mode. Each checks what it needs before it starts, and reads from top to bottom."""
+"""One function per mode. Each checks its inputs before it starts any long work."""
 
 from pathlib import Path
 
@@ -10,19 +10,17 @@ import evaluation
 import likelihood
 import losses
 import sampling
-from configs.runs import expand_starts, sweep_configs, unscored
+from configs.runs import expand_starts, sweep_configs, without_scores
 from configs.validation import validate, validate_analysis, validate_batch
 from core import files, parallel, plots
-from core.diffusion import EpsFn
+from core.diffusion import Denoiser
 from core.errors import UserError
-from evaluation import load_bench
+from evaluation import EvalRun
 from metrics import card, comparison, statistics, tally
 from metrics.features import load_features
 from metrics.labels import load_labeller
 from metrics.results import GRID_SIZE, Result, folder_name
-from metrics.statistics import fit_gaussian, require_enough
-from metrics.tally import tally_split
-from models import make_eps_fn, make_schedule
+from models import make_denoiser
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.weights import fill, read_weights, save_weights
 from sampling.generate import record_trajectory
@@ -30,23 +28,25 @@ from sampling.time_grid import AUTO_SPACING
 from symmetry.critical import leading_times
 from training import checkpoints, loop
 
-TRAJECTORIES = 12  # how many images a film strip follows
+TRAJECTORIES = 12  # images in a film strip
 
 
-def load_eps_fn(config: ConfigDict, workdir: str | Path) -> EpsFn:
-    """The noise prediction of the EMA weights of config.eval.checkpoint (-1: the newest).
+def load_denoiser(workdir: str | Path, step: int = -1) -> Denoiser:
+    """The denoiser of a workdir: the EMA weights of its newest checkpoint, or of the checkpoint of a given step.
 
-    Raises UserError where there is no such checkpoint or the workdir holds another network.
+    The config is the one stored in the workdir. Raises UserError where there is no such checkpoint.
     """
+    config = checkpoints.stored_config(Path(workdir))
+    config.eval.checkpoint = step
     _, graphdef, ema = checkpoints.load_ema(config, Path(workdir))
-    return make_eps_fn(graphdef, ema)
+    return make_denoiser(config, graphdef, ema)
 
 
 # --mode=prepare
 
 
 def prepare(config: ConfigDict) -> None:
-    """All that is slow before a first run: downloads, TFDS's files (with TensorFlow), the decoded training split."""
+    """Everything that is slow before a first run: downloads, TFDS's files (with TensorFlow), decoding."""
     validate(config)
     images = datasets.prepare(config).images
     print(f"{config.data.dataset}: {len(images)} training images of {list(images.shape[1:])} are ready")
@@ -56,74 +56,80 @@ def prepare(config: ConfigDict) -> None:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains to training.n_iters, from the newest whole checkpoint in the workdir if there is one; see training.run."""
+    """Trains to training.n_iters, from the newest whole checkpoint of the workdir if there is one; see `loop.run`."""
     validate(config)
     validate_batch(config)
     if config.sampling.spacing == AUTO_SPACING:
-        raise UserError("sampling.spacing=auto is for eval, sweep and sample: training's snapshots have no trial")
+        raise UserError("sampling.spacing=auto is for eval, sweep and sample; training's sample grids cannot use it")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
-    reached = loop.run(config, workdir, make_schedule(config), images, held_out)
-    if reached >= config.training.n_iters:
-        print(f"{workdir} is at step {reached} already; training.n_iters is {config.training.n_iters}")
+    first_step = loop.run(config, workdir, images=images, held_out=held_out)
+    if first_step >= config.training.n_iters:
+        print(f"{workdir} is at step {first_step} already; training.n_iters is {config.training.n_iters}")
     else:
-        print(f"trained to step {config.training.n_iters}; checkpoints, metrics.jsonl and samples lie in {workdir}")
+        print(f"trained to step {config.training.n_iters}; checkpoints, metrics.jsonl and samples are in {workdir}")
 
 
 # --mode=fid_stats
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """Of the training split: its Gaussian for late starts and, with eval.enable_fid, moments of features for scores."""
+    """Statistics of the training split: its Gaussian and, with eval.enable_fid, the moments of its features."""
     validate(config)
     images = datasets.load(config, "train").images
-    require_enough(images, config.sampling.rank)
+    statistics.require_enough(images, config.sampling.rank)
     files.require_writable(statistics.stats_path(config, statistics.GAUSSIAN).parent)
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
 
-    gaussian = fit_gaussian(config, images)
+    gaussian = statistics.fit_gaussian(images, rank=config.sampling.rank, centered=config.data.centered)
     path = statistics.save_gaussian(config, gaussian, images)
-    print(f"the Gaussian of {len(images)} images, {gaussian.captured:.1%} of the variance in its directions: {path}")
+    print(
+        f"Gaussian of {len(images)} images; kept eigenvectors explain {gaussian.captured:.1%} of the variance: {path}"
+    )
     if features:
-        tally = tally_split(images, features, labeller, config.eval.feature_batch_size)
-        reference = statistics.save_reference(config, features, tally, labeller)
-        print(f"moments of their features, {features.note}: {reference}")
+        batch_size = config.eval.feature_batch_size
+        accumulated = tally.tally_split(images, features, labeller, batch_size=batch_size)
+        path = statistics.save_reference(config, features, accumulated, labeller=labeller)
+        print(f"moments of their features, {features.note}: {path}")
 
 
 # --mode=eval and --mode=sweep
 
 
 def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Result:
-    """Draws eval.num_samples images as config.sampling says, scores them, and returns what result.json holds."""
-    bench = load_bench(config, workdir, [config])
-    result = evaluation.run(config, bench, workdir / eval_folder)
+    """Draws eval.num_samples images with config.sampling, scores them, and returns the contents of result.json."""
+    run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
+    result = run.draw_and_score(workdir / eval_folder)
     print(card.card(result))
-    if bench.bits_per_dim:
-        print(likelihood.table(bench.bits_per_dim))
-    print(f"results and samples lie in {workdir / eval_folder / folder_name(result)}")
+    if run.context.bits_per_dim:
+        print(likelihood.table(run.context.bits_per_dim))
+    print(f"results and samples are in {workdir / eval_folder / folder_name(result)}")
     return result
 
 
 def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[Result]:
-    """Every sampler at every n_steps, from pure noise and from each late start, all from the same noise.
+    """Runs every sampler at every n_steps, from pure noise and from each late start, all with the same noise.
 
-    A run whose result already lies in its folder is not drawn again.
+    A run whose result is stored already is not drawn again.
     """
     validate(config)
     if not config.eval.enable_fid:
         raise UserError("--mode=sweep compares scores: it needs eval.enable_fid")
     if config.sampling.baseline:
         raise UserError(f"sampling.baseline={config.sampling.baseline!r} is for eval: a sweep takes sweep.baselines")
-    starts = expand_starts(config.sweep.t_starts)
-    runs = sweep_configs(config, config.sweep.n_steps, starts, config.sweep.baselines)
-    bench, folder = load_bench(config, workdir, runs), workdir / eval_folder
-    results = [evaluation.run_once(run, bench, folder) for run in runs]
-    if not parallel.is_first():  # the report reads what the first process alone has written
+    configs = sweep_configs(
+        config, config.sweep.n_steps, expand_starts(config.sweep.t_starts), baselines=config.sweep.baselines
+    )
+    context = evaluation.load_context(config, workdir, configs)
+    folder = workdir / eval_folder
+    results = [EvalRun(run, context).result(folder) for run in configs]
+    if not parallel.is_first():  # only the first process has the files that the report reads
         return results
-    critical = leading_times(bench.gaussian.eigenvalues, bench.schedule) if bench.gaussian else {}
-    table, starts = comparison.save_report(results, folder, critical), ", ".join(map(str, config.sweep.t_starts))
+    critical = leading_times(context.gaussian.eigenvalues, context.denoiser.schedule) if context.gaussian else {}
+    table = comparison.save_report(results, folder, critical)
+    starts = ", ".join(map(str, config.sweep.t_starts))
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
@@ -135,20 +141,24 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
 
 
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
-    """Scores the images of a folder or an .npz against the statistics of the config, or against another such set."""
+    """Scores a folder or an .npz of images against the statistics of the config, or against reference images."""
     validate(config)
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
-    for path in [source, *[reference] * (reference is not None)]:
-        if not path.exists():
+    for path in (source, reference):
+        if path is not None and not path.exists():
             raise UserError(f"no {path}: give a folder of PNG or JPG files, or an .npz of uint8 images")
     files.require_writable(workdir)
-    features, labeller = load_features(config), load_labeller(config)
+    features = load_features(config)
+    labeller = load_labeller(config)
     if reference is None:
         against = statistics.load_reference(config, features, labeller)
     else:
-        against = statistics.reference_of(tally.tally_images(config, features, labeller, reference)[0], reference)
-    result = evaluation.score_images(config, features, labeller, against, source, workdir)
+        accumulated, _ = tally.tally_images(config, features, labeller, reference)
+        against = statistics.reference_of(accumulated, reference)
+    result = evaluation.score_images(
+        config, features=features, labeller=labeller, reference=against, path=source, folder=workdir
+    )
     print(card.card(result))
     return result
 
@@ -157,21 +167,21 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
 
 
 def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png", trajectory: bool = False) -> Path:
-    """Draws `num` images as config.sampling says, into PNGs or one npz ("npz"), and a grid of the first.
+    """Draws `num` images with config.sampling, as PNGs or as one npz ("npz"), and a grid of the first.
 
-    trajectory: also a film strip of what the network predicts x_0 to be, each time it is asked. Returns the folder.
+    trajectory: also a film strip of the x_0 predicted at each network evaluation. Returns the folder of the images.
     """
-    config = unscored(config, num)
+    config = without_scores(config, num)
     validate(config)
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
-    bench = load_bench(config, workdir, [config])
-    folder = workdir / "drawn" / folder_name(evaluation.describe(config, bench))
-    timesteps, _ = evaluation.plan(config, bench)
+    run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
+    folder = workdir / "drawn" / run.name
+    timesteps, _ = run.plan()
     if trajectory:
-        _save_trajectory(config, bench, timesteps, folder)
+        _save_trajectory(run, timesteps, folder)
 
-    images = evaluation.draw_all(config, bench, timesteps)
+    images = run.images(timesteps)
     if file_format == "npz":
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
@@ -184,26 +194,29 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
 
 def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     """One picture: a row for every sampler of config.sweep without and with a late start, a column for every noise."""
-    config = unscored(config, num)
+    config = without_scores(config, num)
     validate(config)
-    runs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
-    bench = load_bench(config, workdir, runs)
+    configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
+    context = evaluation.load_context(config, workdir, configs)
+    runs = [EvalRun(run_config, context) for run_config in configs]
     rows = []
     for run in runs:
-        timesteps, _ = evaluation.plan(run, bench)
-        label = comparison.row_label(evaluation.describe(run, bench) | {"t_start": int(timesteps[0])})
-        rows.append((label, evaluation.draw_all(run, bench, timesteps)))
-    question = evaluation.describe(runs[-1], bench) | {"sampler": "-".join(["compare", *config.sweep.samplers])}
-    path = workdir / "drawn" / f"{folder_name(question)}.png"
+        timesteps, _ = run.plan()
+        label = comparison.row_label(run.settings | {"t_start": int(timesteps[0])})
+        rows.append((label, run.images(timesteps)))
+    name = folder_name(runs[-1].settings | {"sampler": "-".join(["compare", *config.sweep.samplers])})
+    path = workdir / "drawn" / f"{name}.png"
     plots.save_comparison(path, rows)
     print(f"{len(rows)} rows of the same {num} noises: {path}")
     return path
 
 
-def _save_trajectory(config: ConfigDict, bench: evaluation.Bench, timesteps: np.ndarray, folder: Path) -> None:
-    gaussian, num = bench.gaussian if config.sampling.gls else None, min(config.eval.num_samples, TRAJECTORIES)
+def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
+    config, context = run.config, run.context
+    num = min(config.eval.num_samples, TRAJECTORIES)
+    gaussian = context.gaussian if config.sampling.gls else None
     shape = datasets.image_shape(config)
-    times, x0 = record_trajectory(config, bench.eps_fn, bench.schedule, gaussian, timesteps, shape, num)
+    times, x0 = record_trajectory(config, context.denoiser, gaussian, timesteps, image_shape=shape, num=num)
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])
@@ -213,13 +226,13 @@ def _save_trajectory(config: ConfigDict, bench: evaluation.Bench, timesteps: np.
 
 
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Path:
-    """Where symmetry breaks in the network of the workdir: see `symmetry.study.analyze`. Returns the report's path."""
-    from symmetry import study  # here, since what it imports takes a third of a second that other modes should not cost
+    """Measures where symmetry breaks in the network of the workdir (`symmetry.study`). Returns the report's path."""
+    from symmetry import study  # here: its imports take a third of a second, which the other modes do not need
 
     validate_analysis(config)
     table, path = study.analyze(config, workdir, eval_folder)
     print(table)
-    print(f"pictures, numbers and report.html lie in {path.parent}")
+    print(f"pictures, numbers and report.html are in {path.parent}")
     return path
 
 
@@ -227,15 +240,15 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
 
 
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
-    """Makes a checkpoint in a new workdir from a .npz of ours, a .pth of the paper's code or a folder of diffusers."""
+    """Makes a checkpoint in a new workdir from our own .npz, a .pth of the paper's code or a diffusers folder."""
     validate(config)
     if checkpoints.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
     foreign = _own_weights(config, source) if source.suffix == ".npz" else load_foreign(source, config)
     with checkpoints.only_writer(workdir):
         with checkpoints.saving(config, workdir) as save:
-            save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, foreign.ema)))
-        checkpoints.write_config(config, workdir)  # last: the workdir is whole when it is there
+            save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, ema=foreign.ema)))
+        checkpoints.write_config(config, workdir)  # last, so that a workdir with a config is complete
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
 
 
@@ -255,7 +268,7 @@ def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None
         raise UserError(f"{destination} exists already; name a new one for the export")
     step, _, ema = checkpoints.load_ema(config, workdir)
     if destination.suffix == ".npz":
-        save_weights(destination, config, step, ema)
+        save_weights(destination, config, step, params=ema)
     else:
         export_diffusers(destination, config, ema)
     print(f"exported step {step} of {workdir} to {destination}")

@@ -1,34 +1,33 @@
-"""Times what a FID takes: features against pytorch-fid's network, the distance against scipy.linalg.sqrtm.
+"""Times the two parts of an FID: features against pytorch-fid's network, the distance against scipy.linalg.sqrtm.
 
-python benchmarks/fid.py [--batch=32] [--rounds=3] [--torch_python=PATH]
+python -m benchmarks.fid [--batch=32] [--rounds=3] [--torch_python=PATH]
 
-Both sides run in turn, so that both see the same machine, and medians are compared. pytorch-fid runs in a process of
-its own, whose interpreter --torch_python names; where it has none, only our times are printed.
+The two sides of a comparison take turns, so that other jobs on the machine slow both, and their medians are compared.
+pytorch-fid runs in a separate process with the interpreter --torch_python. If that interpreter lacks pytorch-fid, only
+our own rate is printed.
 """
 
 import argparse
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
-
-from timing import milliseconds
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
 import scipy.linalg
 from flax import nnx
+from jaxtyping import Float
 
+from benchmarks.timing import milliseconds
+from benchmarks.torch_process import TorchProcess, can_import
 from metrics.frechet import frechet_distance
 from models import inception
 
-SIZE = 32
+SIZE = 32  # height and width of the images
 
 
-def our_features(batch: int):
-    """A call of the network with weights of the right scale."""
+def feature_call(batch: int) -> Callable[[], object]:
+    """A function that extracts the features of one batch, by an Inception network with random weights."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -42,54 +41,59 @@ def our_features(batch: int):
 
 
 def compare_features(python: str, batch: int, rounds: int) -> None:
-    ours, call = [], our_features(batch)
+    """Prints images per second of our network and of pytorch-fid's."""
+    call = feature_call(batch)
     call()
-    if subprocess.run([python, "-c", "import pytorch_fid"], capture_output=True).returncode:
-        print(f"{python} has no pytorch-fid: our time alone.")
+    if not can_import(python, "pytorch_fid"):
+        print(f"{python} has no pytorch-fid: only our own rate")
         print(f"features, {batch} images: {batch / min(milliseconds(call)) * 1e3:.1f} images/s")
         return
-    command = [python, Path(__file__).with_name("torch_inception.py"), str(batch), str(SIZE)]
+    ours = []
     theirs = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        for round_ in range(rounds + 1):
-            found = min(milliseconds(call))
-            print(file=process.stdin, flush=True)
-            if round_:
-                ours.append(found)
-                theirs.append(float(process.stdout.readline()))
-            else:
-                process.stdout.readline()
-        process.stdin.close()
-    rates = [1e3 * batch / median(times) for times in (ours, theirs)]
-    print(f"features: {rates[0]:.1f} images/s, pytorch-fid {rates[1]:.1f}, ratio {rates[0] / rates[1]:.2f}", flush=True)
+    with TorchProcess(python, "torch_inception", str(batch), str(SIZE)) as process:
+        for _ in range(rounds + 1):
+            ours.append(min(milliseconds(call)))
+            theirs.append(float(process.answer()))
+    our_rate, their_rate = (1e3 * batch / median(times[1:]) for times in (ours, theirs))  # the first round compiles
+    print(f"features: {our_rate:.1f} images/s, pytorch-fid {their_rate:.1f}, ratio {our_rate / their_rate:.2f}")
 
 
-def moments(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of 3 dim samples whose variances fall as 1/k, as those of features do."""
+def moments(seed: int, dim: int) -> tuple[Float[np.ndarray, "{dim}"], Float[np.ndarray, "{dim} {dim}"]]:
+    """Mean and covariance of 3 dim random samples whose variances fall as 1/k, like those of features."""
     samples = np.random.default_rng(seed).standard_normal((3 * dim, dim)) / np.sqrt(np.arange(1, dim + 1))
     return samples.mean(axis=0), np.cov(samples, rowvar=False)
 
 
-def by_sqrtm(mean1, cov1, mean2, cov2) -> float:
-    """pytorch-fid's formula."""
+def sqrtm_distance(
+    mean1: Float[np.ndarray, "dim"],
+    cov1: Float[np.ndarray, "dim dim"],
+    mean2: Float[np.ndarray, "dim"],
+    cov2: Float[np.ndarray, "dim dim"],
+) -> float:
+    """The Fréchet distance as pytorch-fid computes it."""
     root = scipy.linalg.sqrtm(cov1 @ cov2).real
-    return np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root)
+    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root))
 
 
 def compare_distances(dim: int, rounds: int) -> None:
-    pair, times, values = (*moments(0, dim), *moments(1, dim)), {frechet_distance: [], by_sqrtm: []}, []
+    """Prints the seconds of one distance between moments of `dim` features, computed in both ways."""
+    pair = (*moments(0, dim), *moments(1, dim))
+    times = {frechet_distance: [], sqrtm_distance: []}
+    values = []
     for _ in range(rounds):
         for side in times:
-            times[side] += milliseconds(lambda side=side: values.append(side(*pair)), 0.01)
-    ours, theirs = (median(found) / 1e3 for found in times.values())
+            times[side] += milliseconds(lambda side=side: values.append(side(*pair)), seconds=0.01)
+    ours, theirs = (median(measured) / 1e3 for measured in times.values())
     print(
         f"distance of {dim} features: {ours:.2f} s, scipy.linalg.sqrtm {theirs:.2f} s, {theirs / ours:.1f} times as "
-        f"fast; they differ by {np.ptp(values) / values[0]:.0e} of it"
+        f"fast; relative difference of the distances {np.ptp(values) / values[0]:.0e}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.fid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch_python", default=sys.executable)

@@ -1,42 +1,40 @@
-"""Times how fast images come against how fast the training step of the matching config eats them.
+"""Times the input pipeline against the training step of the same config.
 
-python benchmarks/input.py [--cases=digits,28x28,cifar10] [--rounds=3]
+python -m benchmarks.input [--cases=digits,28x28,cifar10] [--rounds=3]
 
-The stream reads shuffled from a decoded split of 50,000 random images that is mapped into memory, flips half of them,
-and brings batches to the device; nothing else runs meanwhile. The networks are those of train_step.py.
+The pipeline reads 50,000 random images in shuffled order from a decoded split that is mapped into memory, flips half of
+them, and moves batches to the device; nothing else runs at the time. The networks are those of train_step.py.
 """
 
 import argparse
 import itertools
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-
-from timing import milliseconds
-from train_step import CASES, Ours
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.timing import milliseconds
+from benchmarks.train_step import CASES, Ours
 from core.parallel import shard_batch
+from core.shapes import HostPixels
 from datasets import train_batches
 
 IMAGES = 50_000
-BATCHES = 20  # timed together, since what a single one takes was mostly spent before it was asked for
+BATCHES = 20  # timed together: most of the time of a single batch passes in the background, before it is read
 
 
-def decoded_images(folder: Path, size: int, channels: int) -> np.ndarray:
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, channels), np.uint8)
+def decoded_images(folder: Path, image_size: int, num_channels: int) -> HostPixels:
+    """Random images, mapped into memory from a file in the folder."""
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, image_size, image_size, num_channels), np.uint8)
     np.save(folder / "images.npy", images)
     return np.load(folder / "images.npy", mmap_mode="r")
 
 
-def stream_milliseconds(images: np.ndarray, batch_size: int, seconds: float) -> list[float]:
-    """Of each batch, on the device."""
+def stream_milliseconds(images: HostPixels, batch_size: int, seconds: float) -> list[float]:
+    """The milliseconds of a batch until it is on the device: several means over BATCHES batches."""
     config = ConfigDict({"seed": 0, "training": {"batch_size": batch_size}, "data": {"random_flip": True}})
     batches = train_batches(images, config, 0)
 
@@ -47,23 +45,36 @@ def stream_milliseconds(images: np.ndarray, batch_size: int, seconds: float) -> 
     return [total / BATCHES for total in milliseconds(read, seconds)]
 
 
+def measure(name: str, rounds: int) -> tuple[float, float]:
+    """The median milliseconds of a batch's input and of its training step. The first round compiles; it is dropped."""
+    case = CASES[name]
+    network = Ours(case)
+    input_times = []
+    step_times = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = decoded_images(Path(folder), case.image_size, case.num_channels)
+        for round_index in range(rounds + 1):
+            stream = stream_milliseconds(images, case.batch, seconds=1.0)
+            step = network.milliseconds("train")
+            if round_index > 0:
+                input_times += stream
+                step_times += step
+    return median(input_times), median(step_times)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.input", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    print(f"{'case':10}{'batch':>6}{'input, ms':>12}{'step, ms':>12}{'images/s in':>14}{'eaten':>10}{'ratio':>9}")
-    for case in flags.cases.split(","):
-        batch, size, channels = CASES[case][:3]
-        network, incoming, eaten = Ours(*CASES[case]), [], []
-        with tempfile.TemporaryDirectory() as folder:
-            images = decoded_images(Path(folder), size, channels)
-            for round_ in range(flags.rounds + 1):  # in turn; the first, which compiles, is left out
-                stream, step = stream_milliseconds(images, batch, 1.0), network.milliseconds("train")
-                incoming, eaten = (incoming + stream, eaten + step) if round_ else ([], [])
-        source, sink = median(incoming), median(eaten)
-        rates = f"{1e3 * batch / source:14,.0f}{1e3 * batch / sink:10,.0f}{sink / source:9.0f}"
-        print(f"{case:10}{batch:6}{source:12.3f}{sink:12.1f}{rates}", flush=True)
+    print(f"{'case':10}{'batch':>6}{'input, ms':>12}{'step, ms':>12}{'images/s in':>14}{'trained':>10}{'ratio':>9}")
+    for name in flags.cases.split(","):
+        batch = CASES[name].batch
+        input_time, step_time = measure(name, flags.rounds)
+        rates = f"{1e3 * batch / input_time:14,.0f}{1e3 * batch / step_time:10,.0f}{step_time / input_time:9.0f}"
+        print(f"{name:10}{batch:6}{input_time:12.3f}{step_time:12.1f}{rates}", flush=True)
 
 
 if __name__ == "__main__":

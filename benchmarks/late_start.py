@@ -1,12 +1,13 @@
-"""Times the statistics of a late start and its draws, on synthetic images with the spectrum of natural ones.
+"""Times the fit of a late start's Gaussian and the draws from it, on synthetic images with a natural spectrum.
 
-python benchmarks/late_start.py [--parts=paper,large,draw] [--images=50000] [--rounds=5]
+python -m benchmarks.late_start [--parts=paper,large,draw] [--images=50000] [--rounds=5]
 
-paper: the Gaussian for all t at 32x32x3 against the paper's way, which noises the data set anew for each of 11 starts
-and stores each copy's covariance. Ours is timed before, amid and after the copies, and its median counts. CPU seconds
-tell more than the clock where other jobs run; set OPENBLAS_NUM_THREADS=1 there, since BLAS's threads spin as they wait.
-large: 64x64x3 at rank 1,024 and 256x256x3 at rank 256, each in a process of its own that reports its peak memory.
-draw: a batch of late starts against one evaluation of the network that it is for; the two take turns.
+paper: the Gaussian for all t at 32x32x3 against the paper's code, which noises the data set anew for each of 11 starts
+and stores the covariance of each copy. Ours is timed three times, before, between and after the copies, and the median
+is reported. Where other jobs run, compare CPU seconds and set OPENBLAS_NUM_THREADS=1: BLAS's threads spin as they wait.
+large: the fit at 64x64x3 with rank 1,024 and at 256x256x3 with rank 256, each in a separate process, with its peak
+memory.
+draw: a batch of late starts against one network evaluation of that batch, in turn.
 """
 
 import argparse
@@ -16,41 +17,65 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import NamedTuple
-
-from timing import in_turn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 import datasets
+from benchmarks.timing import in_turn
 from configs.ddpm import celeba64, cifar10, digits
 from core import tables
-from core.diffusion import NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
 from core.huge_pages import restart_with_huge_pages
-from models import create_model, make_eps_fn
+from core.shapes import HostPixels, ImageShape
+from models import create_model, make_denoiser
 from sampling.eigenpairs import PASSES
 from sampling.late_start import DataGaussian
 
 STARTS = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
-LARGE = {64: (1024, 5000), 256: (256, 2000)}  # image size: rank, images
-DRAWN = {"digits": (digits, 128, None), "cifar10": (cifar10, 16, None), "celeba64": (celeba64, 4, 256)}  # batch, rank
-BATCH = 64  # images made at a time
-ROWS = 1024  # images fitted at a time
-COLOURS = np.array([[1, 0.3, 0.2], [1, -0.2, 0.1], [1, 0, -0.4]])  # channels by light and two hues
-MEAN, CONTRAST = (124, 116, 104), 50
+LARGE = {64: (1024, 5000), 256: (256, 2000)}  # image size: rank, number of images
+BATCH = 64  # images synthesised at a time
+ROWS = 1024  # images per batch of a fit
+COLOURS = np.array([[1, 0.3, 0.2], [1, -0.2, 0.1], [1, 0, -0.4]])  # channels by brightness and two hues
+MEAN = (124, 116, 104)  # of each channel
+CONTRAST = 50
+
+
+class Draws(NamedTuple):
+    """A network, and the late start for a batch of it."""
+
+    config_module: ModuleType
+    batch: int
+    rank: int | None
+
+
+DRAWS = {"digits": Draws(digits, 128, None), "cifar10": Draws(cifar10, 16, None), "celeba64": Draws(celeba64, 4, 256)}
+
+
+class Seconds(NamedTuple):
+    clock: float
+    cpu: float
+
+
+def timed(call: Callable[[], object]) -> tuple[object, Seconds]:
+    """The result of a call, and the time it took."""
+    clock = time.perf_counter()
+    cpu = time.process_time()
+    result = call()
+    return result, Seconds(time.perf_counter() - clock, time.process_time() - cpu)
 
 
 def write_images(path: Path, num: int, size: int) -> None:
-    """Random images, uint8 [num, size, size, 3], whose power falls as 1/f^2 (Field 1987), as a .npy."""
+    """Writes random colour images, uint8 [num, size, size, 3], with power proportional to 1/f^2 (Field 1987)."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None])
     amplitude = 1 / np.maximum(frequency, 1 / size)
     amplitude /= np.sqrt(np.mean(amplitude**2))
@@ -62,10 +87,10 @@ def write_images(path: Path, num: int, size: int) -> None:
         file[start : start + BATCH] = pixels.round().clip(0, 255)
 
 
-def fit_and_save(images: np.ndarray, path: Path, rank: int | None = None) -> DataGaussian:
-    """As --mode=fid_stats does."""
+def fit_and_save(images: HostPixels, path: Path, rank: int | None = None) -> DataGaussian:
+    """Fits and writes the Gaussian as --mode=fid_stats does."""
 
-    def batches():
+    def batches() -> Iterator[HostPixels]:
         return (images[start : start + ROWS] for start in range(0, len(images), ROWS))
 
     gaussian = DataGaussian.fit(batches, rank).scaled(2 / 255, -1)
@@ -73,101 +98,111 @@ def fit_and_save(images: np.ndarray, path: Path, rank: int | None = None) -> Dat
     return gaussian
 
 
-def noised_moments(images: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """The paper's way: mean and covariance of one noised copy of the data set."""
-    x, alpha_bar = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1, NoiseSchedule.linear().alpha_bars[t]
+def noised_moments(images: HostPixels, t: int) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
+    """Mean and covariance of a noised copy of the data set: the paper's method."""
+    alpha_bar = NoiseSchedule.linear().alpha_bars[t]
+    x = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1
     noise = np.random.default_rng(t).standard_normal(x.shape, np.float32)
     x = np.float32(np.sqrt(alpha_bar)) * x + np.float32(np.sqrt(1 - alpha_bar)) * noise
     return x.mean(axis=0, dtype=np.float64), np.cov(x, rowvar=False)
 
 
-class Seconds(NamedTuple):
-    clock: float
-    cpu: float
-
-
-def timed(call: Callable) -> tuple[object, Seconds]:
-    clock, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    return result, Seconds(time.perf_counter() - clock, time.process_time() - cpu)
-
-
 def against_the_paper(num: int, folder: Path) -> str:
-    write_images(folder / "images.npy", num, 32)
-    images, copies, theirs, ours = np.load(folder / "images.npy"), {}, [], []
+    """The table of time and file size of both methods."""
+    write_images(folder / "images.npy", num, size=32)
+    images = np.load(folder / "images.npy")
+    copies = {}
+    theirs = []
+    ours = []
     for i, t in enumerate(tqdm(STARTS, "noised copies", leave=False)):
         if i in (0, len(STARTS) // 2, len(STARTS) - 1):
-            ours.append(timed(partial(fit_and_save, images, folder / "ours.npz"))[1])
+            _, seconds = timed(partial(fit_and_save, images, folder / "ours.npz"))
+            ours.append(seconds)
         (copies[f"mean_{t}"], copies[f"cov_{t}"]), seconds = timed(partial(noised_moments, images, t))
         theirs.append(seconds)
-    theirs.append(timed(partial(np.savez, folder / "theirs.npz", **copies))[1])
-    sides = [Seconds(*(sum(part) for part in zip(*theirs, strict=True)))]
-    sides.append(Seconds(*(median(part) for part in zip(*ours, strict=True))))
-    sizes = [(folder / f"{side}.npz").stat().st_size / 1e6 for side in ("theirs", "ours")]
-    rows = [
-        (name, f"{seconds.clock:.1f}", f"{seconds.cpu:.1f}", f"{size:.1f}")
-        for name, seconds, size in zip(("11 noised copies", "ours"), sides, sizes, strict=True)
-    ]
-    ratios = [a / b for a, b in zip((*sides[0], sizes[0]), (*sides[1], sizes[1]), strict=True)]
-    rows.append(("ratio", *(f"{ratio:.1f}" for ratio in ratios)))
+    _, seconds = timed(partial(np.savez, folder / "theirs.npz", **copies))
+    theirs.append(seconds)
+    costs = {
+        "11 noised copies": (*map(sum, zip(*theirs, strict=True)), _megabytes(folder / "theirs.npz")),
+        "ours": (*map(median, zip(*ours, strict=True)), _megabytes(folder / "ours.npz")),
+    }
+    ratios = [a / b for a, b in zip(*costs.values(), strict=True)]
+    rows = [(name, *(f"{value:.1f}" for value in values)) for name, values in {**costs, "ratio": ratios}.items()]
     return tables.aligned((f"{num} images of 32x32x3", "seconds", "CPU seconds", "file, MB"), rows)
 
 
+def _megabytes(path: Path) -> float:
+    return path.stat().st_size / 1e6
+
+
 def fit_and_report(images: Path, rank: int) -> None:
-    """What a child does."""
+    """Fits a Gaussian and prints its costs as JSON: the work of a process started by `large_sizes`."""
     fit = partial(fit_and_save, np.load(images, mmap_mode="r"), images.with_name("gaussian.npz"), rank)
     gaussian, seconds = timed(fit)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(json.dumps([*seconds, peak, gaussian.captured]))
 
 
-def at_large_sizes(folder: Path) -> str:
+def large_sizes(folder: Path) -> str:
+    """The table of the fits at LARGE sizes."""
     rows = []
     for size, (rank, num) in LARGE.items():
         write_images(folder / "images.npy", num, size)
-        command = [sys.executable, __file__, f"--fit={folder / 'images.npy'}", f"--rank={rank}"]
+        command = [sys.executable, "-m", "benchmarks.late_start"]
+        command += [f"--fit={folder / 'images.npy'}", f"--rank={rank}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         clock, cpu, peak, captured = json.loads(done.stdout)
         each = f"{1e3 * clock / num / PASSES:.1f}"
-        numbers = str(rank), str(num), f"{clock:.0f}", f"{cpu:.0f}", each, f"{peak:.2f}", f"{captured:.1%}"
+        numbers = (str(rank), str(num), f"{clock:.0f}", f"{cpu:.0f}", each, f"{peak:.2f}", f"{captured:.1%}")
         rows.append((f"{size}x{size}x3", *numbers))
-    names = "rank", "images", "seconds", "CPU seconds", "ms an image and pass", "peak, GB", "of the variance"
+    names = ("rank", "images", "seconds", "CPU seconds", "ms an image and pass", "peak, GB", "of the variance")
     return tables.aligned(("size", *names), rows)
 
 
 def draws(rounds: int) -> str:
+    """The table of late starts against network evaluations."""
     rows = []
-    for name, (module, batch, rank) in DRAWN.items():
-        config = module.get_config()
+    for name, (config_module, batch, rank) in DRAWS.items():
+        config = config_module.get_config()
         shape = datasets.image_shape(config)
-        eps_fn, gaussian = make_eps_fn(*create_model(config, jax.random.key(0))), random_gaussian(shape, rank)
+        denoiser = make_denoiser(config, *create_model(config, jax.random.key(0)))
+        gaussian = random_gaussian(shape, rank)
         noise = jax.random.normal(jax.random.key(1), (batch, *shape))
-        draw, evaluate = jax.jit(DataGaussian.sample), jax.jit(lambda eps_fn, x, t: eps_fn(x, t))
-        sides = (
-            lambda draw=draw, gaussian=gaussian, noise=noise: jax.block_until_ready(draw(gaussian, noise, 0.1)),
-            lambda eps_fn=eps_fn, evaluate=evaluate, noise=noise: jax.block_until_ready(
-                evaluate(eps_fn, noise, jnp.full(len(noise), 500.0))
-            ),
-        )
-        *seconds, ratio = in_turn(*sides, rounds)
-        times = [f"{1e3 * value:.2f}" for value in seconds]
-        rows.append((name, str(np.prod(shape)), str(gaussian.eigenvalues.size), str(batch), *times, f"{ratio:.2%}"))
-    names = "d", "directions", "batch", "draw, ms", "network, ms", "ratio"
+        late_start = partial(jax.jit(DataGaussian.sample), gaussian, noise, 0.1)
+        evaluation = partial(jax.jit(Denoiser.eps), denoiser, noise, jnp.full(batch, 500.0))
+        compared = in_turn(_blocking(late_start), _blocking(evaluation), rounds)
+        times = [f"{1e3 * seconds:.2f}" for seconds in (compared.ours, compared.other)]
+        sizes = (str(np.prod(shape)), str(gaussian.eigenvalues.size), str(batch))
+        rows.append((name, *sizes, *times, f"{compared.ratio:.2%}"))
+    names = ("d", "directions", "batch", "draw, ms", "network, ms", "ratio")
     return tables.aligned(("network", *names), rows)
 
 
-def random_gaussian(shape: tuple[int, int, int], rank: int | None) -> DataGaussian:
-    """On the devices, as draws see it."""
+def _blocking(call: Callable[[], object]) -> Callable[[], object]:
+    """The call, returning only when its result is computed."""
+    return lambda: jax.block_until_ready(call())
+
+
+def random_gaussian(shape: ImageShape, rank: int | None) -> DataGaussian:
+    """A Gaussian with random eigenvectors, in float32 on the device as for sampling."""
     dim = int(np.prod(shape))
-    rng, rank = np.random.default_rng(0), rank or dim
-    vectors, _ = np.linalg.qr(rng.standard_normal((dim, rank)))
-    gaussian = DataGaussian(np.zeros(dim), vectors, 100 / np.arange(1, rank + 1), np.float64(0.01), shape)
+    rank = rank or dim
+    vectors, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, rank)))
+    gaussian = DataGaussian(
+        mean=np.zeros(dim),
+        eigenvectors=vectors,
+        eigenvalues=100 / np.arange(1, rank + 1),
+        residual_variance=np.float64(0.01),
+        image_shape=shape,
+    )
     return jax.tree.map(jnp.float32, gaussian)
 
 
 def main() -> None:
     restart_with_huge_pages()  # as main.py does
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.late_start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", default="paper,large,draw")
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -182,7 +217,7 @@ def main() -> None:
             folder = Path(temporary)
             work = {
                 "paper": partial(against_the_paper, flags.images, folder),
-                "large": partial(at_large_sizes, folder),
+                "large": partial(large_sizes, folder),
                 "draw": partial(draws, flags.rounds),
             }
             print(f"{work[part]()}\n", flush=True)

@@ -1,11 +1,13 @@
-"""What grows how: a training step against batch, image size and devices; statistics against N and d; samples against N.
+"""How time and memory grow: a train step, feature statistics and sampling against the quantities they depend on.
 
-python benchmarks/scaling.py [--rounds=3]
+python -m benchmarks.scaling [--rounds=3]
 
-The network is that of digits. All cases take turns, so that all see the same machine, and medians of the CPU time of
-all threads are compared, which other jobs change less than the clock. Only the devices have processes of their own:
-they are virtual and share this machine's cores, so that with as many images in all, what more of them cost is the price
-of dividing alone. MB is what the compiler plans for the temporaries of a step on each device.
+A train step is measured against batch size, image size and number of devices; statistics against the number N of
+vectors and their dimension d; sampling against the number N of images. The network is that of configs/ddpm/digits.py.
+All cases take turns, so that other jobs on the machine slow all, and the CPU time of all threads is measured, which
+depends less on other jobs than the elapsed time; medians are printed. The numbers of devices are measured in separate
+processes. Their devices are virtual and share this machine's cores, and the total batch size is the same, so the extra
+time is the cost of dividing the work. MB is the compiler's plan for the temporary buffers of a step on each device.
 """
 
 import argparse
@@ -13,52 +15,59 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from statistics import median
-
-from timing import milliseconds
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 import datasets
 import losses
+from benchmarks.timing import milliseconds
 from configs.ddpm import digits
 from core import parallel, tables
 from core.huge_pages import restart_with_huge_pages
 from core.moments import Moments
-from models import make_eps_fn, make_schedule
+from models import make_denoiser
 from sampling.generate import generate
 from sampling.time_grid import time_grid
 
-BATCHES, SIZES, DEVICES = (8, 16, 32, 64), (8, 16, 32), (1, 2, 4)
-VECTORS, DIMS = (1000, 2000, 4000), (256, 512, 1024, 2048)
+BATCHES = (8, 16, 32, 64)
+SIZES = (8, 16, 32)
+DEVICES = (1, 2, 4)
+VECTORS = (1000, 2000, 4000)
+DIMS = (256, 512, 1024, 2048)
 SAMPLES = (128, 256, 512)
+
+Call = Callable[[], None]
 
 
 class Step:
-    """A training step of the digits' network on all devices, and the megabytes of its temporaries on each."""
+    """A train step of the digits' network on all devices. Calling the object makes one step.
+
+    Attributes:
+      megabytes: the size of its temporary buffers on each device.
+    """
 
     def __init__(self, batch: int = 32, size: int = 8):
         config = digits.get_config()
         config.data.image_size = size
         graphdef, state = losses.create_state(config)
-        self.state = losses.place(config, state)
+        self._state = losses.place(config, state)
         images = np.random.default_rng(0).integers(0, 256, (batch, *datasets.image_shape(config)), np.uint8)
-        self.images = parallel.shard_batch(images)
-        step = losses.make_train_step(config, graphdef, make_schedule(config))
-        self.step = step.lower(self.state, self.images).compile()
-        self.megabytes = self.step.memory_analysis().temp_size_in_bytes / 1e6
+        self._images = parallel.shard_batch(images)
+        step = losses.make_train_step(config, graphdef)
+        self._step = step.lower(self._state, self._images).compile()
+        self.megabytes = self._step.memory_analysis().temp_size_in_bytes / 1e6
 
     def __call__(self) -> None:
-        self.state, _ = self.step(self.state, self.images)
-        jax.block_until_ready(self.state)
+        self._state, _ = self._step(self._state, self._images)
+        jax.block_until_ready(self._state)
 
 
-def statistics(count: int, dim: int) -> Callable[[], None]:
+def statistics_call(count: int, dim: int) -> Call:
+    """A function that accumulates the moments of `count` vectors of length `dim`."""
     vectors = np.random.default_rng(0).standard_normal((count, dim))
 
     def call():
@@ -69,30 +78,39 @@ def statistics(count: int, dim: int) -> Callable[[], None]:
     return call
 
 
-def samples(count: int) -> Callable[[], None]:
+def sampling_call(count: int) -> Call:
+    """A function that draws `count` digits by DDIM with n = 10."""
     config = digits.get_config()
     graphdef, state = losses.create_state(config)
-    eps_fn, schedule = make_eps_fn(graphdef, parallel.replicate(state.ema)), make_schedule(config)
+    denoiser = make_denoiser(config, graphdef, parallel.replicate(state.ema))
+    settings = {"image_shape": datasets.image_shape(config), "num": count, "batch_size": 128}
 
     def call():
-        shape = datasets.image_shape(config)
-        for batch, _ in generate(config, eps_fn, schedule, None, time_grid(10, 999), shape, count, 128):
+        for batch, _ in generate(config, denoiser, None, time_grid(10, 999), **settings):
             jax.block_until_ready(batch)
 
     return call
 
 
-def cpu_milliseconds(call: Callable[[], None]) -> list[float]:
+def cpu_milliseconds(call: Call) -> list[float]:
     return milliseconds(call, clock=time.process_time)
 
 
-def in_turns(rounds: int) -> list[list[str]]:
-    cases = {
+class Measured(NamedTuple):
+    """Cost of one case."""
+
+    cpu_milliseconds: float
+    megabytes: float | None
+
+
+def on_this_machine(rounds: int) -> list[list[str]]:
+    """The rows of everything but the number of devices."""
+    cases: dict[str, dict[int, Call]] = {
         "step, batch": {batch: Step(batch=batch) for batch in BATCHES},
         "step, image size (batch 32)": {size: Step(size=size) for size in SIZES},
-        "statistics, N (d = 1,024)": {count: statistics(count, 1024) for count in VECTORS},
-        "statistics, d (N = 2,000)": {dim: statistics(2000, dim) for dim in DIMS},
-        "samples, N (DDIM, n = 10)": {count: samples(count) for count in SAMPLES},
+        "statistics, N (d = 1,024)": {count: statistics_call(count, 1024) for count in VECTORS},
+        "statistics, d (N = 2,000)": {dim: statistics_call(2000, dim) for dim in DIMS},
+        "samples, N (DDIM, n = 10)": {count: sampling_call(count) for count in SAMPLES},
     }
     times = {(name, value): [] for name, calls in cases.items() for value in calls}
     for _ in range(rounds):
@@ -100,40 +118,53 @@ def in_turns(rounds: int) -> list[list[str]]:
             times[name, value] += cpu_milliseconds(cases[name][value])
     rows = []
     for name, calls in cases.items():
-        found = {value: (median(times[name, value]), getattr(call, "megabytes", None)) for value, call in calls.items()}
-        rows += compared(name, found)
+        measured = {
+            value: Measured(median(times[name, value]), getattr(call, "megabytes", None))
+            for value, call in calls.items()
+        }
+        rows += table_rows(name, measured)
     return rows
 
 
 def with_devices(rounds: int) -> list[list[str]]:
-    found = {}
+    """The rows of a train step on more and more virtual devices, each measured in a process of its own."""
+    measured = {}
     for devices in DEVICES:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        command = [sys.executable, __file__, f"--rounds={rounds}", "--devices"]
-        told = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, check=True, stdout=subprocess.PIPE)
-        found[devices] = tuple(map(float, told.stdout.split()))
-    return compared("step, devices (batch 32 in all)", found)
+        command = [sys.executable, "-m", "benchmarks.scaling", f"--rounds={rounds}", "--devices"]
+        done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, check=True, stdout=subprocess.PIPE)
+        measured[devices] = Measured(*map(float, done.stdout.split()))
+    return table_rows("step, devices (batch 32 in all)", measured)
 
 
-def compared(name: str, found: dict[int, tuple[float, float | None]]) -> list[list[str]]:
-    """A row for every value, with the ratio of its time to that of the value before."""
-    rows, before = [], None
-    for value, (now, megabytes) in found.items():
-        ratio, memory = f"{now / before:.2f}" if before else "", f"{megabytes:.1f}" if megabytes else ""
+def table_rows(name: str, measured: Mapping[int, Measured]) -> list[list[str]]:
+    """A row for each value, with the ratio of its time to the time of the value before."""
+    rows = []
+    before = None
+    for value, (now, megabytes) in measured.items():
+        ratio = f"{now / before:.2f}" if before else ""
+        memory = f"{megabytes:.1f}" if megabytes else ""
         rows.append([name, f"{value:,}", f"{now:.1f}", ratio, memory])
         before = now
     return rows
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--devices", action="store_true", help="time one step on all devices, for the process above")
-    args = parser.parse_args()
-    restart_with_huge_pages()  # as main.py does
-    if args.devices:
+    parser.add_argument("--devices", action="store_true", help="measure one step on all devices; for `with_devices`")
+    flags = parser.parse_args()
+    if flags.devices:
         step = Step()
-        print(median(each for _ in range(args.rounds) for each in cpu_milliseconds(step)), step.megabytes)
-    else:
-        rows = in_turns(args.rounds) + with_devices(args.rounds)
-        print(tables.aligned(("against", "", "CPU ms", "ratio", "MB"), rows))
+        times = [each for _ in range(flags.rounds) for each in cpu_milliseconds(step)]
+        print(median(times), step.megabytes)
+        return
+    rows = on_this_machine(flags.rounds) + with_devices(flags.rounds)
+    print(tables.aligned(("against", "", "CPU ms", "ratio", "MB"), rows))
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # as main.py does
+    main()

@@ -1,16 +1,18 @@
-"""How benchmarks time a call."""
+"""How the benchmarks time calls."""
 
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import NamedTuple
 
 
 def milliseconds(
     call: Callable[[], object], seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Of each call, for at least `seconds` in all, after one that takes back the caches from whoever ran before.
+    """The milliseconds of each of several calls, until they add up to `seconds`.
 
-    With time.process_time as the clock, CPU time of all threads, which other jobs on the machine change less.
+    A call before them is not timed: it fills the processor's caches. With time.process_time as the clock the result is
+    the CPU time of all threads, which depends less on other jobs on the machine.
     """
     call()
     times = []
@@ -21,7 +23,22 @@ def milliseconds(
     return times
 
 
-def in_turn(ours: Callable, other: Callable, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of a call of each, median of ours / other; the first round, which compiles, is left out."""
-    turns = [[median(milliseconds(side)) / 1e3 for side in (ours, other)] for _ in range(rounds + 1)][1:]
-    return *map(median, zip(*turns, strict=True)), median(mine / others for mine, others in turns)
+class Comparison(NamedTuple):
+    """Medians over the rounds of `in_turn`."""
+
+    ours: float  # seconds of a call
+    other: float
+    ratio: float  # ours / other in the same round
+
+
+def in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Comparison:
+    """Times two calls in turn, so that other jobs on the machine slow both. The first round compiles; it is dropped."""
+    turns = []
+    for _ in range(rounds + 1):
+        turns.append([median(milliseconds(side)) / 1e3 for side in (ours, other)])
+    compared = turns[1:]
+    return Comparison(
+        ours=median(seconds for seconds, _ in compared),
+        other=median(seconds for _, seconds in compared),
+        ratio=median(seconds / others for seconds, others in compared),
+    )

@@ -1,6 +1,6 @@
-"""pytorch-fid's network, to compare with; run by fid.py, which it answers.
+"""pytorch-fid's network, timed for benchmarks/fid.py, which starts this module with an interpreter that has PyTorch.
 
-python torch_inception.py BATCH SIZE. For each line of standard input it prints the milliseconds of one batch.
+python -m benchmarks.torch_inception BATCH SIZE. For each line of standard input it prints the milliseconds of a batch.
 """
 
 import sys
@@ -8,7 +8,8 @@ from unittest import mock
 
 import torch
 from pytorch_fid import inception
-from timing import milliseconds
+
+from benchmarks.timing import milliseconds
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
         mock.patch.object(inception, "load_state_dict_from_url"),
         mock.patch.object(torch.nn.Module, "load_state_dict"),
     ):
-        network = inception.InceptionV3().eval()  # with the weights that it was initialised with
+        network = inception.InceptionV3().eval()  # keeps its initial random weights
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
 
     @torch.inference_mode()

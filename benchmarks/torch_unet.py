@@ -1,7 +1,8 @@
-"""The paper's network and training step in PyTorch, to compare with; run by train_step.py, which it answers.
+"""The paper's network and training step in PyTorch, timed for train_step.py.
 
-python torch_unet.py BATCH NETWORK, NETWORK being the arguments of UNet as a JSON list. For each line of standard
-input, "forward" or "train", it prints the milliseconds of a few calls as a JSON list.
+train_step.py starts this module with an interpreter that has PyTorch: python -m benchmarks.torch_unet ARGUMENTS, the
+arguments of Workload as a JSON object. For each line of standard input, "forward" or "train", it prints the
+milliseconds of a few calls as a JSON list.
 """
 
 import json
@@ -10,17 +11,20 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from timing import milliseconds
 from torch import nn
+
+from benchmarks.timing import milliseconds
 
 
 class ResnetBlock(nn.Module):
     def __init__(self, channels, out_channels, temb_dim, dropout):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(32, channels, 1e-6), nn.GroupNorm(32, out_channels, 1e-6)
+        self.norm1 = nn.GroupNorm(32, channels, 1e-6)
+        self.norm2 = nn.GroupNorm(32, out_channels, 1e-6)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.temb, self.dropout = nn.Linear(temb_dim, out_channels), nn.Dropout(dropout)
+        self.temb = nn.Linear(temb_dim, out_channels)
+        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x, temb):
@@ -52,37 +56,43 @@ class Upsample(nn.Conv2d):
 
 
 class UNet(nn.Module):
-    def __init__(self, size, image_channels, nf, ch_mult, blocks, attention, dropout):
+    def __init__(self, image_size, num_channels, nf, ch_mult, num_res_blocks, attn_resolutions, dropout):
         super().__init__()
-        self.nf, channels, skips, down, up = nf, nf, [nf], [], []
+        self.nf = nf
+        channels = nf
+        skips = [nf]
+        down = []
+        up = []
 
         def stage(inputs, level):
-            block = ResnetBlock(inputs, nf * ch_mult[level], 4 * nf, dropout)
-            return [block, AttentionBlock(nf * ch_mult[level])] if size >> level in attention else [block]
+            layers = [ResnetBlock(inputs, nf * ch_mult[level], 4 * nf, dropout)]
+            if image_size >> level in attn_resolutions:
+                layers.append(AttentionBlock(nf * ch_mult[level]))
+            return layers
 
         for level, mult in enumerate(ch_mult):
             if level:
                 down.append([Downsample(channels, channels, 3, stride=2)])
                 skips.append(channels)
-            for _ in range(blocks):
+            for _ in range(num_res_blocks):
                 down.append(stage(channels, level))
                 channels = nf * mult
                 skips.append(channels)
         middle = [ResnetBlock(channels, channels, 4 * nf, dropout) for _ in range(2)]
         middle.insert(1, AttentionBlock(channels))
         for level in reversed(range(len(ch_mult))):
-            for _ in range(blocks + 1):
+            for _ in range(num_res_blocks + 1):
                 up.append(stage(channels + skips.pop(), level))
                 channels = nf * ch_mult[level]
             if level:
                 up[-1].append(Upsample(channels, channels, 3, padding=1))
 
         self.temb = nn.Sequential(nn.Linear(nf, 4 * nf), nn.SiLU(), nn.Linear(4 * nf, 4 * nf))
-        self.conv_in = nn.Conv2d(image_channels, nf, 3, padding=1)
+        self.conv_in = nn.Conv2d(num_channels, nf, 3, padding=1)
         self.down, self.up = (nn.ModuleList(map(nn.ModuleList, stages)) for stages in (down, up))
         self.middle = nn.ModuleList(middle)
         self.norm_out = nn.GroupNorm(32, channels, 1e-6)
-        self.conv_out = nn.Conv2d(channels, image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, num_channels, 3, padding=1)
 
     def forward(self, x, t):
         angles = t[:, None] * torch.exp(-math.log(1e4) / (self.nf // 2 - 1) * torch.arange(self.nf // 2))
@@ -102,12 +112,12 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class Bench:
-    """The two things timed: a forward pass, and a training step of the paper's (loss, Adam, EMA)."""
+class Workload:
+    """What is timed: a forward pass, and a training step as in the paper (loss, Adam, EMA)."""
 
-    def __init__(self, batch, size, channels, *network):
-        self.net = UNet(size, channels, *network)
-        self.images = torch.randint(0, 256, (batch, channels, size, size))
+    def __init__(self, batch, image_size, num_channels, **network):
+        self.net = UNet(image_size, num_channels, **network)
+        self.images = torch.randint(0, 256, (batch, num_channels, image_size, image_size))
         self.alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
         self.optimizer = torch.optim.Adam(self.net.parameters(), 2e-4)
         self.ema = [p.detach().clone() for p in self.net.parameters()]
@@ -119,8 +129,10 @@ class Bench:
 
     def train(self):
         self.net.train()
-        t, x0 = torch.randint(0, 1000, (len(self.images),)), self.images / 127.5 - 1
-        noise, ab = torch.randn_like(x0), self.alpha_bars[t][:, None, None, None]
+        t = torch.randint(0, 1000, (len(self.images),))
+        x0 = self.images / 127.5 - 1
+        noise = torch.randn_like(x0)
+        ab = self.alpha_bars[t][:, None, None, None]
         loss = F.mse_loss(self.net(ab.sqrt() * x0 + (1 - ab).sqrt() * noise, t.float()), noise)
         self.optimizer.zero_grad()
         loss.backward()
@@ -132,6 +144,6 @@ class Bench:
 
 
 if __name__ == "__main__":
-    bench = Bench(int(sys.argv[1]), *json.loads(sys.argv[2]))
+    workload = Workload(**json.loads(sys.argv[1]))
     for line in sys.stdin:
-        print(json.dumps(milliseconds(getattr(bench, line.strip()))), flush=True)
+        print(json.dumps(milliseconds(getattr(workload, line.strip()))), flush=True)

@@ -1,22 +1,18 @@
 """Times the forward pass and the whole training step (loss, gradients, Adam, EMA) against the paper's PyTorch code.
 
-python benchmarks/train_step.py [--cases=digits,28x28,cifar10] [--rounds=5] [--torch_python=PATH]
+python -m benchmarks.train_step [--cases=digits,28x28,cifar10] [--rounds=5] [--torch_python=PATH]
 
-Both sides run in turn, so that both see the same machine, and medians are compared. PyTorch runs in a process of its
-own, whose interpreter --torch_python names; where it has no torch, only our times are printed.
+The two sides take turns, so that other jobs on the machine slow both, and their medians are compared. PyTorch runs in a
+separate process with the interpreter --torch_python. If that interpreter lacks torch, only our own times are printed.
 """
 
 import argparse
+import contextlib
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from statistics import median
-
-from timing import milliseconds
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,103 +21,127 @@ from ml_collections import ConfigDict
 
 import datasets
 import losses
+from benchmarks.timing import milliseconds
+from benchmarks.torch_process import PASSIVE_THREADS, TorchProcess, can_import
 from configs.default import get_default_config
-from core.diffusion import NoiseSchedule
 from core.huge_pages import restart_with_huge_pages
 from models import apply_model
 
 DROPOUT = 0.1
-CASES = {  # batch, then the network: image size and channels, nf, ch_mult, blocks, sizes with attention
-    "digits": (128, 8, 1, 32, (1, 2), 1, (4,)),
-    "28x28": (128, 28, 1, 32, (1, 2, 2), 1, (7,)),
-    "cifar10": (16, 32, 3, 128, (1, 2, 2, 2), 2, (16,)),
-}
 WORK = ("forward", "train")
 
 
+class Case(NamedTuple):
+    """A batch size, and the fields of config.data and config.model that define a network."""
+
+    batch: int
+    image_size: int
+    num_channels: int
+    nf: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+
+
+CASES = {
+    "digits": Case(128, 8, 1, nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)),
+    "28x28": Case(128, 28, 1, nf=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(7,)),
+    "cifar10": Case(16, 32, 3, nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=2, attn_resolutions=(16,)),
+}
+
+
+class Side(Protocol):
+    """One side of the comparison."""
+
+    def milliseconds(self, work: str) -> list[float]:
+        """The milliseconds of each of a few calls. work: one of WORK."""
+        ...
+
+
 class Ours:
-    """The two things timed, as torch_unet.Bench has them."""
+    """The forward pass and the train step of this project. Their counterpart is torch_unet.Workload."""
 
-    def __init__(self, batch, *network):
-        config = self._config(*network)
+    def __init__(self, case: Case):
+        config = _config(case)
         graphdef, state = losses.create_state(config)
-        self.state = losses.place(config, state)
-        self.step = losses.make_train_step(config, graphdef, NoiseSchedule.linear())
-        self.predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x, t))
-        shape = (batch, *datasets.image_shape(config))
-        self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-    @staticmethod
-    def _config(size: int, channels: int, nf: int, ch_mult, blocks: int, attention) -> ConfigDict:
-        config = get_default_config()
-        config.data.update(image_size=size, num_channels=channels)
-        config.model.update(nf=nf, ch_mult=ch_mult, num_res_blocks=blocks, attn_resolutions=attention, dropout=DROPOUT)
-        return config
+        self._state = losses.place(config, state)
+        self._step = losses.make_train_step(config, graphdef)
+        self._predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x, t))
+        shape = (case.batch, *datasets.image_shape(config))
+        self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     def milliseconds(self, work: str) -> list[float]:
         return milliseconds(getattr(self, work))
 
-    def forward(self):
-        x = self.images.astype(np.float32) / 127.5 - 1
-        jax.block_until_ready(self.predict(self.state.params, x, jnp.full(len(x), 500.0)))
+    def forward(self) -> None:
+        x = self._images.astype(np.float32) / 127.5 - 1
+        jax.block_until_ready(self._predict(self._state.params, x, jnp.full(len(x), 500.0)))
 
-    def train(self):
-        self.state, _ = self.step(self.state, self.images)
-        jax.block_until_ready(self.state)
+    def train(self) -> None:
+        self._state, _ = self._step(self._state, self._images)
+        jax.block_until_ready(self._state)
 
 
-class PyTorch:
-    """The same in a process of its own, kept alive between rounds."""
+def _config(case: Case) -> ConfigDict:
+    config = get_default_config()
+    config.data.update(image_size=case.image_size, num_channels=case.num_channels)
+    config.model.update(
+        nf=case.nf,
+        ch_mult=case.ch_mult,
+        num_res_blocks=case.num_res_blocks,
+        attn_resolutions=case.attn_resolutions,
+        dropout=DROPOUT,
+    )
+    return config
 
-    def __init__(self, python: str, batch: int, *network):
-        command = [python, Path(__file__).with_name("torch_unet.py"), str(batch), json.dumps([*network, DROPOUT])]
-        # else its idle threads spin, and take the cores from us
-        environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+class PyTorch(TorchProcess):
+    """The same work in PyTorch. The process keeps running between rounds."""
+
+    def __init__(self, python: str, case: Case):
+        arguments = json.dumps(case._asdict() | {"dropout": DROPOUT})
+        super().__init__(python, "torch_unet", arguments, environment=PASSIVE_THREADS)
 
     def milliseconds(self, work: str) -> list[float]:
-        print(work, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        return json.loads(self.answer(work))
 
 
-def measure(sides: dict, rounds: int) -> dict[tuple[str, str], float]:
-    """Median milliseconds of every side at every work, in turn; the first round, which compiles, is left out."""
+def measure(sides: Mapping[str, Side], rounds: int) -> dict[tuple[str, str], float]:
+    """The median milliseconds by (side, work), measured in turn. The first round compiles; it is dropped."""
     times = {(side, work): [] for side in sides for work in WORK}
-    for round_ in range(rounds + 1):
+    for round_index in range(rounds + 1):
         for side, work in times:
-            found = sides[side].milliseconds(work)
-            times[side, work] += found if round_ else []
+            measured = sides[side].milliseconds(work)
+            if round_index > 0:
+                times[side, work] += measured
     return {key: median(values) for key, values in times.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.train_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch_python", default=sys.executable)
     flags = parser.parse_args()
-    has_torch = subprocess.run([flags.torch_python, "-c", "import torch"], capture_output=True).returncode == 0
+    has_torch = can_import(flags.torch_python, "torch")
     if not has_torch:
-        print(f"{flags.torch_python} has no torch: our times alone.")
+        print(f"{flags.torch_python} has no torch: only our own times")
     print(f"{'case':10}{'work':10}{'ours, ms':>12}{'PyTorch, ms':>14}{'ratio':>8}")
-    for case in flags.cases.split(","):
-        sides = {"ours": Ours(*CASES[case])}
-        if has_torch:
-            sides["torch"] = PyTorch(flags.torch_python, *CASES[case])
-        times = measure(sides, flags.rounds)
+    for name in flags.cases.split(","):
+        with contextlib.ExitStack() as processes:
+            sides: dict[str, Side] = {"ours": Ours(CASES[name])}
+            if has_torch:
+                sides["torch"] = processes.enter_context(PyTorch(flags.torch_python, CASES[name]))
+            times = measure(sides, flags.rounds)
         for work in WORK:
-            ours, torch = times["ours", work], times.get(("torch", work))
+            ours = times["ours", work]
+            torch = times.get(("torch", work))
             against = f"{torch:14.1f}{ours / torch:8.2f}" if torch else f"{'-':>14}{'-':>8}"
-            print(f"{case:10}{work:10}{ours:12.1f}{against}", flush=True)
-        if has_torch:
-            sides["torch"].close()
+            print(f"{name:10}{work:10}{ours:12.1f}{against}", flush=True)
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does; PyTorch's process inherits it
+    restart_with_huge_pages()  # as main.py does; PyTorch's process inherits the setting
     main()

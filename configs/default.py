@@ -1,160 +1,191 @@
-"""Every field of a config with its default: the paper's CIFAR-10 settings. Data sets change what differs."""
+"""All fields of a config with their defaults: the paper's settings for CIFAR-10. The files of data sets override some.
+
+Fields without a comment have the meaning that is usual for diffusion models.
+"""
 
 from ml_collections import ConfigDict
 
 
 def get_default_config() -> ConfigDict:
+    """A new config with every field at its default; it is locked, so fields can be changed but not added."""
     config = ConfigDict()
+    # The seed of all randomness: initial weights, training and sampling.
     config.seed = 42
-    # Statistics, classifiers and other files that belong to a data set; relative to the repository.
+    # Folder of the data set's statistics and classifier, relative to the repository.
     config.assets_dir = "assets"
 
     config.training = training = ConfigDict()
     training.batch_size = 128
+    # Number of training steps.
     training.n_iters = 1_300_000
-    # The squared error of the noise weighs alpha_bar ** -weighting: 0 is the paper's loss, 1 is the squared error of v.
+    # The loss at t is the squared error of eps times alpha_bar(t) ** -weighting. 0 is the paper's loss; 1 is the
+    # squared error of v = signal eps - sigma x_0.
     training.weighting = 0.0
+    # Steps between two rows of the log.
     training.log_freq = 50
-    # Loss of the EMA weights on the test split; 0 never.
+    # Steps between two evaluations of the EMA weights' loss on the test split; 0 means never.
     training.eval_freq = 0
-    # Checkpoints at multiples of snapshot_freq are kept, those at multiples of the other replaced by newer ones.
+    # A checkpoint is saved every snapshot_freq steps and kept for good. Another is saved every
+    # snapshot_freq_for_preemption steps, to resume from, and deleted when max_to_keep newer ones exist.
     training.snapshot_freq = 50_000
     training.snapshot_freq_for_preemption = 10_000
-    # How many of the newest checkpoints there are, whatever their steps.
+    # Number of newest checkpoints that are kept, whatever their steps.
     training.max_to_keep = 2
-    # Splits the optimiser's state and the EMA over the devices, which then gather the weights at every step.
+    # Whether the optimiser's state and the EMA weights are split over the devices instead of copied to each. This saves
+    # memory and costs communication at every step.
     training.shard_state = False
-    # A grid of sampling_size images at each snapshot, drawn as config.sampling says but without a late start.
+    # Whether a grid of sampling_size samples is saved every snapshot_freq steps. The sampler is the one of
+    # config.sampling, without a late start.
     training.snapshot_sampling = True
     training.sampling_size = 64
 
     config.data = data = ConfigDict()
     data.dataset = "cifar10"
-    # Where TFDS keeps what --mode=prepare prepares; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    # Folder where TFDS stores the data sets that --mode=prepare prepares. If empty: the environment variable
+    # TFDS_DATA_DIR, else ~/tensorflow_datasets.
     data.data_dir = ""
-    # Images of your own in place of TFDS's: a folder, .npy, .npz or IDX files.
+    # Your own images: a folder, a .npy or .npz file, or a folder of IDX files. If empty, the images come from TFDS.
     data.path = ""
-    # The share of data.path that is the test split, where it has none of its own.
+    # Fraction of the images at data.path that is the test split, if the files have no test split of their own.
     data.held_out = 0.1
-    # Do without the pictures that cannot be read; else one of them is a mistake.
+    # Whether pictures that cannot be read are left out. If false, one such picture is an error.
     data.skip_bad = False
-    # Where every decoded split is kept; relative to the repository. It may be deleted at any time.
+    # Folder of the cache of decoded images, relative to the repository. It can be deleted at any time.
     data.cache_dir = "data/decoded"
     data.image_size = 32
     data.num_channels = 3
+    # Whether half of the training images are flipped left to right, at random.
     data.random_flip = True
-    # The network sees [-1, 1] where centered, else [0, 1].
+    # Whether the network's range is [-1, 1]; otherwise it is [0, 1].
     data.centered = True
-    # Adds uniform noise within one of the 256 grey levels.
+    # Whether training adds uniform noise within one of the 256 grey levels to each pixel.
     data.uniform_dequantization = False
 
     config.model = model = ConfigDict()
     model.name = "ddpm"
-    # What the network computes in: "float32", or "bfloat16" on a GPU or TPU. Weights are float32 in any case.
+    # The dtype that the network computes in: "float32", or "bfloat16" for GPUs and TPUs. Weights are always float32.
     model.dtype = "float32"
-    # Betas rise in num_scales equal steps from beta_min / num_scales to beta_max / num_scales.
+    # The noise schedule has num_scales times. Its betas are equally spaced from beta_min / num_scales to
+    # beta_max / num_scales.
     model.beta_min = 0.1
     model.beta_max = 20.0
     model.num_scales = 1000
-    # The decay is min(ema_rate, (1 + k) / (10 + k)) after k updates.
+    # The decay of the EMA weights after k updates is min(ema_rate, (1 + k) / (10 + k)).
     model.ema_rate = 0.9999
     model.dropout = 0.1
+    # Base number of channels of the U-Net. Level i has nf * ch_mult[i] channels and num_res_blocks residual blocks.
     model.nf = 128
-    # Pixels of the U-Net are patches of patch_size x patch_size pixels of the image: 2 makes large images four times
-    # as cheap. The paper's networks, and those of diffusers, have 1.
+    # The U-Net works on patches of patch_size x patch_size pixels. 2 makes large images four times cheaper. The
+    # networks of the paper and of diffusers have 1.
     model.patch_size = 1
-    # What the network predicts: the noise "eps", or "v" = signal eps - sigma x_0, which keeps the error of x_0 bounded
-    # where there is little signal. Samplers see eps either way.
+    # What the network predicts: "eps", the noise, or "v" = signal eps - sigma x_0. With "v" the error of the predicted
+    # x_0 stays bounded where there is little signal. Samplers receive eps in both cases.
     model.prediction = "eps"
     model.ch_mult = (1, 2, 2, 2)
     model.num_res_blocks = 2
-    # Image sizes at which residual blocks are followed by attention; the middle always has it.
+    # Image sizes at which every residual block is followed by attention. The middle of the U-Net always has attention.
     model.attn_resolutions = (16,)
+    # Whether down- and upsampling have a convolution.
     model.resamp_with_conv = True
-    # Whether the network is told t.
+    # Whether the network has t as an input.
     model.conditional = True
     model.normalization = "GroupNorm"
-    # Of GroupNorm. As many as channels make each forget its own mean: a network of few channels wants fewer.
+    # Groups of GroupNorm. With as many groups as channels each channel loses its mean, so narrow networks need fewer.
     model.num_groups = 32
+    # "swish", "relu", "elu" or "lrelu".
     model.nonlinearity = "swish"
 
     config.optim = optim = ConfigDict()
-    # "Adam", or "Muon" for kernels and Adam for the rest.
+    # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.
     optim.optimizer = "Adam"
     optim.lr = 2e-4
     optim.beta1 = 0.9
     optim.eps = 1e-8
     optim.weight_decay = 0.0
-    # Steps of linear warm-up from 0.
+    # Steps in which the learning rate rises linearly from 0 to lr.
     optim.warmup = 5000
-    # After the warm-up: "constant", or "cosine" down to 0 at n_iters.
+    # The learning rate after the warm-up: "constant", or "cosine", which decreases to 0 at training.n_iters.
     optim.schedule = "constant"
-    # Largest norm of the gradient.
+    # Gradients of a larger norm are scaled down to this norm.
     optim.grad_clip = 1.0
 
     config.sampling = sampling = ConfigDict()
     sampling.sampler = "ddim"
+    # Number of steps. Some samplers evaluate the network more than once per step.
     sampling.n_steps = 10
-    # Of the time grid: "linear", "quadratic", "logsnr", "trailing", or "auto", chosen for the network by a trial.
+    # Spacing of the time grid: "linear", "quadratic", "logsnr", "trailing", or "auto", which computes a grid for the
+    # network and n_steps (see sampling/auto_grid.py).
     sampling.spacing = "linear"
-    # Clips every predicted x_0 to the range of the data.
+    # Whether every predicted x_0 is clipped to the network's range.
     sampling.clip_x0 = False
-    # The Gaussian late start, and where it starts; -1: where a trial of at most 15% of the evaluation's network calls
-    # finds best. Without it every sampler starts at num_scales - 1.
+    # Whether sampling has a Gaussian late start, and its time. -1 is the automatic start: several starts are compared,
+    # with at most 15% of the evaluation's network calls, and the best is used (see sampling/auto_start.py). Without a
+    # late start, sampling begins at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
-    # What a late start is to be compared with: "afs" takes the first noise prediction of a full start from the prior in
-    # place of the network, "isotropic" draws a late start from the data's mean and mean variance alone, and with
-    # "no_history" a multistep solver opens as if nothing were known above the start.
+    # An alternative that late starts are compared with: "afs", a start from pure noise in which the first noise
+    # prediction is analytic instead of the network's; "isotropic", a late start from a Gaussian with the data's mean
+    # and mean variance only; "no_history", a late start without the Gaussian's predictions for multistep solvers. Empty
+    # for none.
     sampling.baseline = ""
-    # How many directions of the data's covariance fid_stats keeps where it is too large to form, above d = 4,096.
+    # Number of eigenpairs of the data's covariance that fid_stats keeps for images of more than 4,096 values, whose
+    # covariance is too large to be formed. For smaller images it keeps all.
     sampling.rank = 256
 
     config.eval = evaluation = ConfigDict()
-    # The step of the checkpoint; -1 is the newest.
+    # Step of the checkpoint; -1 is the newest.
     evaluation.checkpoint = -1
+    # Images that are generated at a time.
     evaluation.batch_size = 500
     evaluation.num_samples = 50_000
-    # Score the samples by the distance between their features and the training split's.
+    # Whether the samples are scored: by the Fréchet distance between their features and those of the training split.
     evaluation.enable_fid = True
-    # "inception" for FID proper, "classifier" for the data set's own.
+    # The features: "inception" for FID, or "classifier" for those of a classifier trained on the data set.
     evaluation.features = "classifier"
-    # Images that the feature network sees at once.
+    # Images that the feature network processes at a time.
     evaluation.feature_batch_size = 100
-    # A .pth or .npz with PyTorch's names in place of the published weights, which are fetched on first use.
+    # Your own Inception weights: a .pth, or a .npz with PyTorch's parameter names. If empty, the published weights are
+    # downloaded on first use.
     evaluation.inception_weights = ""
-    # Statistics in place of fid_stats' own: any file with mu and sigma, or mu and cov.
+    # Your own reference statistics: a .npz with mu and sigma, or mu and cov. If empty, those of --mode=fid_stats.
     evaluation.reference = ""
-    # "module:function", from uint8 images [B, H, W, C] to scores [B, K], whose labels are counted; "" the data's own.
+    # Your own classifier for counting the labels of samples: "module:function", which maps uint8 images [batch, height,
+    # width, channels] to scores [batch, classes]. If empty, the data set's classifier.
     evaluation.classifier = ""
-    # Keep every sample in samples.npz, not only those of the grid.
+    # Whether all samples are saved, to samples.npz, and not only those of the sample grid.
     evaluation.enable_sampling = False
-    # Loss of the EMA weights on the test split.
+    # Whether the loss of the EMA weights on the test split is computed.
     evaluation.enable_loss = False
-    # Bits per dimension of the EMA weights on bpd_num_images images, evenly spaced, of the split bpd_dataset.
+    # Whether bits per dimension are computed, with the EMA weights, on bpd_num_images images of the split bpd_dataset
+    # ("train" or "test"), evenly spaced.
     evaluation.enable_bpd = False
     evaluation.bpd_dataset = "test"
     evaluation.bpd_num_images = 10_000
-    # The divergence of the flow from one derivative a dimension, in place of Hutchinson's estimate from a single one.
+    # Whether the divergence of the probability-flow ODE is exact, from one derivative per dimension. If false, it is
+    # Hutchinson's estimate from one random direction.
     evaluation.bpd_exact_divergence = False
 
-    # What --mode=sweep runs: every sampler at every n_steps, without a late start and from each of t_starts.
+    # The runs of --mode=sweep: every sampler with every n_steps, from pure noise and from each of t_starts.
     config.sweep = sweep = ConfigDict()
     sweep.samplers = ("ddpm", "ddim", "pndm")
     sweep.n_steps = (3, 5, 10)
-    # Also "300:700:25" for those from 300 to 700 by 25, and "auto".
+    # Times, ranges such as "300:700:25" (from 300 to 700 in steps of 25), and "auto" for the automatic start.
     sweep.t_starts = (300, 400, 500, 600, 700)
-    # Of "afs", "isotropic" and "no_history", which to run beside them.
+    # Values of sampling.baseline that are run too: any of "afs", "isotropic" and "no_history".
     sweep.baselines = ()
 
-    # What --mode=analyze measures with: training images, times, leading eigenvalues, and steps of a trajectory.
+    # The measurements of --mode=analyze.
     config.analysis = analysis = ConfigDict()
+    # Training images that are measured on.
     analysis.num_images = 128
+    # Times at which the drift's Jacobian and other quantities are measured.
     analysis.num_times = 25
+    # Leading eigenvalues of the drift's Jacobian that are measured.
     analysis.num_eigenvalues = 4
+    # Steps of the generated trajectories.
     analysis.n_steps = 100
-    # Its own scored runs, by DDPM and DDIM: how many images each draws (0: no such runs), and the late starts of those
-    # with one step for every t, which evaluate the network t + 1 times an image.
+    # Images of each scored run of the analysis, by DDPM and DDIM; 0 for no such runs.
     analysis.score_samples = 5000
+    # Late starts of the scored runs with one step for every t, which evaluate the network t + 1 times per image.
     analysis.score_starts = (100, 200, 300, 400, 600)
     return config.lock()

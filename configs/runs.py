@@ -1,5 +1,6 @@
-"""The configs of a sweep's runs."""
+"""The configs of the runs of a sweep."""
 
+import itertools
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -11,32 +12,35 @@ from sampling.time_grid import starts_of
 def sweep_configs(
     config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int], baselines: Sequence[str] = ()
 ) -> list[ConfigDict]:
-    """A config for every sampler of config.sweep, n_steps and start; the start from pure noise comes first.
+    """One config for every sampler of config.sweep, number of steps, and start, in this order.
 
-    A baseline is left out where it changes nothing (see `sampling.applies`).
+    For each sampler and n_steps, starts from pure noise come before late starts. Baselines come after the runs that
+    they are compared with, and are left out where they do not change the result (see `sampling.applies`).
     """
-    full, late = [{"gls": False}], [{"gls": True, "t_start": t_start} for t_start in t_starts]
-    starts = []
-    for kind, rivals in ((full, ("afs",)), (late, ("isotropic", "no_history"))):
-        for baseline in ("", *[rival for rival in rivals if rival in baselines]):
-            starts += [start | {"baseline": baseline} for start in kind]
+    kinds = ["", *baselines]
+    full = [{"gls": False, "baseline": kind} for kind in ("", "afs") if kind in kinds]
+    late = [
+        {"gls": True, "baseline": kind, "t_start": t_start}
+        for kind in ("", "isotropic", "no_history")
+        if kind in kinds
+        for t_start in t_starts
+    ]
     configs = []
-    for sampler in config.sweep.samplers:
-        for steps in n_steps:
-            for start in (start for start in starts if applies(start["baseline"], sampler, steps)):
-                copy = config.copy_and_resolve_references()
-                copy.sampling.update(sampler=sampler, n_steps=steps, **start)
-                configs.append(copy)
+    for sampler, steps, start in itertools.product(config.sweep.samplers, n_steps, full + late):
+        if applies(start["baseline"], sampler, steps):
+            copy = config.copy_and_resolve_references()
+            copy.sampling.update(sampler=sampler, n_steps=steps, **start)
+            configs.append(copy)
     return configs
 
 
 def expand_starts(entries: Sequence[int | str]) -> list[int]:
-    """The starts of config.sweep.t_starts, each once."""
+    """All starts that the entries of config.sweep.t_starts stand for (see `starts_of`), without duplicates."""
     return list(dict.fromkeys(start for entry in entries for start in starts_of(entry)))
 
 
-def unscored(config: ConfigDict, num: int) -> ConfigDict:
-    """Pictures need no statistics but a late start's."""
+def without_scores(config: ConfigDict, num: int) -> ConfigDict:
+    """A copy of the config that draws `num` images without scores, so that only a late start needs statistics."""
     config = config.copy_and_resolve_references()
     config.eval.update(enable_fid=False, enable_loss=False, enable_bpd=False, num_samples=num)
     return config

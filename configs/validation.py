@@ -1,7 +1,7 @@
-"""What a config may say: every rule in one table, checked before any work.
+"""The rules that a config must meet, checked before any work starts.
 
-To answer a mistake at once this imports nothing of the networks, whose libraries take a second: their names stand here
-as well, and tests/test_validation.py compares them.
+Mistakes are reported at once because nothing here imports the networks, whose libraries take a second to import. The
+names of networks are therefore repeated here; tests/configs/test_validation.py compares them.
 """
 
 import math
@@ -16,43 +16,57 @@ from core.errors import UserError
 from datasets import LOADERS
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
-from sampling.late_start import BASELINES, EXACT_UP_TO
-from sampling.time_grid import AUTO_SPACING, AUTO_START, SPACINGS, starts_of
+from sampling.auto_start import chooses_grid, chooses_start
+from sampling.late_start import BASELINES, forms_covariance
+from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
 
 
 class Rule(NamedTuple):
+    """What the value of a field must be.
+
+    Attributes:
+      allowed: the allowed values in words, as in "must be one of ...".
+      holds: whether a value is allowed; may raise TypeError for a value of a wrong type.
+    """
+
     allowed: str
     holds: Callable[[Any], bool]
 
 
-def one_of(names: Collection) -> Rule:
+def one_of(names: Collection[Any]) -> Rule:
+    """The value is one of `names`."""
     return Rule(f"one of {', '.join(map(str, names))}", lambda value: value in names)
 
 
 def at_least(low: float) -> Rule:
+    """The value is finite and at least `low`."""
     return Rule(f"at least {low}", lambda value: low <= value < math.inf)
 
 
 def above(low: float) -> Rule:
+    """The value is finite and above `low`."""
     return Rule(f"above {low}", lambda value: low < value < math.inf)
 
 
 def from_up_to(low: float, high: float) -> Rule:
-    """The upper end is excluded."""
-    return Rule(f"from {low} up to, but not, {high}", lambda value: low <= value < high)
+    """The value is at least `low` and below `high`."""
+    return Rule(f"from {low} up to, but not including, {high}", lambda value: low <= value < high)
 
 
 def list_of(rule: Rule, least: int = 1) -> Rule:
+    """The value is a list of at least `least` values that meet a rule."""
     allowed = f"a list of {least} or more, each {rule.allowed}"
     return Rule(allowed, lambda values: len(values) >= least and all(map(rule.holds, values)))
 
 
 def whole(rule: Rule) -> Rule:
-    """For the members of lists, whose type the config does not fix."""
+    """The value is an integer that meets a rule. For members of lists, whose type ConfigDict does not check."""
     return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
 
 
 def sweep_start() -> Rule:
+    """The value is an entry of sweep.t_starts (see `sampling.time_grid.starts_of`)."""
+
     def holds(value: Any) -> bool:
         try:
             return bool(starts_of(value))
@@ -63,6 +77,7 @@ def sweep_start() -> Rule:
 
 
 def empty_or_file() -> Rule:
+    """The value is empty or the path of an existing file."""
     return Rule("a file that is there", lambda value: not value or Path(value).is_file())
 
 
@@ -95,7 +110,7 @@ RULES = {
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
     "model.num_res_blocks": at_least(1),
     "model.normalization": one_of(["GroupNorm"]),
-    "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # so that they divide nf
+    "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # divisors of model.nf, a multiple of 32
     "model.nonlinearity": one_of(["swish", "relu", "elu", "lrelu"]),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
@@ -140,105 +155,126 @@ def validate(config: ConfigDict) -> None:
             _require(isinstance(value, ConfigDict) and name in value, f"the config has no field {field}")
             value = value[name]
         _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
-    _validate_network(config)
+    _validate_image_size(config)
+    _validate_betas(config)
     _validate_start(config)
+    _validate_auto_start(config)
     _validate_baseline(config)
 
 
 def _holds(rule: Rule, value: Any) -> bool:
     try:
         return rule.holds(value)
-    except TypeError:  # a list where a number belongs, or None
+    except TypeError:  # a list where a number is required, or None
         return False
 
 
 def validate_batch(config: ConfigDict) -> None:
-    """Raises UserError where the devices cannot share a training batch evenly."""
-    batch, devices = config.training.batch_size, jax.device_count()
+    """Raises UserError if a training batch cannot be divided evenly among the devices."""
+    batch = config.training.batch_size
+    devices = jax.device_count()
     _require(batch % devices == 0, f"training.batch_size={batch} must be a multiple of the {devices} devices")
 
 
 def validate_analysis(config: ConfigDict) -> None:
-    """Raises UserError for what only --mode=analyze asks of its config."""
+    """Raises UserError if the config does not meet the rules, or those that only --mode=analyze has."""
     validate(config)
-    settings, last = config.analysis, config.model.num_scales - 1
+    settings = config.analysis
+    last = config.model.num_scales - 1
     for name in ("num_times", "n_steps"):
         value = settings[name]
         _require(value <= last, f"analysis.{name}={value} is too many: at most {last}, the last time")
     dim = config.data.image_size**2 * config.data.num_channels
-    most = min((dim - 1) // 5, config.sampling.rank if dim > EXACT_UP_TO else dim)
+    kept = dim if forms_covariance(dim) else config.sampling.rank  # eigenpairs of the data's Gaussian
+    most = min((dim - 1) // 5, kept)  # symmetry.stability uses more than 5 basis vectors per eigenvalue
     count = settings.num_eigenvalues
     _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
-def _validate_network(config: ConfigDict) -> None:
-    size, halvings, model = config.data.image_size, len(config.model.ch_mult) - 1, config.model
-    factor = model.patch_size * 2**halvings
+def _validate_image_size(config: ConfigDict) -> None:
+    size = config.data.image_size
+    halvings = len(config.model.ch_mult) - 1
+    factor = config.model.patch_size * 2**halvings
     _require(
         size % factor == 0,
-        f"data.image_size={size} must be a multiple of {factor}: model.patch_size={model.patch_size}, and each further "
-        "ch_mult halves the image",
+        f"data.image_size={size} must be a multiple of {factor}: model.patch_size is {config.model.patch_size}, and "
+        "each entry of model.ch_mult after the first halves the image",
     )
+
+
+def _validate_betas(config: ConfigDict) -> None:
+    model = config.model
     _require(
         0 < model.beta_min <= model.beta_max < model.num_scales,
-        f"model.beta_min={model.beta_min} and beta_max={model.beta_max} must rise and stay below num_scales="
-        f"{model.num_scales}, so that every beta lies between 0 and 1",
+        f"model.beta_min={model.beta_min} must not be above model.beta_max={model.beta_max}, and both must be below "
+        f"model.num_scales={model.num_scales}, so that every beta is between 0 and 1",
     )
 
 
 def _validate_start(config: ConfigDict) -> None:
-    """A late start at t = 0 is refused: its images are clean but for 1.3 grey levels of noise (linear schedule)."""
-    settings, last = config.sampling, config.model.num_scales - 1
-    chosen = settings.gls and settings.t_start == AUTO_START
-    start = settings.t_start if settings.gls and not chosen else last
+    """t_start = 0 is not allowed: on the linear schedule, its images have noise of only 1.3 grey levels."""
+    last = config.model.num_scales - 1
+    start = _start(config)
     clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
     _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{clean}")
+    n_steps = config.sampling.n_steps
     _require(
-        settings.n_steps <= start + 1,
-        f"sampling.n_steps={settings.n_steps} is too many from t = {start}: each step has its own t, so at most "
-        f"{start + 1}",
+        n_steps <= start + 1,
+        f"sampling.n_steps={n_steps} is too many from t = {start}: each step has its own t, so at most {start + 1}",
     )
-    _validate_trial(config, start, chosen)
+
+
+def _start(config: ConfigDict) -> int:
+    """The time that sampling starts from; for an automatic start, which is not known yet, the last time."""
+    if config.sampling.gls and not chooses_start(config):
+        return config.sampling.t_start
+    return config.model.num_scales - 1
 
 
 def _validate_baseline(config: ConfigDict) -> None:
-    settings, baseline = config.sampling, config.sampling.baseline
-    late = f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls"
-    _require(baseline not in ("isotropic", "no_history") or settings.gls, late)
-    _require(baseline != "afs" or not settings.gls, f"sampling.baseline={baseline!r} is a full start: no --gls")
-    needs = {
+    settings = config.sampling
+    baseline = settings.baseline
+    if baseline in ("isotropic", "no_history"):
+        _require(settings.gls, f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls")
+    if baseline == "afs":
+        _require(not settings.gls, f"sampling.baseline={baseline!r} is a full start: no --gls")
+    solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
+    reasons = {
         "afs": "it replaces the first of several steps, and ode is adaptive",
-        "no_history": ", ".join(f"{name} from {s.history_from}" for name, s in SAMPLERS.items() if s.history_from)
-        + " steps on have a history to do without",
+        "no_history": f"{', '.join(solvers)} steps on use a history",
     }
     _require(
         applies(baseline, settings.sampler, settings.n_steps),
-        f"sampling.baseline={baseline!r} changes nothing of {settings.sampler} with n_steps={settings.n_steps}: "
-        f"{needs.get(baseline)}",
+        f"sampling.baseline={baseline!r} has no effect on {settings.sampler} with n_steps={settings.n_steps}: "
+        f"{reasons.get(baseline)}",
     )
 
 
-def _validate_trial(config: ConfigDict, start: int, chosen: bool) -> None:
-    """What `pilot.choose` can do nothing with."""
-    settings, by_errors = config.sampling, config.sampling.spacing == AUTO_SPACING
-    if not (chosen or by_errors):
+def _validate_auto_start(config: ConfigDict) -> None:
+    """The rules of `auto_start.choose`, for an automatic start or an automatic grid."""
+    settings = config.sampling
+    if not chooses_start(config) and not chooses_grid(config):
         return
-    name = "sampling.t_start=-1 (auto)" if chosen else "sampling.spacing='auto'"
-    adaptive = nfe(settings.sampler, settings.n_steps) is None
+    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else "sampling.spacing='auto'"
     _require(
-        not adaptive, f"{name}: {settings.sampler} is adaptive, with no number of calls to weigh starts or grids by"
+        nfe(settings.sampler, settings.n_steps) is not None,
+        f"{name} needs a sampler with a fixed number of network calls: {settings.sampler} is adaptive",
     )
-    if by_errors:
-        times = fine_times(config.model.num_scales)
-        _require(
-            settings.n_steps <= len(times) // 2,
-            f"sampling.n_steps={settings.n_steps} is too many for spacing='auto': at most {len(times) // 2}",
-        )
-        least = least_start(times, settings.n_steps)
-        _require(
-            start >= least,
-            f"sampling.t_start={start} is too late for {settings.n_steps} steps and spacing='auto': at least {least}",
-        )
+    if chooses_grid(config):
+        _validate_auto_grid(config)
+
+
+def _validate_auto_grid(config: ConfigDict) -> None:
+    n_steps = config.sampling.n_steps
+    times = fine_times(config.model.num_scales)
+    most = len(times) // 2
+    _require(n_steps <= most, f"sampling.n_steps={n_steps} is too many for spacing='auto': at most {most}")
+    start = _start(config)
+    least = least_start(times, n_steps)
+    _require(
+        start >= least,
+        f"sampling.t_start={start} is too late for {n_steps} steps and spacing='auto': at least {least}",
+    )
 
 
 def _require(holds: bool, message: str) -> None:

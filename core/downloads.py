@@ -1,48 +1,34 @@
-"""Files fetched once: with progress, checked against their SHA-256, and whole or absent."""
+"""Downloads: a file is fetched once, with a progress bar, and checked against its SHA-256."""
 
-import hashlib
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
 from core.errors import UserError
-from core.files import replacing
+from core.files import file_sha256
 
-CHUNK = 1 << 20
-TIMEOUT = 30  # seconds without an answer
+CHUNK = 1 << 20  # bytes per read
 
 
 def fetch(url: str, path: Path, sha256: str) -> Path:
-    """`path`, fetched from `url` where it is not there yet.
+    """Returns `path`, after downloading the file from `url` if it does not exist yet.
 
-    Raises UserError where it cannot be had, saying what to put where, and where the file is not the one of `sha256`.
+    A failed or interrupted download leaves no file at `path`. Raises UserError if the download fails or has another
+    SHA-256 (the message says which file to put where by hand), or if an existing file has another SHA-256.
     """
     if not path.exists():
-        try:
-            with replacing(path) as temporary:
-                _download(url, temporary, path.name)
-                _check(temporary, sha256, f"{url}: what came")
-        except (OSError, HTTPException, ValueError) as error:
-            raise UserError(
-                f"{url}: cannot be fetched ({error}); put the file whose SHA-256 is {sha256} at {path}"
-            ) from error
-    _check(path, sha256, str(path))
+        _download(url, path, sha256)
+    elif (found := file_sha256(path)) != sha256:
+        raise UserError(f"{path} has SHA-256 {found}, not {sha256}: it is damaged or another file; delete it")
     return path
 
 
-def _download(url: str, path: Path, name: str) -> None:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
-        size = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(total=size, desc=f"fetch {name}", unit="B", unit_scale=True) as progress:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                progress.update(len(chunk))
+def _download(url: str, path: Path, sha256: str) -> None:
+    import pooch  # takes 0.2 s to import
 
-
-def _check(path: Path, sha256: str, what: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise UserError(f"{what} has SHA-256 {found}, not {sha256}: it is damaged or another file")
+    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=CHUNK)
+    try:
+        pooch.retrieve(url, known_hash=sha256, fname=path.name, path=path.parent, downloader=downloader)
+    except (OSError, ValueError) as error:  # ValueError: the SHA-256 differs, or the URL is not valid
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{url}: cannot be fetched ({reason}); put the file whose SHA-256 is {sha256} at {path}"
+        ) from error

@@ -1,19 +1,23 @@
-"""The exceptions that are no bugs: what the user can mend, and what was asked to stop."""
+"""Exceptions that are not bugs: errors that the user can correct, and a stop by a signal. And warnings."""
 
 import signal
 import sys
 
 
 class UserError(Exception):
-    """A mistake of the user's, found before long work starts.
+    """An error that the user can correct, found before long work starts where possible.
 
-    Its text is one line: the value, what is allowed, what to do. `main.py` prints that line and exits with code 2;
-    every other exception is a bug and keeps its traceback.
+    The text is one line: the value, what is allowed, what to do. `main.py` prints that line and exits with code 2;
+    every other exception except Stopped is a bug and keeps its traceback.
     """
 
 
 class Stopped(Exception):
-    """A signal (SIGTERM, where several processes agreed to stop) ended the work after a step, whose state is saved."""
+    """A signal ended training after a step whose state is saved.
+
+    Attributes:
+      number: the number of the signal, SIGTERM if several processes agreed to stop.
+    """
 
     def __init__(self, step: int, number: int = signal.SIGTERM):
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
@@ -21,5 +25,5 @@ class Stopped(Exception):
 
 
 def warn(text: str) -> None:
-    """One line for a trouble that the work goes on in spite of."""
+    """Prints one line about a problem that does not stop the work to stderr."""
     print(f"main.py: warning: {text}", file=sys.stderr)

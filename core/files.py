@@ -1,6 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Reading and writing files: atomic writes, locks, checksums, JSON and .npz."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Shaped
 
 from core.errors import UserError
 from core.parallel import is_first
@@ -22,9 +25,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, removes it if not.
+    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, deletes it if not.
 
-    Of several processes, which all come here, only the first keeps what it wrote.
+    In a run of several processes, all enter the block, and only the file of the first process is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
@@ -38,10 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`; renames it to `path` if the block succeeds, removes it if not.
+    """Yields a new folder beside `path`; renames it to `path` if the block succeeds, deletes it if not.
 
-    Its name is the same each time, so that what a killed process left is cleared by the next; the caller sees to it
-    that no two make the same folder at once.
+    Fixed temporary name, so the next run cleans up after a kill; callers must lock.
     """
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -53,23 +55,55 @@ def making_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locking(path: Path, busy_message: str, *, wait: bool) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path`, which is created if needed.
+
+    The operating system releases the lock when the process ends, even if it is killed. If another process holds the
+    lock: with `wait`, prints `busy_message` and waits; otherwise raises UserError(busy_message).
+    """
+    from filelock import FileLock, Timeout  # takes 0.1 s to import
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if not wait:
+            raise UserError(busy_message) from error
+        print(busy_message)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of the file's content, as 64 hexadecimal digits. Raises OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_writable(folder: Path) -> None:
-    """Makes the folder; raises OSError where no file can be made in it, before there is something to lose."""
+    """Creates the folder and checks, before long work starts, that files can be written in it; else raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes the text as UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes the value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file is missing or no JSON object."""
+    """The JSON object in a file. Raises UserError if the file cannot be read or holds no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -79,13 +113,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes named arrays to an uncompressed .npz file, atomically."""
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
 
 
-def read_npz(path: Path, required: set[str]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, without unpickling. Raises UserError if it is broken or lacks a required name."""
+def read_npz(path: Path, required: set[str]) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """All arrays of an .npz file, read without unpickling.
+
+    Raises UserError if the file cannot be read or lacks an array named in `required`.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

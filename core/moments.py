@@ -1,37 +1,43 @@
-"""Mean and covariance of a stream of vectors, in float64: what the FID and the late start both rest on."""
+"""Mean and covariance of a stream of vectors, in float64, for the FID and the Gaussian late start."""
 
 from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float, Shaped, UInt8
 
 from core import parallel
 
-MIDDLE = 128.0  # of uint8's range
-EXACT_ROWS = 1024  # of uint8 less MIDDLE: their products sum to 2^24 at most, and float32 has every integer up to that
-FAST_ROWS = 256  # OpenBLAS takes a tenth longer for four times as many at once
+MIDDLE = 128.0  # the middle of uint8's range
+EXACT_ROWS = 1024  # rows of uint8 minus MIDDLE whose products sum to at most 2^24: exact in float32
+FAST_ROWS = 256  # rows per BLAS call; with 1,024 OpenBLAS takes 10% longer
 
 
 class Moments:
-    """Accumulates N vectors of length d in O(d^2) memory; the same result for any batch size, order or sharding.
+    """Accumulates the count, mean and covariance of vectors of length `dim` in O(dim^2) memory.
 
-    Sums are taken about the first batch's mean, or about MIDDLE where that batch is uint8, so that a mean far from
-    zero costs no digits of the covariance. Sums of uint8 about MIDDLE are not rounded at all.
+    The result does not depend on batch sizes, order or the split over processes, up to rounding. Sums are taken about
+    the mean of the first batch, or about MIDDLE if that batch is uint8, so that a mean far from zero costs no digits
+    of the covariance. Sums of uint8 about MIDDLE are exact.
+
+    Attributes:
+      count: the number of vectors so far.
     """
 
     def __init__(self, dim: int):
         self.count = 0
         self._shift = np.zeros(dim)
         self._sum = np.zeros(dim)
-        self._outer = np.zeros((dim, dim))  # its lower triangle; what lies above is not read
+        self._outer = np.zeros((dim, dim))  # only the lower triangle is read
 
     @property
     def dim(self) -> int:
+        """The length of the vectors."""
         return len(self._sum)
 
-    def update(self, vectors: np.ndarray) -> "Moments":
-        """Adds vectors [B, d]. Raises ValueError for another shape or a value that is not finite."""
+    def update(self, vectors: Shaped[np.ndarray, "..."]) -> "Moments":
+        """Adds vectors, one per row. Raises ValueError for another shape than [batch, dim], NaN or infinity."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"expected vectors [B, {self.dim}], got {list(vectors.shape)}")
@@ -50,22 +56,23 @@ class Moments:
         self.count += len(vectors)
         return self
 
-    def _add_exactly(self, pixels: np.ndarray) -> None:
-        """At most EXACT_ROWS of uint8: float32 is twice as fast as float64, and here as exact."""
+    def _add_exactly(self, pixels: UInt8[np.ndarray, "batch dim"]) -> None:
+        """Adds at most EXACT_ROWS rows with float32 products, which are exact here and twice as fast as float64."""
         centred = pixels - np.float32(MIDDLE)
         self._sum += centred.sum(axis=0, dtype=np.float64)
         for start in range(0, len(pixels), FAST_ROWS):
-            rows, goes_on = centred[start : start + FAST_ROWS], float(start > 0)
-            scipy.linalg.blas.ssyrk(1.0, rows.T, goes_on, self._product, overwrite_c=True)
+            rows = centred[start : start + FAST_ROWS]
+            beta = 1.0 if start > 0 else 0.0  # the first call overwrites the product, the others add to it
+            scipy.linalg.blas.ssyrk(alpha=1.0, a=rows.T, beta=beta, c=self._product, overwrite_c=True)
         self._outer += self._product.T
 
     @cached_property
-    def _product(self) -> np.ndarray:
-        """Where the products of a batch go: new memory each time would take longer than the sum."""
+    def _product(self) -> Float[np.ndarray, "dim dim"]:
+        """A buffer for the products of a batch: allocating it each time would take longer than the sum."""
         return np.zeros((self.dim, self.dim), np.float32, order="F")
 
     def merge(self, other: "Moments") -> "Moments":
-        """Adds what another accumulator has seen."""
+        """Adds the vectors of another accumulator."""
         if other.count and not self.count:
             self._shift = other._shift
         offset = other._shift - self._shift
@@ -76,40 +83,46 @@ class Moments:
         return self
 
     def of_all_processes(self) -> "Moments":
-        """What the accumulators of all processes have seen together; every process must ask."""
+        """The moments of the vectors of all processes. Every process must call this."""
         merged = Moments(self.dim)
         parts = [parallel.gather(part) for part in (self.count, self._shift, self._sum, self._outer)]
         for count, shift, total, outer in zip(*parts, strict=True):
             other = Moments(self.dim)
-            other.count, other._shift, other._sum, other._outer = int(count), shift, total, outer
+            other.count = int(count)
+            other._shift = shift
+            other._sum = total
+            other._outer = outer
             merged.merge(other)
         return merged
 
     @property
-    def mean(self) -> np.ndarray:
-        """[d]."""
+    def mean(self) -> Float[np.ndarray, "dim"]:
+        """The mean. Raises ValueError without vectors."""
         self._require(1)
         return self._shift + self._sum / self.count
 
     @property
-    def cov(self) -> np.ndarray:
-        """[d, d], normalised by N - 1."""
+    def cov(self) -> Float[np.ndarray, "dim dim"]:
+        """The covariance, normalised by count - 1. Raises ValueError for fewer than two vectors."""
         self._require(2)
-        cov = scipy.linalg.blas.dsyr(-1 / self.count, self._sum, a=self._outer.T)  # whose upper triangle it is there
+        cov = scipy.linalg.blas.dsyr(-1 / self.count, self._sum, a=self._outer.T)  # reads the upper triangle of a
         cov /= self.count - 1
         for i in range(self.dim):
             cov[i + 1 :, i] = cov[i, i + 1 :]
         return cov
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All that it holds, for `of_arrays`."""
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The state as named arrays, the inverse of `of_arrays`."""
         return {"count": np.asarray(self.count), "shift": self._shift, "sum": self._sum, "outer": self._outer}
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
+    def of_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Moments":
+        """The accumulator whose state `arrays` returned."""
         moments = cls(len(arrays["shift"]))
         moments.count = int(arrays["count"])
-        moments._shift, moments._sum, moments._outer = arrays["shift"], arrays["sum"], arrays["outer"]
+        moments._shift = arrays["shift"]
+        moments._sum = arrays["sum"]
+        moments._outer = arrays["outer"]
         return moments
 
     def _require(self, least: int) -> None:

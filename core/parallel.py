@@ -1,10 +1,11 @@
-"""Arrays over all devices of all processes: batches are split, everything else is replicated; jit does the rest.
+"""Several devices and processes: batches are split over all devices, other arrays are replicated.
 
-A process feeds and reads only its own rows of a batch; they lie together, in the order of the processes.
+Each process loads and reads only its own rows of a batch. These rows are contiguous, in the order of the processes.
 """
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -13,68 +14,82 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
+from jaxtyping import Array, Shaped
 
+from core.arithmetic import ceil_div
 from core.errors import UserError
 
 T = TypeVar("T")
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Makes this process one of several; without arguments the cluster (TPU pod, SLURM, Open MPI) says which.
+    """Makes this process one of several. Call it before JAX uses a device.
 
-    All but the first then print errors alone. To be called before JAX touches a device. Raises UserError where the
-    arguments make no sense, no cluster is found, or the others do not come.
+    coordinator: address of the first process. count: number of processes. index: number of this process. Without them
+    the cluster (TPU pod, SLURM, Open MPI) provides the values. Processes other than the first print only errors from
+    then on. Raises UserError if the arguments are invalid, no cluster is found, or the other processes do not connect.
     """
     try:
         jax.distributed.initialize(
-            coordinator, count, index, cluster_detection_method="deactivate" if coordinator else None
+            coordinator_address=coordinator,
+            num_processes=count,
+            process_id=index,
+            cluster_detection_method="deactivate" if coordinator else None,
         )
     except (ValueError, TypeError, RuntimeError) as error:
-        hint = "give --coordinator, --process_count and --process_id where no TPU pod, SLURM or Open MPI tells them"
+        hint = "give --coordinator, --process_count and --process_id unless a TPU pod, SLURM or Open MPI sets them"
         raise UserError(f"--distributed: {str(error).splitlines()[0]}; {hint}") from error
     if not is_first():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, stays open until the process ends
         os.environ["TQDM_DISABLE"] = "1"
 
 
 def mesh() -> Mesh:
+    """All devices of all processes along one axis, `batch`, ordered by process."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("batch",))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and logs."""
+    """Whether this is the process that writes files and logs."""
     return jax.process_index() == 0
 
 
 def replicate(tree: T) -> T:
+    """A copy of every array on every device."""
     sharding = NamedSharding(mesh(), PartitionSpec())
     return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
 
 
 def split(tree: T) -> T:
-    """Each array along its first axis that is a multiple of the device count; replicated where there is none."""
+    """Each array, split along its first axis whose length is a multiple of the device count; else replicated."""
+    return jax.tree.map(lambda leaf: _put(leaf, _split_sharding(leaf.shape)), tree)
 
-    def sharding(leaf):
-        whole = [length % jax.device_count() == 0 for length in leaf.shape]
-        axes = ["batch" if axis == whole.index(True) else None for axis in range(len(whole))] if any(whole) else []
-        return NamedSharding(mesh(), PartitionSpec(*axes))
 
-    return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
+def _split_sharding(shape: Sequence[int]) -> NamedSharding:
+    axes = [None] * len(shape)
+    for axis, length in enumerate(shape):
+        if length % jax.device_count() == 0:
+            axes[axis] = "batch"
+            return NamedSharding(mesh(), PartitionSpec(*axes))
+    return NamedSharding(mesh(), PartitionSpec())
 
 
 def _put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
-    """As device_put, which would first send what every process has to every other, to see that they are equal."""
+    """Like jax.device_put, without its check that all processes hold equal values, which sends the array to all."""
     if isinstance(leaf, jax.core.Tracer):
-        return jax.lax.with_sharding_constraint(leaf, sharding)  # device_put is but a hint inside of jit
+        return jax.lax.with_sharding_constraint(leaf, sharding)  # inside of jit, device_put is only a hint
     if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
         return jax.device_put(leaf, sharding)
-    host = np.asarray(jnp.asarray(leaf))  # of the type that JAX makes of it
+    host = np.asarray(jnp.asarray(leaf))  # with JAX's dtype
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def abstract(tree: T) -> T:
-    """Shapes, types and shardings of a tree of arrays to restore into; replicated where the leaves have none."""
+    """Shapes, dtypes and shardings of a tree of arrays, as orbax needs them to restore it.
+
+    Arrays without a sharding are restored replicated.
+    """
     replicated = NamedSharding(mesh(), PartitionSpec())
 
     def describe(leaf):
@@ -84,7 +99,10 @@ def abstract(tree: T) -> T:
 
 
 def own_rows(batch_size: int) -> slice:
-    """Which rows of a batch this process feeds. Raises ValueError where the processes cannot share it evenly."""
+    """The rows of a batch that this process loads.
+
+    Raises ValueError if batch_size is not a multiple of the number of processes.
+    """
     own, rest = divmod(batch_size, jax.process_count())
     if rest:
         raise ValueError(f"a batch of {batch_size} does not divide among {jax.process_count()} processes")
@@ -92,28 +110,28 @@ def own_rows(batch_size: int) -> slice:
 
 
 def shard_batch(tree: T) -> T:
-    """Joins every process's own rows to one batch, split over all devices along the first axis."""
+    """Joins the rows that each process has loaded to one batch, split over all devices along the first axis."""
     sharding = NamedSharding(mesh(), PartitionSpec("batch"))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), tree)
 
 
-def resharded(batch: ArrayLike) -> jax.Array:
-    """A batch that every process has whole, or that lies on the devices, split over all of them."""
+def resharded(batch: ArrayLike) -> Shaped[Array, "batch ..."]:
+    """Shards a replicated or on-device batch over all devices."""
     return _put(batch, NamedSharding(mesh(), PartitionSpec("batch")))
 
 
-def all_rows(batch: jax.Array) -> np.ndarray:
-    """The whole batch on every process."""
+def all_rows(batch: Shaped[Array, "batch ..."]) -> Shaped[np.ndarray, "batch ..."]:
+    """The whole batch in the host memory of every process."""
     return np.asarray(batch if batch.is_fully_addressable else multihost_utils.process_allgather(batch, tiled=True))
 
 
-def gather(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, [process, ...], bit for bit: JAX itself would round float64."""
+def gather(array: ArrayLike) -> Shaped[np.ndarray, "process ..."]:
+    """The arrays of all processes, stacked. Values are transferred as bytes, since JAX would round float64."""
     array = np.asarray(array)
-    bits = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
-    return np.frombuffer(np.asarray(bits).tobytes(), array.dtype).reshape(-1, *array.shape)
+    as_bytes = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
+    return np.frombuffer(np.asarray(as_bytes).tobytes(), array.dtype).reshape(-1, *array.shape)
 
 
 def round_up(count: int) -> int:
     """The smallest multiple of the device count that is at least `count`."""
-    return -(-count // jax.device_count()) * jax.device_count()
+    return ceil_div(count, jax.device_count()) * jax.device_count()

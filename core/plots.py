@@ -1,30 +1,39 @@
-"""Pictures: PNG images, image grids, labelled rows of images, and matplotlib panels."""
+"""Saving pictures: PNG images, image grids, labelled rows of images, and matplotlib panels."""
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from core.arithmetic import ceil_div
 from core.files import replacing
+from core.shapes import HostPixels
 
-LEAST_SIDE = 32  # smaller images are enlarged by whole pixels, so that an eye can see them
-WIDE = (9.0, 4.2)  # inches, of a picture of one panel
-Times = Mapping[str, float]  # label to t, NaN for never
+LEAST_SIDE = 32  # pixels; smaller images are enlarged by an integer factor
+WIDE = (9.0, 4.2)  # inches, the size of a picture of one panel
+
+Times = Mapping[str, float]
+"""Labels to times t; NaN for an event that never happens."""
 
 
-def save_image(path: Path, image: np.ndarray) -> None:
-    """A uint8 [H, W, C] array, C = 1 or 3, as a PNG."""
+def save_image(path: Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
+    """Saves an image of 1 or 3 channels as a PNG."""
     with replacing(path) as temporary:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary)
 
 
-def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Tiles uint8 images [N, H, W, C] row by row, near square unless told, with a pixel of white between them."""
+def image_grid(images: HostPixels, columns: int | None = None) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
+    """The images in reading order on a grid, with a white border of one pixel around each.
+
+    Without `columns` the grid is close to square. Images smaller than LEAST_SIDE are enlarged.
+    """
     columns = columns or math.isqrt(len(images) - 1) + 1
-    scale = -(-LEAST_SIDE // images.shape[1])
+    scale = ceil_div(LEAST_SIDE, images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     blanks = -len(images) % columns
     images = np.pad(images, ((0, blanks), (0, 0), (0, 0), (0, 0)), constant_values=255)
@@ -35,8 +44,13 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def panels(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options) -> Iterator[np.ndarray]:
-    """Matplotlib axes [rows, columns] to draw on, of `size` inches in all; saved as a PNG when the block succeeds."""
+def panels(
+    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[Shaped[np.ndarray, "rows columns"]]:
+    """Yields matplotlib axes, rows by columns, and saves the figure as a PNG if the block succeeds.
+
+    size: width and height of the whole figure in inches. options are passed on to `pyplot.subplots`.
+    """
     import matplotlib  # takes most of a second to import
 
     matplotlib.use("agg")
@@ -46,13 +60,13 @@ def panels(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 
     try:
         yield axes
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=110, bbox_inches="tight")  # widened by labels
+            figure.savefig(temporary, dpi=110, bbox_inches="tight")  # includes labels outside the axes
     finally:
         pyplot.close(figure)
 
 
-def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """One labelled row of images per (label, uint8 [N, H, W, C]); a column is one noise through every row."""
+def save_comparison(path: Path, rows: Sequence[tuple[str, HostPixels]]) -> None:
+    """Saves one row of images per (label, images), as a PNG; images in one column start from the same noise."""
     width = 11
     size = (width, width / max(len(images) for _, images in rows) * len(rows))
     edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.05}
@@ -63,8 +77,8 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
             axis.set(xticks=[], yticks=[], frame_on=False)
 
 
-def mark_times(axis, times: Times) -> None:
-    """Grey vertical lines, each with its label and t in the legend."""
+def mark_times(axis: Any, times: Times) -> None:
+    """Draws on matplotlib axes a grey vertical line at each time, with its label and t in the legend; skips NaN."""
     styles = ("--", ":", "-.", (0, (1, 3)))
     for (label, t), style in zip(times.items(), styles, strict=False):
         if np.isfinite(t):

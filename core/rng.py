@@ -1,22 +1,25 @@
-"""Randomness: one key per purpose, all from config.seed."""
+"""Random keys: one per purpose from config.seed, and one per image from its global index."""
 
 import jax
+from jaxtyping import Array, Integer
+
+from core.shapes import Images, Keys, RandomKey
 
 PURPOSES = ("init", "train", "eval_loss", "noise", "sampler", "likelihood", "analysis")
 
 
-def key_for(seed: int, purpose: str) -> jax.Array:
-    """The key of one of PURPOSES; no two of them share a stream."""
+def key_for(seed: int, purpose: str) -> RandomKey:
+    """The key of one of PURPOSES. No two purposes share random numbers."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
-def image_keys(rng: jax.Array, indices: jax.Array) -> jax.Array:
-    """One key per image, [B], from its global index alone: no batch size or device count can change a sample."""
+def image_keys(rng: RandomKey, indices: Integer[Array, "batch"]) -> Keys:
+    """One key per image, a function of its global index only: batch size and device count do not change a sample."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, indices)
 
 
-def image_noise(keys: jax.Array, purpose: jax.Array | int, like: jax.Array) -> jax.Array:
-    """Standard normal noise shaped like images [B, ...], image b's from keys[b] and the purpose (a step, say)."""
+def image_noise(keys: Keys, purpose: Integer[Array, ""] | int, like: Images | jax.ShapeDtypeStruct) -> Images:
+    """Standard normal noise of the shape and dtype of `like`; image b's noise depends on keys[b] and the purpose."""
 
     def one(key):
         return jax.random.normal(jax.random.fold_in(key, purpose), like.shape[1:], like.dtype)

@@ -1,4 +1,4 @@
-"""Tables out: CSV for machines, aligned columns for people."""
+"""Tables as text: CSV, and aligned columns."""
 
 import csv
 import io
@@ -7,13 +7,17 @@ from typing import Any
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The table as CSV, with lines that end in a newline."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     return buffer.getvalue()
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    """The table as lines of text, with a rule under the header.
+
+    Columns are as wide as their widest cell; the first is aligned to the left, the others to the right.
+    """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = []

@@ -1,92 +1,111 @@
-"""A late start around a model that this project knows nothing of: its images, and a function that predicts noise.
+"""A late start for a model of which only a noise prediction and images are available.
 
-python examples/foreign_eps_fn.py
+python -m examples.foreign_eps_fn
 
-The foreign model here is an exact mixture of five blobs, so that the samples can be held against the true
-distribution; its images are NCHW, as PyTorch's are. Every sampler of the registry draws with and without a late start.
+The foreign model is an exact mixture of five Gaussians, so that samples can be compared with the true distribution. Its
+images are NCHW, as in PyTorch. Every sampler draws samples with and without a late start.
 """
-
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from jaxtyping import Array, Float
 
 import sampling
 from core import tables
-from core.diffusion import NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
+from core.shapes import Images, RandomKey
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
 from symmetry.exact import Mixture
 
 SCHEDULE = NoiseSchedule.linear()
-SHAPE, BLOBS, SPREAD = (4, 4, 1), 5, 0.15  # of an image; of the data
-N_STEPS, T_START, COUNT = 5, 400, 8192
+SHAPE = (4, 4, 1)  # height, width, channels
+COMPONENTS = 5
+SPREAD = 0.15  # standard deviation of a component
+N_STEPS = 5
+T_START = 400
+COUNT = 8192
 
-MEANS = np.random.default_rng(0).choice([-0.7, 0.7], (BLOBS, np.prod(SHAPE)))
-MIXTURE = Mixture(MEANS, np.full(BLOBS, SPREAD**2), np.full(BLOBS, 1 / BLOBS))
+MEANS = np.random.default_rng(0).choice([-0.7, 0.7], (COMPONENTS, np.prod(SHAPE)))
+MIXTURE = Mixture(MEANS, np.full(COMPONENTS, SPREAD**2), np.full(COMPONENTS, 1 / COMPONENTS))
 
 
-def foreign_model(x: jax.Array, t: jax.Array) -> jax.Array:
-    """The noise in x [B, C, H, W] at t [B], as the others' code predicts it."""
+def foreign_model(
+    x: Float[Array, "batch channels height width"], t: Float[Array, "batch"]
+) -> Float[Array, "batch channels height width"]:
+    """The foreign model's prediction of the noise in x."""
     return MIXTURE.eps(x, SCHEDULE.alpha_bar(t))
 
 
-def foreign_images(count: int, seed: int) -> np.ndarray:
-    """float32 [count, H, W, C], what the model was trained on."""
+def foreign_images(count: int, seed: int) -> Float[np.ndarray, "{count} height width channels"]:
+    """Images from the distribution that the foreign model was trained on."""
     rng = np.random.default_rng(seed)
-    flat = MEANS[rng.integers(0, BLOBS, count)] + SPREAD * rng.standard_normal((count, MEANS.shape[1]))
+    flat = MEANS[rng.integers(0, COMPONENTS, count)] + SPREAD * rng.standard_normal((count, MEANS.shape[1]))
     return flat.reshape(count, *SHAPE).astype(np.float32)
 
 
-def eps_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+def eps_fn(x: Images, t: Float[Array, "batch"]) -> Images:
+    """The foreign model with this project's order of axes."""
     return foreign_model(x.transpose(0, 3, 1, 2), t).transpose(0, 2, 3, 1)
 
 
-sample = jax.jit(sampling.sample, static_argnums=(0, 1))  # compiled once a sampler, for every start
+DENOISER = Denoiser(eps_fn, SCHEDULE)
+
+sample = jax.jit(sampling.sample, static_argnames="name")  # one compilation per sampler serves all starts
 
 
-def late_start(sampler: str, gaussian: DataGaussian, noise: jax.Array, rng: jax.Array) -> jax.Array:
-    """All that there is to it, once `gaussian` is fitted: images [B, H, W, C] from noise of that shape."""
+def late_start(sampler: str, gaussian: DataGaussian, noise: Images, rng: RandomKey) -> Images:
+    """Samples from a late start. Nothing else is needed once the Gaussian is fitted."""
     x = gaussian.sample(noise, SCHEDULE.alpha_bar(T_START))
     history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise)  # for multistep solvers
-    return sample(sampler, eps_fn, SCHEDULE, x, time_grid(N_STEPS, T_START), rng, history)
+    return sample(sampler, DENOISER, x, timesteps=time_grid(N_STEPS, T_START), rng=rng, history=history)
 
 
-def full_start(sampler: str, noise: jax.Array, rng: jax.Array) -> jax.Array:
-    return sample(sampler, eps_fn, SCHEDULE, noise, time_grid(N_STEPS, SCHEDULE.num_timesteps - 1), rng)
+def full_start(sampler: str, noise: Images, rng: RandomKey) -> Images:
+    """Samples from pure noise."""
+    timesteps = time_grid(N_STEPS, SCHEDULE.num_timesteps - 1)
+    return sample(sampler, DENOISER, noise, timesteps=timesteps, rng=rng)
 
 
-def distance(images: jax.Array, others: np.ndarray, directions: int = 200) -> float:
-    """The sliced 2-Wasserstein distance of two sets [B, ...] of one size: sorted along random directions, then apart.
+def distance(
+    images: Float[Array | np.ndarray, "batch ..."], others: Float[np.ndarray, "batch ..."], directions: int = 200
+) -> float:
+    """The sliced 2-Wasserstein distance between two sets of equally many images.
 
-    Rabin et al. (2012), "Wasserstein barycenter and its application to texture mixing".
+    Rabin et al. (2012), "Wasserstein barycenter and its application to texture mixing": the root mean square difference
+    of the sorted projections on random directions.
     """
     lines = np.random.default_rng(2).standard_normal((others[0].size, directions))
     lines /= np.linalg.norm(lines, axis=0)
-    mine, theirs = (np.sort(np.asarray(x).reshape(len(x), -1) @ lines, axis=0) for x in (images, others))
-    return float(np.sqrt(np.mean((mine - theirs) ** 2)))
+    projections, other_projections = (
+        np.sort(np.asarray(x).reshape(len(x), -1) @ lines, axis=0) for x in (images, others)
+    )
+    return float(np.sqrt(np.mean((projections - other_projections) ** 2)))
 
 
 def main() -> dict[str, tuple[float, float]]:
-    """Prints the table; returns the distances of every sampler, from pure noise and from the late start."""
+    """Prints the table, and returns each sampler's distances from pure noise and from the late start."""
     gaussian = DataGaussian.fit([foreign_images(20_000, seed=1)])
-    truth, floor = foreign_images(COUNT, seed=2), foreign_images(COUNT, seed=3)
-    noise, rng, found = jax.random.normal(jax.random.key(0), truth.shape), jax.random.key(1), {}
+    truth = foreign_images(COUNT, seed=2)
+    more_truth = foreign_images(COUNT, seed=3)
+    noise = jax.random.normal(jax.random.key(0), truth.shape)
+    rng = jax.random.key(1)
+    distances = {}
     for sampler in sampling.SAMPLERS:
-        drawn = full_start(sampler, noise, rng), late_start(sampler, gaussian, noise, rng)
-        found[sampler] = tuple(distance(images, truth) for images in drawn)
+        full = distance(full_start(sampler, noise, rng), truth)
+        late = distance(late_start(sampler, gaussian, noise, rng), truth)
+        distances[sampler] = full, late
     rows = [
         (name, str(sampling.nfe(name, N_STEPS) or "adaptive"), f"{full:.4f}", f"{late:.4f}", f"{full / late:.1f}x")
-        for name, (full, late) in found.items()
+        for name, (full, late) in distances.items()
     ]
-    header = "sampler", "NFE", f"from {SCHEDULE.num_timesteps - 1}", f"late, from {T_START}", "gain"
+    header = ("sampler", "NFE", f"from {SCHEDULE.num_timesteps - 1}", f"late, from {T_START}", "gain")
     print(tables.aligned(header, rows))
-    print(f"sliced 2-Wasserstein distance to {COUNT} true images, n = {N_STEPS}; of {COUNT} others: ", end="")
-    print(f"{distance(floor, truth):.4f}")
-    return found
+    print(
+        f"sliced 2-Wasserstein distance to {COUNT} true images, n = {N_STEPS}; "
+        f"of {COUNT} other true images: {distance(more_truth, truth):.4f}"
+    )
+    return distances
 
 
 if __name__ == "__main__":

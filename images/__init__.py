@@ -1,1 +1,1 @@
-"""Image files in: folders, arrays, TFDS, decoded splits, and images generated elsewhere."""
+"""Image input: picture folders, array files, TFDS, the cache of decoded splits, and images to be scored."""

@@ -1,133 +1,140 @@
-"""Each split decoded once: a uint8 array [N, H, W, C] mapped into memory, and a manifest of what it holds."""
+"""Cache of decoded splits: each split is decoded once, to a memory-mapped uint8 array with a manifest (JSON)."""
 
 import array
-import contextlib
-import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from core import files
 from core.errors import UserError
-from images.pixels import to_pixels
+from core.shapes import HostPixels, ImageShape
+from images.pixels import one_line, to_pixels
 
-VERSION = 1  # of what decoding does; another number decodes everything anew
+VERSION = 1  # of the decoding; increment it to decode all splits again
 NO_LABEL = -1
 CHUNK = 64  # pictures that a thread decodes at a time
 
 
 class Split(NamedTuple):
-    images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray | None  # int [N], where the data set has them
+    """Decoded images and their labels; the labels are None if the data set has none."""
+
+    images: HostPixels
+    labels: Integer[np.ndarray, "batch"] | None
 
 
 class Pictures(NamedTuple):
-    """A split that is still to be decoded."""
+    """A split before decoding.
 
-    names: Sequence[str | int]  # of files, else numbers
-    open: Callable[[int], tuple[Image.Image, int]]  # picture and label (or NO_LABEL) i; any exception: i is unusable
+    Attributes:
+      names: file names, or numbers if the pictures are not files.
+      open: returns picture i and its label (or NO_LABEL); any exception means that the picture cannot be used.
+    """
+
+    names: Sequence[str | int]
+    open: Callable[[int], tuple[Image.Image, int]]
 
 
 class Source(NamedTuple):
-    """Where a split comes from."""
+    """Where a split comes from.
 
-    name: str  # for people
-    identity: Mapping[str, Any]  # JSON; a source that gives other pictures has another
-    read: Callable[[], Pictures]  # slow where the identity is not
+    Attributes:
+      name: for messages.
+      identity: JSON values that differ whenever the pictures may differ; must be fast to compute.
+      read: returns the pictures; may be slow.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    read: Callable[[], Pictures]
 
 
 class Form(NamedTuple):
-    """What every picture becomes."""
+    """The shape that every picture is brought to, and the side of the centre crop before (0: see `to_pixels`)."""
 
-    shape: tuple[int, int, int]
-    crop: int = 0  # see to_pixels
+    shape: ImageShape
+    crop: int = 0
 
 
 def open_split(source: Source, split: str, form: Form, folder: Path, skip_bad: bool) -> Split:
-    """The decoded split in `folder`, mapped into memory; it is decoded there first, where it is missing.
+    """The decoded split, mapped into memory from a subfolder of `folder`; decodes it first if it is not there yet.
 
-    Another source or form makes another array. Raises UserError where no picture can be used, and where some cannot
-    unless skip_bad.
+    The subfolder's name contains a hash of source, split and form. Only one process decodes; others wait for it.
+
+    Raises UserError if no picture can be used, if some cannot be used and `skip_bad` is false, or if the decoded files
+    are damaged.
     """
-    question = {"source": source.identity, "split": split, "form": form._asdict(), "version": VERSION}
-    home = folder / f"{split}-{fingerprint(question)}"
-    if not home.exists():
-        with _alone(folder / "lock"):
-            if not home.exists():  # else another process was faster
-                _decode(source, split, form, home, question)
-    manifest = files.read_json(home / "manifest.json")
-    _check_skipped(manifest, home, skip_bad)
+    key = {"source": source.identity, "split": split, "form": form._asdict(), "version": VERSION}
+    target = folder / f"{split}-{fingerprint(key)}"
+    if not target.exists():
+        busy_message = f"another process decodes into {folder}: waiting for it"
+        with files.locking(folder / "lock", busy_message, wait=True):
+            if not target.exists():  # another process may have finished while this one waited
+                _decode(source, split, form, target=target, key=key)
+    manifest = files.read_json(target / "manifest.json")
+    _check_skipped(manifest, target, skip_bad)
     try:
-        images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(home / "labels.npy", allow_pickle=False) if manifest["labelled"] else None
+        images = np.load(target / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(target / "labels.npy", allow_pickle=False) if manifest["labelled"] else None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{home}: damaged ({error}); delete this folder and it is decoded again") from error
+        raise UserError(f"{target}: damaged ({error}); delete this folder to decode it again") from error
     return Split(images, labels)
 
 
-def fingerprint(question: Mapping[str, Any]) -> str:
-    """16 hex digits of the SHA-256 of what JSON can say."""
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(key: Mapping[str, Any]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of `key` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_skipped(manifest: Mapping[str, Any], home: Path, skip_bad: bool) -> None:
+def _check_skipped(manifest: Mapping[str, Any], target: Path, skip_bad: bool) -> None:
     if manifest["skipped"] and not skip_bad:
         raise UserError(
-            f"{_skipped(manifest)}; {home / 'manifest.json'} lists all (delete the folder to try again), and "
-            "--config.data.skip_bad=true does without them"
+            f"{_skipped(manifest)}; {target / 'manifest.json'} lists all (delete the folder to try again), and "
+            "--config.data.skip_bad=true omits them"
         )
     if manifest["skipped"]:
-        print(f"{_skipped(manifest)}; data.skip_bad leaves them out")
+        print(f"{_skipped(manifest)}; data.skip_bad=true omits them")
 
 
 def _skipped(manifest: Mapping[str, Any]) -> str:
-    skipped, total = manifest["skipped"], manifest["count"] + len(manifest["skipped"])
+    skipped = manifest["skipped"]
+    total = manifest["count"] + len(skipped)
     name, reason = skipped[0]
     return f"{manifest['name']}: {len(skipped)} of {total} pictures cannot be used, the first is {name!r}: {reason}"
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of one that dies."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process decodes into {lock.parent}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _decode(source: Source, split: str, form: Form, home: Path, question: Mapping[str, Any]) -> None:
+def _decode(source: Source, split: str, form: Form, *, target: Path, key: Mapping[str, Any]) -> None:
     pictures = source.read()
     if not pictures.names:
         raise UserError(f"{source.name}: the {split} split holds no images")
-    with files.making_folder(home) as folder:
+    with files.making_folder(target) as folder:
         with (folder / "images.npy").open("wb") as file:
             facts, labels = _write_images(pictures, split, form, file)
         if labels is not None:
             np.save(folder / "labels.npy", labels)
-        manifest = {"name": source.name, **facts, "labelled": labels is not None, **question}
+        manifest = {"name": source.name, **facts, "labelled": labels is not None, **key}
         if manifest["count"] == 0:
             raise UserError(_skipped(manifest))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_images(
-    pictures: Pictures, split: str, form: Form, file: BinaryIO
-) -> tuple[Mapping[str, Any], np.ndarray | None]:
-    """Writes a .npy of all that can be decoded; returns what it and what was skipped are, and the labels if any."""
+    pictures: Pictures, split: str, form: Form, file: io.BufferedWriter
+) -> tuple[dict[str, Any], Integer[np.ndarray, "batch"] | None]:
+    """Writes the decoded pictures as .npy; returns their count, SHA-256 and skipped pictures, and the labels."""
     results = tqdm(_decoded(pictures, form), f"decode {split}", len(pictures.names), unit="image")
-    labels, skipped, digest = array.array("q"), [], hashlib.sha256()
+    labels = array.array("q")
+    skipped: list[tuple[str | int, str]] = []
+    digest = hashlib.sha256()
     _write_header(file, (len(pictures.names), *form.shape))
     for name, result in zip(pictures.names, results, strict=True):
         if isinstance(result, str):
@@ -138,30 +145,34 @@ def _write_images(
         digest.update(pixels)
         labels.append(label)
     file.seek(0)
-    _write_header(file, (len(labels), *form.shape))  # as long as the first, whatever the count
+    _write_header(file, (len(labels), *form.shape))  # headers have the same length for every count
     facts = {"count": len(labels), "sha256": digest.hexdigest(), "skipped": skipped}
-    return facts, None if NO_LABEL in labels else np.array(labels)
+    return facts, None if NO_LABEL in labels else np.array(labels, np.int64)
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+def _write_header(file: io.BufferedWriter, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _decoded(pictures: Pictures, form: Form) -> Iterator[tuple[np.ndarray, int] | str]:
-    """In order, by threads (Pillow works outside the interpreter's lock): pixels and label, or why there are none."""
-    import grain  # takes a quarter of a second, and a split is decoded but once
+def _decoded(pictures: Pictures, form: Form) -> Iterator[tuple[UInt8[np.ndarray, "height width channels"], int] | str]:
+    """For each picture in order: pixels and label, or the reason why it cannot be used.
+
+    Pictures are decoded by threads, since Pillow releases Python's global lock.
+    """
+    import grain  # takes 0.25 s to import, and is needed only once per split
 
     def decode(i: int) -> tuple[np.ndarray, int] | str:
         try:
             picture, label = pictures.open(i)
             with picture:
-                return np.ascontiguousarray(to_pixels(picture, *form)), label
-        except Exception as error:  # Pillow raises many kinds at broken files
-            return " ".join(str(error).split()) or type(error).__name__
+                return np.ascontiguousarray(to_pixels(picture, form.shape, form.crop)), label
+        except Exception as error:  # Pillow raises many types of exceptions for damaged files
+            return one_line(error)
 
-    total, threads = len(pictures.names), os.cpu_count()
+    total = len(pictures.names)
+    threads = os.cpu_count()
     chunks = grain.MapDataset.range(0, total, CHUNK).map(
         lambda start: [decode(i) for i in range(start, min(start + CHUNK, total))]
     )
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return itertools.chain.from_iterable(chunks.to_iter_dataset(ahead))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return itertools.chain.from_iterable(chunks.to_iter_dataset(options))

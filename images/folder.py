@@ -1,4 +1,4 @@
-"""A folder of pictures: what lies in it, whatever its depth, and of which class."""
+"""A folder of pictures: which files it contains, at any depth, and the class of each."""
 
 import os
 import stat
@@ -7,39 +7,56 @@ from pathlib import Path
 from typing import NamedTuple
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
-UNREAD = (".avif", ".bmp", ".gif", ".heic", ".tif", ".tiff")  # pictures that must not be passed over in silence
+UNREAD = (".avif", ".bmp", ".gif", ".heic", ".tif", ".tiff")  # formats that are reported, not silently skipped
+
+FileId = tuple[int, int]
+"""Device and inode number."""
 
 
 class Entry(NamedTuple):
-    name: str  # from the folder on
-    stamp: str = ""  # changes with the file
-    trouble: str = ""  # why it cannot be read, where that shows already
+    """A picture, or a file or folder that cannot be read.
+
+    Attributes:
+      name: path relative to the scanned folder.
+      stamp: size and modification time of the file; empty if it cannot be read.
+      trouble: why it cannot be read, if `scan` can tell; else empty.
+    """
+
+    name: str
+    stamp: str = ""
+    trouble: str = ""
 
 
 def scan(root: Path) -> tuple[list[Entry], Counter[str]]:
-    """All pictures under `root`, by name, and how many other files there are of each ending.
+    """All pictures under `root`, sorted by name, and the number of other files by ending.
 
-    Links are followed, but not back to a folder that they lie in. Names that begin with a dot are left alone.
+    Links are followed, except links to a folder that contains them. Hidden files and folders (names that start with a
+    dot) are skipped. Nothing is opened. Unreadable folders, broken links and pictures of unsupported formats are
+    returned as entries with `trouble`.
     """
-    entries, others, pending = [], Counter(), [(str(root), frozenset())]
+    entries: list[Entry] = []
+    others: Counter[str] = Counter()
+    pending: list[tuple[str, frozenset[FileId]]] = [(str(root), frozenset())]  # folders, each with those above it
     while pending:
         folder, above = pending.pop()
         try:
-            here, items = above | {_identity(os.stat(folder))}, list(os.scandir(folder))
+            ancestors = above | {_file_id(os.stat(folder))}
+            items = list(os.scandir(folder))
         except OSError as error:
             entries.append(Entry(os.path.relpath(folder, root), trouble=error.strerror))
             continue
         for item in items:
             if item.name.startswith("."):
                 continue
-            name, ending = item.path[len(str(root)) + 1 :], os.path.splitext(item.name)[1].lower()
-            trouble, status = _look(item, here)
+            name = item.path[len(str(root)) + 1 :]
+            ending = os.path.splitext(item.name)[1].lower()
+            trouble, status = _status(item, ancestors)
             if trouble:
                 entries.append(Entry(name, trouble=trouble))
             elif stat.S_ISDIR(status.st_mode):
-                pending.append((item.path, here))
+                pending.append((item.path, ancestors))
             elif ending in ENDINGS:
-                entries.append(Entry(name, f"{status.st_size} {status.st_mtime_ns}"))
+                entries.append(Entry(name, stamp=f"{status.st_size} {status.st_mtime_ns}"))
             elif ending in UNREAD:
                 entries.append(Entry(name, trouble=f"{ending} is not read, only PNG, JPEG and WebP are"))
             else:
@@ -47,23 +64,29 @@ def scan(root: Path) -> tuple[list[Entry], Counter[str]]:
     return sorted(entries), others
 
 
-def _look(item: os.DirEntry, above: frozenset) -> tuple[str, os.stat_result | None]:
-    """What is wrong with a file or folder, if anything, and its status."""
+def _status(item: os.DirEntry, ancestors: frozenset[FileId]) -> tuple[str, os.stat_result | None]:
+    """Why a file or folder cannot be read ("" if it can), and its status."""
     try:
         status = item.stat()
     except OSError as error:  # a link to nothing or to itself
         return error.strerror, None
     if stat.S_ISDIR(status.st_mode):
-        return "a link to a folder that it lies in" if _identity(status) in above else "", status
-    return "" if stat.S_ISREG(status.st_mode) else "not a regular file", status
+        trouble = "a link to a folder that contains it" if _file_id(status) in ancestors else ""
+    else:
+        trouble = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
+    return trouble, status
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _file_id(status: os.stat_result) -> FileId:
     return status.st_dev, status.st_ino
 
 
 def classes_of(entries: list[Entry]) -> list[str]:
-    """The names of the topmost folders, where there are two or more and every picture lies in one; else nothing."""
+    """The sorted names of the top-level folders, if they are classes: two or more, and no picture outside them.
+
+    Returns an empty list otherwise.
+    """
     parts = [entry.name.split("/", 1) for entry in entries if not entry.trouble]
     names = sorted({part[0] for part in parts})
-    return names if len(names) > 1 and all(len(part) == 2 for part in parts) else []
+    are_classes = len(names) > 1 and all(len(part) == 2 for part in parts)
+    return names if are_classes else []

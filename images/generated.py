@@ -1,61 +1,65 @@
-"""Images that any software made: a folder of PNG and JPG files, or an .npz of uint8."""
+"""Images made by other software, to be scored: a folder of pictures, or one array file."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 
 from core.errors import UserError
-from core.files import read_npz
+from core.shapes import HostPixels, ImageShape
+from images.arrays import read_images
+from images.folder import ENDINGS, scan
+from images.pixels import in_colours, one_line, open_picture, upright
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-MODES = {"L": 1, "RGB": 3}
-CHUNK = 500
-
-Shape = tuple[int, int, int]
+CHANNELS = {"L": 1, "RGB": 3}  # of Pillow's modes
+CHUNK = 500  # pictures per batch
 
 
-def open_images(path: Path, shape: Shape) -> tuple[int, Iterator[tuple[np.ndarray, int]]]:
-    """How many images there are, and they themselves as batches (uint8 [B, H, W, C], B).
+def open_images(path: Path, shape: ImageShape) -> tuple[int, Iterator[tuple[HostPixels, int]]]:
+    """The number of images and an iterator over batches (uint8 [B, H, W, C], B), B at most CHUNK.
 
-    Files come in the order of their names. Raises UserError where there are none, and, as they are read, where one is
-    not of the shape (H, W, C): a silent resize would be part of the score.
+    A folder is read with the rules of training data (see `images.folder.scan`), except that every picture must have
+    the shape (H, W, C) already: resizing would change the score. Pictures are decoded batch by batch, in the order of
+    their names.
+
+    Raises UserError if there are no images, if `scan` reports a file that cannot be read, or if the array has another
+    shape. The iterator raises UserError at the first picture that is damaged or has another shape.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise UserError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
-        return len(files), _read_files(files, shape)
-    images = _read_array(path, shape)
-    return len(images), ((batch, len(batch)) for batch in np.split(images, range(CHUNK, len(images), CHUNK)))
+        names = _picture_names(path)
+        return len(names), _read_pictures([path / name for name in names], shape)
+    images = read_images(path)
+    if images.shape[1:] != shape or not len(images):
+        expected = ", ".join(map(str, shape))
+        raise UserError(f"{path}: expected uint8 [N, {expected}], got {images.dtype} {list(images.shape)}")
+    chunks = np.split(images, range(CHUNK, len(images), CHUNK))
+    return len(images), ((chunk, len(chunk)) for chunk in chunks)
 
 
-def _read_array(path: Path, shape: Shape) -> np.ndarray:
-    """The array `images`, or the only one there is."""
-    arrays = read_npz(path, required=set())
-    name = "images" if "images" in arrays else next(iter(arrays), None)
-    if name is None or (name != "images" and len(arrays) > 1):
-        raise UserError(f"{path}: expected one array, or one called images; it holds {', '.join(sorted(arrays))}")
-    images = arrays[name]
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        raise UserError(f"{path}: expected uint8 [N, {', '.join(map(str, shape))}], got {images.dtype} {images.shape}")
-    return images
+def _picture_names(folder: Path) -> list[str]:
+    entries, _ = scan(folder)
+    for entry in entries:
+        if entry.trouble:
+            raise UserError(f"{folder / entry.name}: {entry.trouble}; remove it or replace it")
+    if not entries:
+        raise UserError(f"{folder}: holds no images ({', '.join(ENDINGS)})")
+    return [entry.name for entry in entries]
 
 
-def _read_files(files: list[Path], shape: Shape) -> Iterator[tuple[np.ndarray, int]]:
-    for start in range(0, len(files), CHUNK):
-        batch = np.stack([_read_file(file, shape) for file in files[start : start + CHUNK]])
+def _read_pictures(paths: list[Path], shape: ImageShape) -> Iterator[tuple[HostPixels, int]]:
+    for start in range(0, len(paths), CHUNK):
+        batch = np.stack([_read_picture(path, shape) for path in paths[start : start + CHUNK]])
         yield batch, len(batch)
 
 
-def _read_file(path: Path, shape: Shape) -> np.ndarray:
+def _read_picture(path: Path, shape: ImageShape) -> UInt8[np.ndarray, "height width channels"]:
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
-    found = (image.height, image.width, MODES.get(image.mode))
-    if found != shape:
-        raise UserError(f"{path}: a {image.mode} image of {found[:2]}, where the config asks for {list(shape)}")
-    return np.asarray(image).reshape(shape)
+        with open_picture(path) as opened:
+            picture = upright(opened)
+    except Exception as error:  # Pillow raises many types of exceptions for damaged files
+        raise UserError(f"{path}: not a readable image ({one_line(error)})") from error
+    if (picture.height, picture.width, CHANNELS.get(picture.mode)) != shape:
+        found = f"a {picture.mode} image of {picture.height} x {picture.width} pixels"
+        raise UserError(f"{path}: {found}, but the config requires height, width and channels {list(shape)}")
+    return np.asarray(in_colours(picture, shape[2])).reshape(shape)

@@ -1,6 +1,7 @@
-"""The paper's data sets through TensorFlow Datasets (TFDS): array_record files, prepared once, read without TensorFlow.
+"""The paper's data sets through TensorFlow Datasets (TFDS), prepared once as array_record files.
 
-Only `prepare` needs TensorFlow. TFDS itself is imported late: it takes a second.
+TensorFlow is needed only to prepare a data set, not to read it. TFDS is imported inside functions, since its import
+takes a second.
 """
 
 import importlib.util
@@ -27,10 +28,19 @@ LSUN_OBJECTS = (
 
 
 class DataSet(NamedTuple):
-    builder: str  # TFDS's name for it
-    flags: str  # the config file and overrides that --mode=prepare takes for it
-    test: str = "test"  # TFDS's name for the test split
-    crop: int = 0  # see to_pixels
+    """How a data set is named in TFDS and how it is prepared.
+
+    Attributes:
+      builder: name of the TFDS builder; "{size}" stands for the image size.
+      flags: config file and overrides that --mode=prepare takes for it.
+      test: TFDS's name of the test split.
+      crop: side of the centre crop, see `to_pixels`.
+    """
+
+    builder: str
+    flags: str
+    test: str = "test"
+    crop: int = 0
 
 
 DATA_SETS = {
@@ -39,16 +49,20 @@ DATA_SETS = {
     "cifar10": DataSet("cifar10", "cifar10.py"),
     "svhn": DataSet("svhn_cropped", "svhn.py"),
     "celeba": DataSet("celeb_a", "celeba.py", crop=140),
-    "imagenet": DataSet("downsampled_imagenet/{size}x{size}", "imagenet{size}.py", "validation"),
+    "imagenet": DataSet("downsampled_imagenet/{size}x{size}", "imagenet{size}.py", test="validation"),
 } | {
-    f"lsun_{name}": DataSet(f"lsun/{name}", f"lsun.py --config.data.dataset=lsun_{name}", "validation")
+    f"lsun_{name}": DataSet(f"lsun/{name}", f"lsun.py --config.data.dataset=lsun_{name}", test="validation")
     for name in LSUN_SCENES + LSUN_OBJECTS
 }
 
 
 def source(config: ConfigDict, split: str) -> Source:
-    """A split as TFDS has prepared it. Raises UserError where it has not, with the command that does."""
-    builder, name = _find(config), _builder_name(config)
+    """The 'train' or 'test' split of a prepared data set.
+
+    Raises UserError if it is not prepared (the message has the command that prepares it) or has no such split.
+    """
+    builder = _find(config)
+    name = _builder_name(config)
     if builder is None:
         raise UserError(f"{name} is not prepared in {_data_dir(config)}: run {command(config)}")
     tfds_split = {"train": "train", "test": DATA_SETS[config.data.dataset].test}[split]
@@ -60,8 +74,8 @@ def source(config: ConfigDict, split: str) -> Source:
     return Source(builder.info.full_name, identity, lambda: pictures(builder, tfds_split))
 
 
-def pictures(builder, split: str) -> Pictures:
-    """Of a TFDS builder whose features have an image and perhaps a label."""
+def pictures(builder: "tensorflow_datasets.core.DatasetBuilder", split: str) -> Pictures:
+    """The pictures of a TFDS split whose features are "image" and, if the data set has classes, "label"."""
     import tensorflow_datasets as tfds
 
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -74,33 +88,36 @@ def pictures(builder, split: str) -> Pictures:
 
 
 def prepare(config: ConfigDict) -> None:
-    """Downloads and prepares what is not there yet, with TFDS's progress bars. Raises UserError where that fails."""
+    """Downloads and prepares the data set with TFDS, unless it is prepared already.
+
+    Raises UserError if TensorFlow is not installed or TFDS fails.
+    """
     if _find(config) is not None:
         return
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError("--mode=prepare needs TensorFlow, for this step alone: pip install -r requirements-prepare.txt")
+        raise UserError("--mode=prepare needs TensorFlow, for this step only: pip install -r requirements-prepare.txt")
     import tensorflow_datasets as tfds
 
     name = _builder_name(config)
     try:
         builder = tfds.builder(name, data_dir=_data_dir(config))
-        fresh = tfds.download.DownloadConfig(try_download_gcs=False)  # what lies there is no array_record
-        builder.download_and_prepare(file_format="array_record", download_config=fresh)
-    except Exception as error:  # each data set's own code, the network and TFDS's checks raise any kind
+        options = tfds.download.DownloadConfig(try_download_gcs=False)  # Google's prepared copies are not array_record
+        builder.download_and_prepare(file_format="array_record", download_config=options)
+    except Exception as error:  # the data set's own code, the network and TFDS's checks raise any type
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"TFDS could not prepare {name}: {reason}") from error
 
 
 def command(config: ConfigDict) -> str:
-    """What the user has to run for this data set."""
+    """The command that prepares the data set of the config."""
     data = config.data
-    where = f" --config.data.data_dir={data.data_dir}" if data.data_dir else ""
+    data_dir = f" --config.data.data_dir={data.data_dir}" if data.data_dir else ""
     flags = DATA_SETS[data.dataset].flags.format(size=data.image_size)
-    return f"python main.py --mode=prepare --config=configs/ddpm/{flags}{where}"
+    return f"python main.py --mode=prepare --config=configs/ddpm/{flags}{data_dir}"
 
 
-def _find(config: ConfigDict):
-    """The builder of the prepared data set, or None. Raises UserError where it is not in array_record form."""
+def _find(config: ConfigDict) -> "tensorflow_datasets.core.DatasetBuilder | None":
+    """The builder of the prepared data set, or None. Raises UserError if its files are not array_record."""
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered
 
     name, _, kind = _builder_name(config).partition("/")
@@ -113,7 +130,7 @@ def _find(config: ConfigDict):
     if not readable:
         raise UserError(
             f"{builder.data_path} holds {builder.info.file_format.value} files, which only TensorFlow reads; "
-            "--mode=prepare makes array_record files in another --config.data.data_dir"
+            "--mode=prepare writes array_record files to another --config.data.data_dir"
         )
     return builder
 
@@ -121,12 +138,12 @@ def _find(config: ConfigDict):
 def _builder_name(config: ConfigDict) -> str:
     data = config.data
     if data.dataset == "imagenet" and data.image_size not in (32, 64):
-        raise UserError(f"data.image_size={data.image_size}: the downsampled ImageNet has 32 and 64")
+        raise UserError(f"data.image_size={data.image_size}: the downsampled ImageNet exists only in sizes 32 and 64")
     return DATA_SETS[data.dataset].builder.format(size=data.image_size)
 
 
 def _data_dir(config: ConfigDict) -> str:
-    """data.data_dir, else TFDS_DATA_DIR, else TFDS's own default."""
+    """data.data_dir if set, else the environment variable TFDS_DATA_DIR, else TFDS's own default."""
     from tensorflow_datasets.core import constants
 
     return os.path.expanduser(config.data.data_dir or constants.DATA_DIR)

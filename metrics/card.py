@@ -1,74 +1,107 @@
 """Evaluation report: scores and the settings needed to reproduce them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from metrics.kid_prdc import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, SUBSETS
 from metrics.results import Result
 from metrics.tally import GROUPS
 
+Row = tuple[str, str]
+"""A name and a value, as printed."""
+
 
 def card(result: Result) -> str:
-    """The scores of a result with their error bars, and under them how they were made, for people."""
-    rows = [*_score_rows(result), ("", "")] if result["score"] is not None else []
-    rows += _protocol_rows(result)
+    """The report of a result, for people: its scores with their error bars, then the settings behind them."""
+    rows = []
+    if result["score"] is not None:
+        rows += [*_score_rows(result), ("", "")]
+    rows += _samples_rows(result)
+    if "sampler" in result:  # images generated elsewhere have none
+        rows += _sampling_rows(result)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
 
 
-def _score_rows(result: Result) -> list[tuple[str, str]]:
-    rows = [(result["score_name"], _with_error(result["score"], result["score_error"], f"jackknife, {GROUPS} groups"))]
-    if (limit := result["score_at_infinity"]) is not None:
-        rows.append(("for infinitely many samples", _with_error(limit, result["score_error"], "the same")))
-    if result["num_compared"] is not None:
-        subsets = f"over {SUBSETS} subsets of {result['kid_subset_size']}"
-        rows += [
-            ("KID, same features", _with_error(result["kid"], result["kid_std"], f"standard deviation {subsets}")),
-            *_pair(result, "precision", "recall", PRECISION_NEIGHBOURS),
-            *_pair(result, "density", "coverage", DENSITY_NEIGHBOURS),
-        ]
-    if "label_entropy" in result:
-        bits = f"{result['label_entropy']:.3f} bits, the data's {result['data_label_entropy']:.3f}"
-        shares = " ".join(f"{100 * share:.1f}" for share in result["label_histogram"])
-        rows += [
-            ("label entropy", bits),
-            ("label distance", f"{result['label_distance']:.4f} (total variation)"),
-            ("labels, %", shares),
-        ]
-    return rows
+def _score_text(result: Result) -> str:
+    return _with_error(result["score"], result["score_error"], f"jackknife, {GROUPS} groups")
+
+
+def _limit_text(result: Result) -> str:
+    return _with_error(result["score_at_infinity"], result["score_error"], "the same")
+
+
+def _kid_text(result: Result) -> str:
+    subsets = f"over {SUBSETS} subsets of {result['kid_subset_size']}"
+    return _with_error(result["kid"], result["kid_std"], f"standard deviation {subsets}")
 
 
 def _with_error(value: float, error: float | None, kind: str) -> str:
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g} ({kind})"
 
 
-def _pair(result: Result, first: str, second: str, k: int) -> list[tuple[str, str]]:
-    return [(f"{name}, k = {k}", f"{result[name]:.4f}") for name in (first, second)]
+def _histogram_text(result: Result) -> str:
+    return " ".join(f"{100 * share:.1f}" for share in result["label_histogram"])
 
 
-def _trial(choice: dict[str, Any]) -> str:
-    return f", chosen by a trial of {choice['network_calls']} network calls ({choice['share_of_evaluation']:.1%} more)"
+SCORE_ROWS: dict[str, tuple[str, str | Callable[[Result], str]]] = {
+    "score": ("{score_name}", _score_text),
+    "score_at_infinity": ("for infinitely many samples", _limit_text),
+    "kid": ("KID, same features", _kid_text),
+    "precision": (f"precision, k = {PRECISION_NEIGHBOURS}", "{precision:.4f}"),
+    "recall": (f"recall, k = {PRECISION_NEIGHBOURS}", "{recall:.4f}"),
+    "density": (f"density, k = {DENSITY_NEIGHBOURS}", "{density:.4f}"),
+    "coverage": (f"coverage, k = {DENSITY_NEIGHBOURS}", "{coverage:.4f}"),
+    "label_entropy": ("label entropy", "{label_entropy:.3f} bits, the data's {data_label_entropy:.3f}"),
+    "label_distance": ("label distance", "{label_distance:.4f} (total variation)"),
+    "label_histogram": ("labels, %", _histogram_text),
+}
+"""Field to printed name and value, in which fields stand in braces. A field that is missing or None is not printed."""
 
 
-def _protocol_rows(result: Result) -> list[tuple[str, str]]:
-    """Of those facts that the result has; images from elsewhere have no sampler."""
-    rows = [("samples", f"{result['num_samples']}, {result.get('source') or 'seed {}'.format(result['seed'])}")]
+def _score_rows(result: Result) -> list[Row]:
+    rows = []
+    for field, (name, text) in SCORE_ROWS.items():
+        if result.get(field) is not None:
+            value = text(result) if callable(text) else text.format(**result)
+            rows.append((name.format(**result), value))
+    return rows
+
+
+def _samples_rows(result: Result) -> list[Row]:
+    """The samples and, where they are scored, the reference and the features."""
+    source = result.get("source") or f"seed {result['seed']}"
+    rows = [("samples", f"{result['num_samples']}, {source}")]
     if result["score"] is not None:
         rows += [
             ("against", f"{result['reference']} (SHA-256 {result['reference_sha256'][:16]})"),
             ("features", f"{result['features']} (SHA-256 {result['features_sha256'][:16]})"),
             ("resize", result["resize"]),
         ]
-    if "sampler" in result:
-        nfe = result["nfe"] or "adaptive"
-        clipped = "clipped" if result["clip_x0"] else "not clipped"
-        start = "Gaussian late start" if result["gls"] else "from pure noise"
-        start += f" ({result['baseline']})" if result["baseline"] else ""
-        start += _trial(result["auto_start"]) if result["auto_start"] else ""
-        weights = f"EMA {result['ema_rate']} (SHA-256 {result['weights_sha256'][:16]})"
-        rows += [
-            ("rounding", result["rounding"]),
-            ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),
-            ("time grid", f"{result['spacing']}, t = {result['t_start']} to {result['t_last']}, {start}"),
-            ("weights", f"step {result['checkpoint_step']}, {weights}"),
-        ]
     return rows
+
+
+def _sampling_rows(result: Result) -> list[Row]:
+    nfe = result["nfe"] or "adaptive"
+    clipped = "clipped" if result["clip_x0"] else "not clipped"
+    weights = f"EMA {result['ema_rate']} (SHA-256 {result['weights_sha256'][:16]})"
+    return [
+        ("rounding", result["rounding"]),
+        ("sampler", f"{result['sampler']}, n = {result['n_steps']}, NFE {nfe}, predicted x_0 {clipped}"),
+        ("time grid", f"{result['spacing']}, t = {result['t_start']} to {result['t_last']}, {_start_text(result)}"),
+        ("weights", f"step {result['checkpoint_step']}, {weights}"),
+    ]
+
+
+def _start_text(result: Result) -> str:
+    text = "Gaussian late start" if result["gls"] else "from pure noise"
+    if result["baseline"]:
+        text += f" ({result['baseline']})"
+    if result["auto_start"]:
+        text += _cost_text(result["auto_start"])
+    return text
+
+
+def _cost_text(auto_start: dict[str, Any]) -> str:
+    calls = auto_start["network_calls"]
+    return f", chosen automatically with {calls} network calls ({auto_start['share_of_evaluation']:.1%} more)"

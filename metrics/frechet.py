@@ -3,44 +3,58 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float, Int, Real
 
 from core.moments import Moments
 from metrics import kid_prdc
 from metrics.tally import merged
 
 
-def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception's features, the FID.
+def frechet_distance(
+    mean1: Real[np.ndarray, "..."],
+    cov1: Real[np.ndarray, "..."],
+    mean2: Real[np.ndarray, "..."],
+    cov2: Real[np.ndarray, "..."],
+) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception features, the FID.
 
-    means [d], covariances [d, d]; computed in float64. Raises ValueError for shapes that do not fit or values that
-    are not finite; `Moments` raises it for fewer than 2 samples.
+    Means have shape [dim], covariances [dim, dim]; computed in float64. Raises ValueError for shapes that do not fit
+    together and for values that are not finite.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
     shapes = [array.shape for array in (mean1, cov1, mean2, cov2)]
     dim = mean1.size
-    if shapes != [(dim,), (dim, dim)] * 2:
+    if shapes != [(dim,), (dim, dim), (dim,), (dim, dim)]:
         raise ValueError(f"moments of shapes {shapes} do not fit together")
     if not all(np.isfinite(array).all() for array in (mean1, cov1, mean2, cov2)):
         raise ValueError("the moments hold NaN or infinity")
-    return _distance(mean1, _factor(cov1), mean2, cov2)
+    return _distance(mean1=mean1, factor1=_factor(cov1), mean2=mean2, cov2=cov2)
 
 
-def _factor(cov: np.ndarray) -> np.ndarray:
+def _factor(cov: Real[np.ndarray, "dim dim"]) -> Float[np.ndarray, "dim dim"]:
     """F with F F^T = cov."""
     try:
         return np.linalg.cholesky(cov)
-    except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a dead feature
+    except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a constant feature
         values, vectors = scipy.linalg.eigh(cov)
         return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """With C1 = F F^T, tr (C1 C2)^(1/2) sums the roots of the eigenvalues of the symmetric F^T C2 F."""
+def _distance(
+    mean1: Real[np.ndarray, "dim"],
+    factor1: Float[np.ndarray, "dim dim"],
+    mean2: Real[np.ndarray, "dim"],
+    cov2: Real[np.ndarray, "dim dim"],
+) -> float:
+    """The Fréchet distance, with F = factor1 and C1 = F F^T.
+
+    tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric matrix F^T C2 F.
+    """
     eigenvalues = scipy.linalg.eigvalsh(factor1.T @ cov2 @ factor1)
     root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     return float(np.sum((mean1 - mean2) ** 2) + np.sum(factor1**2) + np.trace(cov2) - 2 * root)
@@ -48,37 +62,55 @@ def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, cov2: n
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """What samples are scored against: the moments of a split's features, and what is known of the split."""
+    """The reference set that samples are scored against: the moments of its features, and more where it is known.
 
-    mean: np.ndarray  # [d]
-    cov: np.ndarray  # [d, d]
-    digest: str  # SHA-256 of the moments
+    Attributes:
+      mean: the mean of the features.
+      cov: the covariance of the features.
+      digest: the SHA-256 of the moments.
+      description: one line about the images.
+      features: features of at most tally.RESERVOIR images, evenly spaced over the set.
+      label_counts: the number of images with each label.
+    """
+
+    mean: Real[np.ndarray, "dim"]
+    cov: Real[np.ndarray, "dim dim"]
+    digest: str
     description: str
-    features: np.ndarray | None = None  # [at most tallies.RESERVOIR, d], spread evenly over the split
-    label_counts: np.ndarray | None = None  # [K]
+    features: Float[np.ndarray, "kept dim"] | None = None
+    label_counts: Int[np.ndarray, "labels"] | None = None
 
     @functools.cached_property
-    def squared_radii(self) -> np.ndarray:
-        """`fidelity.squared_radii` of the features: dearer than drawing few images, and the same for every run."""
+    def squared_radii(self) -> Float[np.ndarray, "kept neighbours"]:
+        """`kid_prdc.squared_radii` of the features. Cached: costs more than drawing a small batch of images."""
         return kid_prdc.squared_radii(self.features)
 
 
 class Distance(NamedTuple):
+    """A Fréchet distance.
+
+    Attributes:
+      value: the distance of the samples.
+      error: one standard error, from the choice of samples; the reference counts as exact.
+      at_infinity: the limit of the distance for infinitely many samples; its standard error is `error` too.
+    """
+
     value: float
-    error: float | None  # one standard error, from the choice of samples; the reference counts as exact
-    at_infinity: float | None  # what the value would be for infinitely many samples, with the same standard error
+    error: float | None
+    at_infinity: float | None
 
 
 def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
-    """The Fréchet distance of all groups together, its standard error, and its limit for infinitely many samples.
+    """The Fréchet distance of the samples in all groups, its standard error, and its limit for infinitely many samples.
 
-    The error is the grouped jackknife's: how far the distance moves as each group in turn is left out. The limit is
-    Chong and Forsyth's (2020): the bias falls as 1/N, so a line in 1/N meets the axis there. Here it passes through the
-    whole and the mean of the halves, each of half the groups, beginning at each group in turn. Since both depend on a
-    single sample alike, to first order in 1/N, the error is that of the limit as well.
+    groups: moments of disjoint parts of the samples, of nearly equal size. The error is that of the grouped jackknife,
+    which leaves out one group at a time (Efron and Stein 1981). The limit extrapolates the bias, which falls as 1/N
+    (Chong and Forsyth 2020, arXiv 1911.07023), from the distance of all samples and the mean distance of halves of the
+    samples. To first order in 1/N, distance and limit have the same standard error.
 
-    The limit is None where a half has fewer than 2 samples a feature, since the line is then bent; both are None for
-    groups of fewer than 2. Warns where all groups together have fewer samples than features.
+    error and at_infinity are None for fewer than two groups and for groups of fewer than 2 samples. at_infinity is None
+    as well if a half has fewer than 2 samples per feature, because the bias is then not linear in 1/N. Warns if there
+    are fewer samples than features.
     """
     whole = merged(groups)
     if whole.count < whole.dim:
@@ -87,18 +119,28 @@ def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
             f"large to compare; draw at least {whole.dim}, better {10 * whole.dim}",
             stacklevel=2,
         )
-    factor = _factor(reference.cov)  # once for all that is left out below
+    factor = _factor(reference.cov)  # computed once for all distances below
 
     def to_reference(moments: Moments) -> float:
-        return _distance(reference.mean, factor, moments.mean, moments.cov)
+        return _distance(mean1=reference.mean, factor1=factor, mean2=moments.mean, cov2=moments.cov)
 
     value = to_reference(whole)
     if len(groups) < 2 or min(group.count for group in groups) < 2:
-        return Distance(value, None, None)
+        return Distance(value, error=None, at_infinity=None)
     rests = [to_reference(merged([*groups[:k], *groups[k + 1 :]])) for k in range(len(groups))]
-    error = float(np.sqrt((len(groups) - 1) * np.var(rests)))  # Efron and Stein (1981)
+    error = float(np.sqrt((len(groups) - 1) * np.var(rests)))
     if whole.count < 4 * whole.dim:
-        return Distance(value, error, None)
-    halves = [merged(np.roll(groups, -k)[: len(groups) // 2]) for k in range(len(groups))]
-    size, mean = (np.mean(values) for values in zip(*((h.count, to_reference(h)) for h in halves), strict=True))
-    return Distance(value, error, float((whole.count * value - size * mean) / (whole.count - size)))
+        return Distance(value, error, at_infinity=None)
+    return Distance(value, error, _limit(groups, to_reference, value, whole.count))
+
+
+def _limit(groups: Sequence[Moments], to_reference: Callable[[Moments], float], value: float, count: int) -> float:
+    """The distance extrapolated to infinitely many samples, by a line in 1/N through two points.
+
+    One point is the distance `value` of all `count` samples. The other is the mean over the halves of the samples that
+    consist of consecutive groups, in cyclic order.
+    """
+    halves = [merged([*groups[k:], *groups[:k]][: len(groups) // 2]) for k in range(len(groups))]
+    half_count = np.mean([half.count for half in halves])
+    half_value = np.mean([to_reference(half) for half in halves])
+    return float((count * value - half_count * half_value) / (count - half_count))

@@ -1,83 +1,115 @@
-"""What one distance hides: scores of two sets of features themselves, each with its paper's estimator.
+"""Sample-based metrics: KID, precision, recall, density and coverage.
 
-`real` and `fake` are features [N, d] and [M, d]. All is computed in float64, a block of pairs at a time.
+They compare the features of real images with the features of generated images ("fake"), in float64.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # of the KID
-PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-BLOCK = 1000  # rows of a matrix of distances that are held at once
+SUBSETS = 100  # of the KID
+SUBSET_SIZE = 1000
+PRECISION_NEIGHBOURS = 3  # k of precision and recall
+DENSITY_NEIGHBOURS = 5  # k of density and coverage
+BLOCK = 1000  # rows of a distance matrix that are in memory at a time
+
+RealFeatures = Float[np.ndarray, "real dim"]
+FakeFeatures = Float[np.ndarray, "fake dim"]
+Radii = Float[np.ndarray, "real neighbours"]
+"""Squared distances from each real sample to its nearest neighbours, see `squared_radii`."""
 
 
 class Kid(NamedTuple):
+    """A kernel distance.
+
+    Attributes:
+      mean: the mean over the subsets.
+      std: the standard deviation over the subsets; None if each subset is the whole of both sets.
+      subset_size: the number of samples in a subset.
+    """
+
     mean: float
-    std: float | None  # over the subsets; None where all are the same
+    std: float | None
     subset_size: int
 
 
-def kid(real: np.ndarray, fake: np.ndarray, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE) -> Kid:
-    """The kernel distance of Binkowski et al. (2018): squared_mmd over random subsets, the same at every call.
+def kid(real: RealFeatures, fake: FakeFeatures, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE) -> Kid:
+    """The kernel Inception distance (Binkowski et al. 2018, arXiv 1801.01401): `squared_mmd` over random subsets.
 
-    Subsets are no larger than the smaller set; if they are all of both, no chance is left to measure. Raises ValueError
-    for fewer than 2 samples.
+    Subsets are drawn with a fixed seed and are at most as large as the smaller set. Raises ValueError for fewer than 2
+    samples.
     """
-    rng, size = np.random.default_rng(0), min(subset_size, len(real), len(fake))
-    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    rng = np.random.default_rng(0)
+    size = min(subset_size, len(real), len(fake))
+    real = np.asarray(real, np.float64)
+    fake = np.asarray(fake, np.float64)
     values = []
     for _ in range(subsets):
-        chosen = rng.choice(len(real), size, replace=False), rng.choice(len(fake), size, replace=False)
-        values.append(squared_mmd(real[chosen[0]], fake[chosen[1]]))
+        real_rows = rng.choice(len(real), size, replace=False)
+        fake_rows = rng.choice(len(fake), size, replace=False)
+        values.append(squared_mmd(real[real_rows], fake[fake_rows]))
     std = float(np.std(values)) if size < max(len(real), len(fake)) else None
     return Kid(float(np.mean(values)), std, size)
 
 
-def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy, by the kernel (x.y / d + 1)^3 (equation 4)."""
+def squared_mmd(real: RealFeatures, fake: FakeFeatures) -> float:
+    """The unbiased estimate of the squared maximum mean discrepancy (Binkowski et al. 2018, equation 4).
+
+    The kernel is (x.y / dim + 1)^3, in the precision of the features. Raises ValueError for fewer than 2 samples.
+    """
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"needs at least 2 samples of each, has {len(real)} and {len(fake)}")
 
-    def within(x):
+    def within(x: Float[np.ndarray, "n dim"]) -> np.floating:
         kernel = _kernel(x, x)
         return (kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1))
 
     return float(within(real) + within(fake) - 2 * _kernel(real, fake).mean())
 
 
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _kernel(x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
     base = x @ y.T / x.shape[1] + 1
     return base * base * base
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, real_radii: np.ndarray | None = None) -> tuple[float, float]:
-    """The improved precision and recall of Kynkaanniemi et al. (2019).
+def precision_recall(real: RealFeatures, fake: FakeFeatures, real_radii: Radii | None = None) -> tuple[float, float]:
+    """The improved precision and recall of Kynkaanniemi et al. (2019, arXiv 1904.06991), for k = 3 neighbours.
 
-    Precision is the share of `fake` that lies within the k-th neighbour's distance of some real sample, k = 3; recall
-    is the same with the roles exchanged. real_radii: `squared_radii(real)` where that is known. Raises ValueError for k
-    samples or fewer.
+    Precision is the share of fake samples that are within the distance of some real sample to its k-th neighbour.
+    Recall is the same with real and fake exchanged. real_radii: `squared_radii(real)`, where it is known already.
+    Raises ValueError for k samples or fewer.
     """
     k = PRECISION_NEIGHBOURS
-    radii = squared_radii(real, k) if real_radii is None else real_radii
-    real_radii, fake_radii = radii[:, k - 1], squared_radii(fake, k)[:, k - 1]
-    precision = np.concatenate([(block <= real_radii).any(axis=1) for block in _squared_distances(fake, real)])
-    recall = np.concatenate([(block <= fake_radii).any(axis=1) for block in _squared_distances(real, fake)])
-    return float(precision.mean()), float(recall.mean())
+    if real_radii is None:
+        real_radii = squared_radii(real, k)
+    fake_radii = squared_radii(fake, k)
+    return _covered_share(fake, real, real_radii[:, k - 1]), _covered_share(real, fake, fake_radii[:, k - 1])
+
+
+def _covered_share(
+    x: Float[np.ndarray, "n dim"], centres: Float[np.ndarray, "m dim"], radii: Float[np.ndarray, "m"]
+) -> float:
+    """The share of rows of x inside at least one of the balls with these centres and squared radii."""
+    inside = [(block <= radii).any(axis=1) for block in _squared_distances(x, centres)]
+    return float(np.concatenate(inside).mean())
 
 
 def density_coverage(
-    real: np.ndarray, fake: np.ndarray, k: int = DENSITY_NEIGHBOURS, real_radii: np.ndarray | None = None
+    real: RealFeatures, fake: FakeFeatures, k: int = DENSITY_NEIGHBOURS, real_radii: Radii | None = None
 ) -> tuple[float, float]:
-    """The density and coverage of Naeem et al. (2020).
+    """The density and coverage of Naeem et al. (2020, arXiv 2002.09797).
 
-    Density is the mean number of real samples whose k-th neighbour lies beyond a sample of `fake`, over k; coverage the
-    share of real samples with one of `fake` nearer than their k-th neighbour. real_radii: `squared_radii(real)` where
-    that is known. Raises ValueError for k samples or fewer.
+    Take a ball around each real sample, up to its k-th neighbour. Density is the mean number of balls that a fake
+    sample is in, divided by k. Coverage is the share of balls with at least one fake sample. real_radii:
+    `squared_radii(real)`, where it is known already. Raises ValueError for k samples or fewer.
     """
-    radii = (squared_radii(real, k) if real_radii is None else real_radii)[:, k - 1]
-    inside, covered = 0, np.zeros(len(real), bool)
+    if real_radii is None:
+        real_radii = squared_radii(real, k)
+    radii = real_radii[:, k - 1]
+    inside = 0
+    covered = np.zeros(len(real), bool)
     for block in _squared_distances(fake, real):
         within = block < radii
         inside += within.sum()
@@ -85,17 +117,23 @@ def density_coverage(
     return float(inside / (k * len(fake))), float(covered.mean())
 
 
-def squared_radii(x: np.ndarray, k: int = DENSITY_NEIGHBOURS) -> np.ndarray:
-    """[N, k]: from each sample to its first, second, ... k-th neighbour, itself not counted."""
+def squared_radii(x: Float[np.ndarray, "n dim"], k: int = DENSITY_NEIGHBOURS) -> Float[np.ndarray, "n {k}"]:
+    """Squared distances from each sample to its k nearest neighbours, in ascending order, without the sample itself.
+
+    Raises ValueError for k samples or fewer.
+    """
     if len(x) <= k:
         raise ValueError(f"needs more than {k} samples, has {len(x)}")
     nearest = [np.partition(block, k, axis=1)[:, : k + 1] for block in _squared_distances(x, x)]
     return np.sort(np.concatenate(nearest), axis=1)[:, 1:]
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-    """[BLOCK, M] at a time, rows of x against all of y."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+def _squared_distances(
+    x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]
+) -> Iterator[Float[np.ndarray, "block m"]]:
+    """The matrix of squared distances from each row of x to all rows of y, BLOCK rows at a time."""
+    x = np.asarray(x, np.float64)
+    y = np.asarray(y, np.float64)
     norms = np.einsum("md,md->m", y, y)
     for start in range(0, len(x), BLOCK):
         rows = x[start : start + BLOCK]

@@ -1,32 +1,39 @@
-"""Whether samples show all that the data show: how often a classifier gives each label."""
+"""Label statistics: how often a classifier assigns each label to the samples, compared with the data."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 import datasets
 from core import parallel
 from core.errors import UserError
+from core.shapes import Pixels
 from metrics.features import classifier_path
 from models import classifier
 
 
 class Labeller(NamedTuple):
-    """A classifier, and what tells it from others."""
+    """A classifier whose labels are counted.
 
-    scores: Callable[[jax.Array], Any]  # uint8 [B, H, W, C] -> [B, K], highest for the label
+    Attributes:
+      scores: images, uint8 and on the devices, to scores of shape [batch, labels]; the highest score is the label.
+      name: identifies the classifier.
+    """
+
+    scores: Callable[[Pixels], Any]
     name: str
 
-    def count(self, images: jax.Array, count: int) -> np.ndarray:
-        """How many of the first `count` images have each label, int [K].
+    def count(self, images: Pixels, count: int) -> Int[np.ndarray, "labels"]:
+        """The number of images with each label, among the first `count` images.
 
-        Raises UserError where the classifier's answer has another shape or is not finite.
+        Raises UserError if the scores have another shape or are not finite.
         """
         scores = parallel.all_rows(jnp.asarray(self.scores(images)))
         if scores.ndim != 2 or len(scores) != len(images) or not np.isfinite(scores).all():
@@ -37,15 +44,16 @@ class Labeller(NamedTuple):
 
 
 def load_labeller(config: ConfigDict) -> Labeller | None:
-    """The classifier that config.eval.classifier names, or else the data set's own; None where there is neither.
+    """The classifier that config.eval.classifier names, or else the data set's own; None if there is neither.
 
-    An entry "module:function" names a function from uint8 images [B, H, W, C] on the device to scores [B, K]. Raises
-    UserError where it cannot be imported.
+    config.eval.classifier is "module:function"; the function maps uint8 images [batch, height, width, channels] on the
+    devices to scores [batch, labels]. Raises UserError if it cannot be imported.
     """
     entry = config.eval.classifier
     if entry:
         return Labeller(_import(entry), entry)
-    if not (path := classifier_path(config)).exists():
+    path = classifier_path(config)
+    if not path.exists():
         return None
     stored = classifier.load(path, datasets.image_shape(config))
     graphdef, params = nnx.split(stored.network)
@@ -58,37 +66,45 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
     return Labeller(jax.tree_util.Partial(scores, parallel.replicate(params)), f"{path.name} {stored.digest[:16]}")
 
 
-def _import(entry: str) -> Callable[[jax.Array], Any]:
+def _import(entry: str) -> Callable[[Pixels], Any]:
     module, _, name = entry.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module can raise anything
         raise UserError(f"eval.classifier={entry!r}: cannot be imported ({error}); give module:function") from error
     if not callable(function):
-        raise UserError(f"eval.classifier={entry!r} is no function")
+        raise UserError(f"eval.classifier={entry!r} is not a function; give module:function")
     return function
 
 
-def label_scores(counts: Sequence[int], data_counts: Sequence[int]) -> dict[str, Any]:
-    """The shares of the labels, their entropy in bits (the data's beside it), and their distance to the data's.
+class LabelScores(NamedTuple):
+    """The labels of samples and of the data.
 
-    The distance is the total variation, half the sum of |p - q|: the share of samples that would have to change label.
+    Attributes:
+      histogram: the share of samples with each label.
+      data_histogram: the share of images of the data with each label.
+      entropy: the entropy of histogram, in bits.
+      data_entropy: the entropy of data_histogram, in bits.
+      distance: the total variation between the two, half the sum of |p - q|, from 0 to 1: the smallest share of samples
+        whose labels must change for the histograms to be equal.
     """
-    p, q = _shares(counts), _shares(data_counts)
-    return {
-        "label_histogram": p.tolist(),
-        "data_label_histogram": q.tolist(),
-        "label_entropy": entropy(p),
-        "data_label_entropy": entropy(q),
-        "label_distance": float(np.abs(p - q).sum() / 2),
-    }
+
+    histogram: list[float]
+    data_histogram: list[float]
+    entropy: float
+    data_entropy: float
+    distance: float
 
 
-def entropy(shares: np.ndarray) -> float:
-    """In bits; at most log2 of the number of labels."""
+def label_scores(counts: Int[np.ndarray, "labels"], data_counts: Int[np.ndarray, "labels"]) -> LabelScores:
+    """Compares the numbers of samples with each label with those of the data."""
+    p = counts / np.sum(counts)
+    q = data_counts / np.sum(data_counts)
+    distance = float(np.abs(p - q).sum() / 2)
+    return LabelScores(p.tolist(), q.tolist(), entropy(p), entropy(q), distance)
+
+
+def entropy(shares: Float[np.ndarray, "labels"]) -> float:
+    """The entropy in bits of shares that sum to 1; at most log2 of the number of labels."""
     present = shares[shares > 0]
     return float(-(present * np.log2(present)).sum()) + 0.0  # not -0.0
-
-
-def _shares(counts: Sequence[int]) -> np.ndarray:
-    return np.asarray(counts, np.float64) / np.sum(counts)

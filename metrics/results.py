@@ -1,8 +1,8 @@
-"""What result.json holds: the settings of a run, its scores and the folder that it lies in."""
+"""The result of an evaluation run (result.json): its settings, its scores, and the folder that holds it."""
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
@@ -11,11 +11,80 @@ from metrics.features import Features
 from metrics.frechet import Reference
 
 ROUNDING = "clipped, to the nearest of 256 grey levels"
-Result = dict[str, Any]
+GRID_SIZE = 64  # images that a run keeps for its picture
 
 
-def facts(features: Features | None, reference: Reference | None) -> Result:
-    """What a score depends on besides the samples, for result.json; all None where nothing is scored."""
+class ScoreSettings(TypedDict, total=False):
+    """The settings that a score depends on besides the samples; all None where nothing is scored."""
+
+    score_name: str | None
+    features: str | None
+    feature_network: str | None
+    features_sha256: str | None
+    resize: str | None
+    reference: str | None
+    reference_sha256: str | None
+
+
+class RunSettings(ScoreSettings, total=False):
+    """Everything that the result of a run depends on, except what an automatic start chooses."""
+
+    dataset: str
+    checkpoint_step: int
+    weights_sha256: str
+    sampler: str
+    n_steps: int
+    nfe: int | None  # None for an adaptive sampler
+    gls: bool
+    t_start: int
+    t_last: int
+    chooses_start: bool
+    baseline: str
+    history: bool
+    spacing: str
+    clip_x0: bool
+    num_samples: int
+    num_kept: int
+    seed: int
+    ema_rate: float
+    rounding: str
+    reference_file: str | None
+    classifier: str | None
+    gaussian_sha256: str | None
+    eval_loss: float | None
+    bits_per_dim: dict[str, Any] | None
+    source: str  # the path of images generated elsewhere; they have no fields of sampling
+    source_sha256: str
+
+
+class Result(RunSettings, total=False):
+    """The settings of a run with its scores and circumstances: the contents of result.json."""
+
+    score: float | None
+    score_error: float | None
+    score_at_infinity: float | None
+    num_compared: int | None
+    kid: float | None
+    kid_std: float | None
+    kid_subset_size: int | None
+    precision: float | None
+    recall: float | None
+    density: float | None
+    coverage: float | None
+    label_histogram: list[float]
+    data_label_histogram: list[float]
+    label_entropy: float
+    data_label_entropy: float
+    label_distance: float
+    auto_start: dict[str, Any] | None
+    wall_seconds: float
+    images_per_second: float
+    device: str
+    versions: dict[str, str]
+
+
+def score_settings(features: Features | None, reference: Reference | None) -> ScoreSettings:
+    """The settings that a score depends on besides the samples."""
     return {
         "score_name": features.score_name if features else None,
         "features": features.note if features else None,
@@ -27,53 +96,52 @@ def facts(features: Features | None, reference: Reference | None) -> Result:
     }
 
 
-GRID_SIZE = 64  # how many images of a run are kept to be looked at
-
-
-def folder_name(question: Result) -> str:
-    """What is not the default is part of the name, so that no result replaces one that took more work."""
+def folder_name(settings: RunSettings) -> str:
+    """The name of a run's folder: every setting that is not the default is part of it, so no run replaces another."""
+    start = "auto" if settings["chooses_start"] else settings["t_start"]
     parts = [
-        question["sampler"],
-        f"n{question['n_steps']}",
-        f"gls{'auto' if question['chooses_start'] else question['t_start']}" if question["gls"] else "full",
-        question["baseline"],
-        question["spacing"] if question["spacing"] != "linear" else "",
-        "clipped" if question["clip_x0"] else "",
-        question["feature_network"] if question["feature_network"] != "classifier" else "",
-        f"ref{question['reference_sha256'][:8]}" if question["reference_file"] else "",
-        own_labels(question),
-        f"step{question['checkpoint_step']}",
-        f"num{question['num_samples']}",
-        f"kept{question['num_kept']}" if question["num_kept"] > GRID_SIZE else "",
-        "loss" if question["eval_loss"] is not None else "",
-        "bpd" if question["bits_per_dim"] else "",
-        f"seed{question['seed']}",
+        settings["sampler"],
+        f"n{settings['n_steps']}",
+        f"gls{start}" if settings["gls"] else "full",
+        settings["baseline"],
+        settings["spacing"] if settings["spacing"] != "linear" else "",
+        "clipped" if settings["clip_x0"] else "",
+        settings["feature_network"] if settings["feature_network"] != "classifier" else "",
+        f"ref{settings['reference_sha256'][:8]}" if settings["reference_file"] else "",
+        own_labels(settings),
+        f"step{settings['checkpoint_step']}",
+        f"num{settings['num_samples']}",
+        f"kept{settings['num_kept']}" if settings["num_kept"] > GRID_SIZE else "",
+        "loss" if settings["eval_loss"] is not None else "",
+        "bpd" if settings["bits_per_dim"] else "",
+        f"seed{settings['seed']}",
     ]
     return "_".join(filter(None, parts))
 
 
-def own_labels(question: Result) -> str:
-    """eval.classifier, module:function, as a part of a name."""
-    name = question["classifier"] or ""
+def own_labels(settings: RunSettings) -> str:
+    """The user's eval.classifier, module:function, as a part of a folder name; empty for the data set's own."""
+    name = settings["classifier"] or ""
     return name.replace(":", "-") if ":" in name else ""
 
 
-def finished(question: Result, folder: Path) -> Result | None:
-    """The result that lies in the folder, if it answers this question."""
-    path = folder / folder_name(question) / "result.json"
+def finished(settings: RunSettings, folder: Path) -> Result | None:
+    """The stored result with these settings, or None."""
+    path = folder / folder_name(settings) / "result.json"
     stored = files.read_json(path) if path.exists() else {}
-    return stored if stored.items() >= question.items() else None
+    return stored if stored.items() >= settings.items() else None
 
 
-def all_finished(facts: Result, folder: Path) -> list[Result]:
-    """Every scored result in the folder that agrees with these facts."""
+def all_finished(settings: RunSettings, folder: Path) -> list[Result]:
+    """All scored results in the folder that agree with the given settings."""
     results = [files.read_json(path) for path in sorted(folder.glob("*/result.json"))]
-    return [result for result in results if result.items() >= facts.items() and result["score"] is not None]
+    return [result for result in results if result.items() >= settings.items() and result["score"] is not None]
 
 
 def circumstances(seconds: float, count: int) -> Result:
+    """Time, rate, device and library versions of a run of `count` images."""
     return {
-        "wall_seconds": round(seconds, 3),  # with compilation, where this run is the first of its kind
+        "wall_seconds": round(seconds, 3),  # includes compilation where this run is the first of its kind
         "images_per_second": round(count / seconds, 3),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},

@@ -1,47 +1,101 @@
-"""All scores of one evaluation: Fréchet distance, sample-based metrics and label shares."""
+"""The table of metrics: a new metric is a function and a row of METRICS."""
 
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from metrics import kid_prdc
-from metrics.frechet import Reference, distance
-from metrics.labels import label_scores
+from metrics.frechet import Distance, Reference, distance
+from metrics.kid_prdc import Kid
+from metrics.labels import LabelScores, label_scores
+from metrics.results import Result
 from metrics.tally import Tally
 
-Scores = dict[str, Any]
 
+class Metric(NamedTuple):
+    """A row of METRICS.
 
-def scores(tally: Tally, reference: Reference) -> Scores:
-    """Every score that one pass gives; None where samples or the statistics file do not suffice.
-
-    Those of labels are left out without a classifier. Those of single features (KID, precision, recall, density,
-    coverage) rest on the reservoirs, `num_compared` samples.
+    Attributes:
+      function: maps the tally of the samples and the reference to one value for each field.
+      fields: the fields of result.json that the values are stored in.
+      needs: a key of AVAILABLE, the data that the function needs.
     """
-    found = distance(tally.groups, reference)
-    result: Scores = {
-        "score": found.value,
-        "score_error": found.error,
-        "score_at_infinity": found.at_infinity,
-    }
-    return result | _sample_scores(tally.reservoir, reference) | _label_scores(tally, reference)
+
+    function: Callable[[Tally, Reference], Sequence[Any]]
+    fields: tuple[str, ...]
+    needs: str
 
 
-def _sample_scores(fake: np.ndarray, reference: Reference) -> Scores:
-    names = ("num_compared", "kid", "kid_std", "kid_subset_size", "precision", "recall", "density", "coverage")
-    real = reference.features
-    if real is None or min(len(real), len(fake)) <= kid_prdc.DENSITY_NEIGHBOURS:
-        return dict.fromkeys(names)
-    values = (
-        len(fake),
-        *kid_prdc.kid(real, fake),
-        *kid_prdc.precision_recall(real, fake, real_radii=reference.squared_radii),
-        *kid_prdc.density_coverage(real, fake, real_radii=reference.squared_radii),
-    )
-    return dict(zip(names, values, strict=True))
+def frechet(tally: Tally, reference: Reference) -> Distance:
+    """The Fréchet distance of all samples, with its standard error and its limit for infinitely many samples."""
+    return distance(tally.groups, reference)
 
 
-def _label_scores(tally: Tally, reference: Reference) -> Scores:
-    if reference.label_counts is None or not len(tally.label_counts):
-        return {}
+def num_compared(tally: Tally, reference: Reference) -> tuple[int]:
+    """The number of samples that the sample-based metrics compare."""
+    return (len(tally.reservoir),)
+
+
+def kid(tally: Tally, reference: Reference) -> Kid:
+    """The kernel distance, see `kid_prdc.kid`."""
+    return kid_prdc.kid(reference.features, tally.reservoir)
+
+
+def precision_recall(tally: Tally, reference: Reference) -> tuple[float, float]:
+    """Precision and recall, see `kid_prdc.precision_recall`."""
+    return kid_prdc.precision_recall(reference.features, tally.reservoir, real_radii=reference.squared_radii)
+
+
+def density_coverage(tally: Tally, reference: Reference) -> tuple[float, float]:
+    """Density and coverage, see `kid_prdc.density_coverage`."""
+    return kid_prdc.density_coverage(reference.features, tally.reservoir, real_radii=reference.squared_radii)
+
+
+def label_shares(tally: Tally, reference: Reference) -> LabelScores:
+    """The shares of the labels and what follows from them, see `labels.label_scores`."""
     return label_scores(tally.label_counts, reference.label_counts)
+
+
+METRICS = (
+    Metric(frechet, ("score", "score_error", "score_at_infinity"), needs="moments"),
+    Metric(num_compared, ("num_compared",), needs="features"),
+    Metric(kid, ("kid", "kid_std", "kid_subset_size"), needs="features"),
+    Metric(precision_recall, ("precision", "recall"), needs="features"),
+    Metric(density_coverage, ("density", "coverage"), needs="features"),
+    Metric(
+        label_shares,
+        ("label_histogram", "data_label_histogram", "label_entropy", "data_label_entropy", "label_distance"),
+        needs="labels",
+    ),
+)
+
+
+def _has_features(tally: Tally, reference: Reference) -> bool:
+    if reference.features is None:
+        return False
+    return min(len(reference.features), len(tally.reservoir)) > kid_prdc.DENSITY_NEIGHBOURS
+
+
+def _has_labels(tally: Tally, reference: Reference) -> bool:
+    return reference.label_counts is not None and len(tally.label_counts) > 0
+
+
+AVAILABLE: dict[str, Callable[[Tally, Reference], bool]] = {
+    "moments": lambda tally, reference: True,
+    "features": _has_features,
+    "labels": _has_labels,
+}
+"""Whether samples and reference have the data: moments of features, enough single features, or counts of labels."""
+
+
+def scores(tally: Tally, reference: Reference) -> Result:
+    """The values of all METRICS, by field.
+
+    Where data are missing, the fields of labels are left out and all other fields are None.
+    """
+    result: Result = {}
+    for metric in METRICS:
+        if AVAILABLE[metric.needs](tally, reference):
+            result |= zip(metric.fields, metric.function(tally, reference), strict=True)
+        elif metric.needs != "labels":
+            result |= dict.fromkeys(metric.fields)
+    return result

@@ -8,59 +8,60 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Real, Shaped
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
 from core import files, parallel
+from core.arithmetic import ceil_div
 from core.errors import UserError
 from core.files import read_npz, write_npz
 from core.moments import EXACT_ROWS, Moments
+from core.shapes import HostPixels
 from metrics.features import Features
 from metrics.frechet import Reference
 from metrics.labels import Labeller
 from metrics.tally import Tally
 from sampling.eigenpairs import ROWS
-from sampling.late_start import ARRAYS, EXACT_UP_TO, DataGaussian
+from sampling.late_start import ARRAYS, DataGaussian, forms_covariance
 
-__all__ = ["Moments"]  # kept here for those who score, though the late start uses it too
-
-
-GAUSSIAN = "gaussian"
-SPLIT = "train"  # what samples are scored against
-STATISTICS = 3  # raised whenever a statistics file would hold other numbers or other names
+GAUSSIAN = "gaussian"  # a kind of statistics; the other kinds are the names of the features
+SPLIT = "train"  # samples are scored against this split
+VERSION = 3  # incremented when a statistics file would hold other numbers or other names
+AGAIN = "run --mode=fid_stats again with this config"
 
 
 def stats_path(config: ConfigDict, kind: str) -> Path:
-    """Where fid_stats keeps the training split's statistics: kind is the name of some features, or GAUSSIAN."""
-    data = config.data
-    kind = f"{kind}_01" if kind == GAUSSIAN and not data.centered else kind  # its numbers are in the network's range
-    return files.REPOSITORY / config.assets_dir / "stats" / f"{datasets.slug(config)}_{kind}.npz"
+    """The file in which fid_stats saves the training split's statistics; kind is a name of features, or GAUSSIAN.
+
+    A Gaussian is in the network's range, so data.centered=false has a file of its own.
+    """
+    suffix = "_01" if kind == GAUSSIAN and not config.data.centered else ""
+    return files.REPOSITORY / config.assets_dir / "stats" / f"{datasets.slug(config)}_{kind}{suffix}.npz"
 
 
 def require_stats(config: ConfigDict, *kinds: str) -> None:
-    """Raises UserError where `fid_stats` has not been run for this config."""
+    """Raises UserError if fid_stats has not saved statistics of these kinds for this config."""
     for kind in kinds:
-        if not stats_path(config, kind).exists():
-            raise UserError(f"no {stats_path(config, kind)}: run --mode=fid_stats with the same --config first")
+        path = stats_path(config, kind)
+        if not path.exists():
+            raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
+
+
+# The origin of a statistics file: a JSON object that must agree with the config of the run that reads the file
 
 
 def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
-    """What a statistics file says of itself, and must agree with the config that reads it."""
     data = config.data
     return {
-        "statistics": STATISTICS,
+        "statistics": VERSION,
         "dataset": data.dataset,
         "split": SPLIT,
         "image_size": data.image_size,
         "num_channels": data.num_channels,
         **facts,
     }
-
-
-def _files(config: ConfigDict) -> dict[str, str | None]:
-    """Which files the images are; a statistics file from elsewhere need not agree."""
-    return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
 
 
 def _features_origin(config: ConfigDict, features: Features) -> dict[str, Any]:
@@ -71,33 +72,105 @@ def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
     return _origin(config, centered=config.data.centered)
 
 
-def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: np.ndarray) -> Path:
-    """Writes the Gaussian of a split's images, uint8 [N, H, W, C], with their origin, number and SHA-256."""
-    path, digest = stats_path(config, GAUSSIAN), hashlib.sha256(images).hexdigest()
-    origin = _gaussian_origin(config) | _files(config) | {"count": len(images), "images_sha256": digest}
+def _image_files(config: ConfigDict) -> dict[str, str | None]:
+    """The folder of the images and a fingerprint of the files; not compared for statistics made elsewhere."""
+    return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
+
+
+def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
+    """The origin of the file at `path`, from its JSON. Raises UserError if it differs from what is expected.
+
+    None is not compared: a fingerprint is None if the images are no longer there.
+    """
+    try:
+        origin = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
+    for name, value in expected.items():
+        if value is None or value == origin.get(name):
+            continue
+        if name == "stamp":
+            raise UserError(f"{path}: the images at {origin.get('path')} have changed since it was made: {AGAIN}")
+        raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
+    return origin
+
+
+# The Gaussian
+
+
+def require_enough(images: HostPixels, rank: int) -> None:
+    """Raises UserError for a single image, and for a rank that these images do not allow, where a rank is needed."""
+    if len(images) < 2:
+        raise UserError("the training split is one image: a covariance needs at least 2")
+    dim = images[0].size
+    most = min(dim, len(images) - 1)
+    if not forms_covariance(dim) and rank > most:
+        raise UserError(f"sampling.rank={rank} is too many for {len(images)} images of dimension {dim}: at most {most}")
+
+
+def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussian:
+    """The Gaussian of the images in the network's range: [-1, 1] if centered, else [0, 1].
+
+    It is fitted to the pixels as they are stored and then scaled. rank: the number of eigenpairs; all are kept where
+    the covariance is formed (see `late_start.forms_covariance`), and then each process reads only its own images.
+    """
+    dim = images[0].size
+    if forms_covariance(dim):
+        gaussian = DataGaussian.from_moments(_moments(images), images.shape[1:])
+    else:
+        gaussian = DataGaussian.fit(lambda: _slices(images), rank)
+    low, high = np.float64(datasets.to_network_range(np.array([0, 255]), centered))
+    return gaussian.scaled((high - low) / 255, low)
+
+
+def _moments(images: HostPixels) -> Moments:
+    """The moments of the pixels, summed over all processes."""
+    moments = Moments(images[0].size)
+    size = parallel.round_up(EXACT_ROWS)
+    batches = datasets.in_order(images, size)
+    for batch, count in tqdm(batches, desc="Gaussian", total=ceil_div(len(images), size)):
+        moments.update(batch[:count].reshape(count, moments.dim))
+    return moments.of_all_processes()
+
+
+def _slices(images: HostPixels) -> Iterator[HostPixels]:
+    """One pass over the images, in batches."""
+    for start in tqdm(range(0, len(images), ROWS), "directions"):
+        yield images[start : start + ROWS]
+
+
+def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: HostPixels) -> Path:
+    """Writes the Gaussian of a split's images with its origin, which includes the SHA-256 of the images."""
+    path = stats_path(config, GAUSSIAN)
+    digest = hashlib.sha256(images).hexdigest()
+    origin = _gaussian_origin(config) | _image_files(config) | {"count": len(images), "images_sha256": digest}
     write_npz(path, gaussian.arrays() | {"origin": np.asarray(json.dumps(origin))})
     return path
 
 
 def load_gaussian(config: ConfigDict) -> DataGaussian:
-    """What `save_gaussian` wrote.
+    """Reads the Gaussian that `save_gaussian` wrote.
 
-    Raises UserError if the file is broken, does not say of which images it is, or is of others: another data set, size
-    or range, or another version.
+    Raises UserError if the file is broken or has no origin, and if it was made of another data set, size or range, or
+    by another version.
     """
     path = stats_path(config, GAUSSIAN)
     stored = read_npz(path, required=set(ARRAYS))
     if "origin" not in stored:
         raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
-    _checked_origin(_gaussian_origin(config) | _files(config), path, str(stored["origin"]))
+    _checked_origin(_gaussian_origin(config) | _image_files(config), path, str(stored["origin"]))
     return DataGaussian.of_arrays(stored, path)
 
 
-def save_reference(config: ConfigDict, features: Features, tally: Tally, labeller: Labeller | None = None) -> Path:
-    """Writes a split's statistics, under the names that pytorch-fid reads, with their origin."""
-    path, moments = stats_path(config, config.eval.features), tally.moments
+# The reference of scores
+
+
+def save_reference(config: ConfigDict, features: Features, tally: Tally, *, labeller: Labeller | None = None) -> Path:
+    """Writes a split's statistics with their origin; mu and sigma are the names that pytorch-fid reads."""
+    path = stats_path(config, config.eval.features)
+    moments = tally.moments
     origin = _features_origin(config, features) | {
-        **_files(config),
+        **_image_files(config),
         "count": moments.count,
         "classifier": labeller.name if labeller else None,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
@@ -108,86 +181,63 @@ def save_reference(config: ConfigDict, features: Features, tally: Tally, labelle
 
 
 def load_reference(config: ConfigDict, features: Features, labeller: Labeller | None = None) -> Reference:
-    """The statistics of fid_stats, or those of config.eval.reference, which may come from elsewhere.
+    """The statistics of fid_stats, or those in the file config.eval.reference, which other software may have written.
 
-    Files from elsewhere hold `mu` [d] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's) [d, d], and say nothing of
-    where they come from. Raises UserError if the file is broken, or was made of other data, features or labels, or by
-    another version.
+    Such a file holds `mu` of shape [dim] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's code) of shape
+    [dim, dim], and no origin. Raises UserError if the file is broken, or was made of other data, features or labels, or
+    by another version.
     """
     path = Path(config.eval.reference) if config.eval.reference else stats_path(config, config.eval.features)
     stored = read_npz(path, required={"mu"} if config.eval.reference else {"mu", "sigma", "origin"})
-    mean, cov = stored["mu"], stored.get("sigma", stored.get("cov"))
+    mean, cov = _checked_moments(stored, features, path)
+    digest = _digest(mean, cov)
+    if "origin" not in stored:
+        return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
+    expected = _features_origin(config, features)
+    if not config.eval.reference:  # the images of a reference made elsewhere are in another place
+        expected |= _image_files(config)
+    origin = _checked_origin(expected, path, str(stored["origin"]))
+    same_labels = labeller is not None and labeller.name == origin.get("classifier")
+    if labeller and config.eval.classifier and not same_labels:
+        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
+    return Reference(
+        mean=mean,
+        cov=cov,
+        digest=digest,
+        description=f"{origin['dataset']}, {origin['split']} split, {origin['count']} images",
+        features=stored.get("features"),
+        label_counts=stored.get("label_counts") if same_labels else None,
+    )
+
+
+def _checked_moments(
+    stored: Mapping[str, Shaped[np.ndarray, "..."]], features: Features, path: Path
+) -> tuple[Real[np.ndarray, "dim"], Real[np.ndarray, "dim dim"]]:
+    """Mean and covariance. Raises UserError for missing arrays, other shapes, and values that are not finite."""
+    mean = stored["mu"]
+    cov = stored.get("sigma", stored.get("cov"))
     if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
         shapes = {name: list(array.shape) for name, array in stored.items()}
         raise UserError(f"{path}: expected mu and sigma (or cov) of {features.dim} {features.name} features: {shapes}")
     if not all(part.dtype.kind in "fiu" and np.isfinite(part).all() for part in (mean, cov)):
         raise UserError(f"{path}: its moments are not all finite numbers")
-    digest = _digest(mean, cov)
-    if "origin" not in stored:
-        return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
-    expected = _features_origin(config, features)
-    if not config.eval.reference:  # a colleague's images lie elsewhere
-        expected |= _files(config)
-    origin = _checked_origin(expected, path, str(stored["origin"]))
-    labelled = labeller is not None and labeller.name == origin.get("classifier")
-    if labeller and config.eval.classifier and not labelled:
-        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
-    description = f"{origin['dataset']}, {origin['split']} split, {origin['count']} images"
-    return Reference(
-        mean, cov, digest, description, stored.get("features"), stored.get("label_counts") if labelled else None
-    )
+    return mean, cov
 
 
 def reference_of(tally: Tally, path: Path) -> Reference:
-    """A set of images as what others are scored against; `path` is where they lie."""
+    """The reference made of a tally; `path` is the folder or file of its images."""
     moments = tally.moments
-    mean, cov = moments.mean, moments.cov
-    description = f"{path}, {tally.count} images"
-    return Reference(mean, cov, _digest(mean, cov), description, tally.reservoir, tally.label_counts)
+    mean = moments.mean
+    cov = moments.cov
+    return Reference(
+        mean=mean,
+        cov=cov,
+        digest=_digest(mean, cov),
+        description=f"{path}, {tally.count} images",
+        features=tally.reservoir,
+        label_counts=tally.label_counts,
+    )
 
 
-def _digest(mean: np.ndarray, cov: np.ndarray) -> str:
+def _digest(mean: Real[np.ndarray, "dim"], cov: Real[np.ndarray, "dim dim"]) -> str:
     return hashlib.sha256(np.float64(mean).tobytes() + np.float64(cov).tobytes()).hexdigest()
-
-
-AGAIN = "run --mode=fid_stats again with this config"
-
-
-def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
-    try:
-        origin = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
-    for name, value in expected.items():
-        if value not in (None, origin.get(name)):  # None: there are no files to ask
-            found = f"its {name} is {origin.get(name)}, this config's {value}"
-            changed = f"the images at {origin.get('path')} have changed since it was made"
-            raise UserError(f"{path}: {changed if name == 'stamp' else found}: {AGAIN}")
-    return origin
-
-
-def require_enough(images: np.ndarray, rank: int) -> None:
-    if len(images) < 2:
-        raise UserError("the training split is one image: a covariance needs at least 2")
-    dim, most = images[0].size, min(images[0].size, len(images) - 1)
-    if dim > EXACT_UP_TO and rank > most:
-        raise UserError(f"sampling.rank={rank} is too many for {len(images)} images of dimension {dim}: at most {most}")
-
-
-def fit_gaussian(config: ConfigDict, images: np.ndarray) -> DataGaussian:
-    """Fitted to the pixels as they are stored, then brought into the network's range."""
-    shape, dim = images.shape[1:], images[0].size
-    if dim > EXACT_UP_TO:  # every process reads all the images, several times
-        gaussian = DataGaussian.fit(lambda: _slices(images), config.sampling.rank)
-    else:
-        moments, size = Moments(dim), parallel.round_up(EXACT_ROWS)
-        for batch, own in tqdm(datasets.in_order(images, size), "Gaussian", -(-len(images) // size)):
-            moments.update(batch[:own].reshape(own, dim))
-        gaussian = DataGaussian.from_moments(moments.of_all_processes(), shape)
-    low, high = np.float64(datasets.to_network_range(np.array([0, 255]), config.data.centered))
-    return gaussian.scaled((high - low) / 255, low)
-
-
-def _slices(images: np.ndarray) -> Iterator[np.ndarray]:
-    for start in tqdm(range(0, len(images), ROWS), "directions"):
-        yield images[start : start + ROWS]

@@ -1,31 +1,39 @@
 """Constant-memory accumulator of feature moments, sampled features and label counts."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
+from jaxtyping import Float, Float32, Int, Shaped
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
 from core import parallel
+from core.arithmetic import ceil_div
 from core.errors import UserError
 from core.moments import Moments
+from core.shapes import HostPixels, Pixels
 from images import generated
 from metrics.features import Features, rebatched
 from metrics.labels import Labeller
 
-GROUPS = 10
-RESERVOIR = 10_000
+GROUPS = 10  # of the jackknife
+RESERVOIR = 10_000  # feature vectors that are kept
 
 
 class Tally:
-    """Moments of features in groups, a bounded reservoir of the features themselves, and counts of labels.
+    """Accumulates moments of features in groups, a bounded number of the features themselves, and counts of labels.
 
-    Image i belongs to group i % groups, so that groups tell how far chance moves a score. The reservoir takes every
-    stride-th image's features, in float32, until it holds RESERVOIR.
+    Image i belongs to group i % groups; a jackknife over the groups gives the standard error of a score. The reservoir
+    keeps the features of every stride-th image, in float32, up to RESERVOIR of them. The result does not depend on the
+    batches, up to rounding.
+
+    Attributes:
+      count: the number of images so far.
+      groups: the moments of each group.
+      label_counts: the number of images with each label; empty without a labeller.
     """
 
     def __init__(self, dim: int, groups: int = GROUPS, stride: int = 1):
@@ -35,47 +43,55 @@ class Tally:
         self._stride = stride
         self._reservoir = [np.zeros((0, dim), np.float32)]
 
-    def update(self, features: np.ndarray, label_counts: np.ndarray = ()) -> None:
-        """Adds features [B, d] of the next B images, and how many of them have each label."""
+    def update(
+        self, features: Float[np.ndarray, "batch dim"], label_counts: Int[np.ndarray, "labels"] | None = None
+    ) -> None:
+        """Adds the features of the next images, and the number of these images with each label."""
         indices = np.arange(self.count, self.count + len(features))
         for number, moments in enumerate(self.groups):
             moments.update(features[indices % len(self.groups) == number])
-        if (room := RESERVOIR - sum(map(len, self._reservoir))) > 0:
+        room = RESERVOIR - sum(map(len, self._reservoir))
+        if room > 0:
             self._reservoir.append(np.asarray(features[indices % self._stride == 0][:room], np.float32))
-        self.label_counts = _add(self.label_counts, np.asarray(label_counts, np.int64))
+        if label_counts is not None:
+            self.label_counts = _padded_sum(self.label_counts, label_counts)
         self.count += len(features)
 
     @property
     def moments(self) -> Moments:
-        """Of all images."""
+        """The moments of all images."""
         return merged(self.groups)
 
     @property
-    def reservoir(self) -> np.ndarray:
-        """float32 [at most RESERVOIR, d]."""
-        return np.concatenate(self._reservoir)
+    def reservoir(self) -> Float32[np.ndarray, "kept dim"]:
+        """The features that are kept."""
+        if len(self._reservoir) > 1:
+            self._reservoir = [np.concatenate(self._reservoir)]
+        return self._reservoir[0]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All that it holds, for `of_arrays`."""
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """The state as named arrays, for `of_arrays`."""
         arrays = {"label_counts": self.label_counts, "reservoir": self.reservoir, "stride": np.asarray(self._stride)}
         for number, moments in enumerate(self.groups):
             arrays |= {f"group{number}_{name}": array for name, array in moments.arrays().items()}
         return arrays
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Tally":
-        tally = cls(0, 0, int(arrays["stride"]))
+    def of_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Tally":
+        """The accumulator whose state `arrays` returned."""
+        tally = cls(dim=0, groups=0, stride=int(arrays["stride"]))
         while f"group{len(tally.groups)}_count" in arrays:
             prefix = f"group{len(tally.groups)}_"
             group = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
             tally.groups.append(Moments.of_arrays(group))
         tally.count = sum(moments.count for moments in tally.groups)
-        tally.label_counts, tally._reservoir = arrays["label_counts"], [arrays["reservoir"]]
+        tally.label_counts = arrays["label_counts"]
+        tally._reservoir = [arrays["reservoir"]]
         return tally
 
 
 def merged(groups: Iterable[Moments]) -> Moments:
-    """The moments of all groups together; the groups stay as they are."""
+    """The moments of all groups together, as a new accumulator."""
     first, *others = groups
     whole = Moments(first.dim).merge(first)
     for moments in others:
@@ -83,42 +99,47 @@ def merged(groups: Iterable[Moments]) -> Moments:
     return whole
 
 
-def _add(counts: np.ndarray, more: np.ndarray) -> np.ndarray:
+def _padded_sum(counts: Int[np.ndarray, "n"], more: Int[np.ndarray, "m"]) -> Int[np.ndarray, "size"]:
+    """The sum, after the shorter array is filled up with zeros."""
     size = max(len(counts), len(more))
     return np.pad(counts, (0, size - len(counts))) + np.pad(more, (0, size - len(more)))
 
 
-def observe(tally: Tally, features: Features | None, labeller: Labeller | None, pixels: jax.Array, count: int) -> None:
-    """Adds the first `count` of uint8 images [B, H, W, C] on the devices to a tally, the same on every process."""
-    found = parallel.all_rows(features.extract(pixels))[:count] if features else np.zeros((count, 0))
-    tally.update(found, labeller.count(pixels, count) if labeller else ())
+def observe(tally: Tally, features: Features | None, labeller: Labeller | None, pixels: Pixels, *, count: int) -> None:
+    """Adds the first `count` of a batch of images to a tally, on every process."""
+    vectors = parallel.all_rows(features.extract(pixels))[:count] if features else np.zeros((count, 0))
+    tally.update(vectors, labeller.count(pixels, count) if labeller else None)
 
 
-def tally_split(images: np.ndarray, features: Features, labeller: Labeller | None, batch_size: int) -> Tally:
-    tally, size = Tally(features.dim, groups=1, stride=-(-len(images) // RESERVOIR)), parallel.round_up(batch_size)
-    for batch, _ in tqdm(datasets.in_order(images, size), "features", -(-len(images) // size)):
+def tally_split(images: HostPixels, features: Features, labeller: Labeller | None, *, batch_size: int) -> Tally:
+    """The tally of a split of the data, in one group. Each process reads its own rows of the batches."""
+    size = parallel.round_up(batch_size)
+    tally = Tally(features.dim, groups=1, stride=ceil_div(len(images), RESERVOIR))
+    batches = datasets.in_order(images, size)
+    for batch, _ in tqdm(batches, desc="features", total=ceil_div(len(images), size)):
         count = min(size, len(images) - tally.count)
-        observe(tally, features, labeller, parallel.shard_batch(batch), count)
+        observe(tally, features, labeller, parallel.shard_batch(batch), count=count)
     return tally
 
 
 def tally_images(config: ConfigDict, features: Features, labeller: Labeller | None, path: Path) -> tuple[Tally, str]:
-    """What the images of a folder or .npz leave in one pass, and the SHA-256 of their pixels.
+    """The tally of the images in a folder or an .npz file, and the SHA-256 of their pixels.
 
-    Raises UserError for a single image, and as `sources.open_images`.
+    Raises UserError for a single image, and for the reasons that `generated.open_images` gives.
     """
     total, images = generated.open_images(path, datasets.image_shape(config))
     if total < 2:
         raise UserError(f"{path}: holds one image; a covariance needs at least 2")
-    tally, digest = Tally(features.dim, stride=-(-total // RESERVOIR)), hashlib.sha256()
+    tally = Tally(features.dim, stride=ceil_div(total, RESERVOIR))
+    digest = hashlib.sha256()
 
-    def hashed():
+    def hashed() -> Iterator[tuple[HostPixels, int]]:
         for batch, count in images:
             digest.update(batch.tobytes())
             yield batch, count
 
     with tqdm(total=total, desc=path.name, unit="image") as progress:
         for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, total)):
-            observe(tally, features, labeller, pixels, count)
+            observe(tally, features, labeller, pixels, count=count)
             progress.update(count)
     return tally, digest.hexdigest()

@@ -1,12 +1,14 @@
-"""Networks by name, and the bridge from a network object to pure functions of its parameters."""
+"""Creation of networks by name, and their predictions as pure functions of the parameters."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Real
 from ml_collections import ConfigDict
 
-from core.diffusion import EpsFn, NoiseSchedule
-from models.ddpm import DDPM, linear_betas
+from core.diffusion import Denoiser, NoiseSchedule
+from core.shapes import Images, RandomKey
+from models.ddpm import DDPM
 
 MODELS = {"ddpm": DDPM}
 
@@ -14,40 +16,57 @@ Params = nnx.State
 
 
 def make_schedule(config: ConfigDict) -> NoiseSchedule:
-    """The noise that the network of config.model is for."""
-    return NoiseSchedule.linear(*linear_betas(config.model))
+    """The noise schedule that the network of config.model is trained with."""
+    model = config.model
+    return NoiseSchedule.linear(
+        beta_min=model.beta_min / model.num_scales,
+        beta_max=model.beta_max / model.num_scales,
+        num_timesteps=model.num_scales,
+    )
 
 
-def create_model(config: ConfigDict, rng: jax.Array) -> tuple[nnx.GraphDef, Params]:
-    """The network of config.model as a static definition and its parameters, a function of rng."""
+def create_model(config: ConfigDict, rng: RandomKey) -> tuple[nnx.GraphDef, Params]:
+    """The network of config.model: its static definition, and parameters initialised with the key `rng`."""
     return nnx.split(_build(config, rng), nnx.Param)
 
 
 def abstract_params(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:
-    """The same with shapes and types in place of the parameters; computes nothing."""
+    """The same as `create_model`, with shapes and dtypes in place of the parameters; computes nothing."""
     return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0))), nnx.Param)
 
 
-def _build(config: ConfigDict, rng: jax.Array) -> nnx.Module:
+def _build(config: ConfigDict, rng: RandomKey) -> nnx.Module:
     return MODELS[config.model.name](config, rngs=nnx.Rngs(params=rng))
 
 
-def apply_model(graphdef: nnx.GraphDef, params: Params, x: jax.Array, t: jax.Array, dropout_key=None) -> jax.Array:
-    """eps(x [B,H,W,C], t [B]); dropout is on where a key is given.
+def apply_model(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    x: Images,
+    t: Real[Array, "batch"],
+    dropout_key: RandomKey | None = None,
+) -> Images:
+    """The network's output for x at times t: eps or v, see config.model.prediction.
 
-    Where config.model.dtype is bfloat16 the network sees params and x rounded to it; params, their gradients and eps
-    keep the dtype they have.
+    dropout_key: applies dropout with this key; None switches dropout off.
+
+    If config.model.dtype is bfloat16, the network computes with params and x rounded to bfloat16. The parameters, their
+    gradients and the output keep their own dtype.
     """
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
     network = nnx.merge(graphdef, params)
-    if network.dtype == jnp.float32:  # as it comes: float64 stays float64
-        predicted = network(x, t, rngs)
-    else:
-        rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
-        predicted = nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
-    return NoiseSchedule.linear(*network.v_betas).eps_of_v(x, t, predicted) if network.v_betas else predicted
+    if network.dtype == jnp.float32:  # no conversion, so that float64 stays float64
+        return network(x, t, rngs)
+    rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
+    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
 
 
-def make_eps_fn(graphdef: nnx.GraphDef, params: Params) -> EpsFn:
-    """A network as a callable pytree: jitted functions take it as an argument and compile once for all weights."""
-    return jax.tree_util.Partial(apply_model, graphdef, params)
+def make_denoiser(
+    config: ConfigDict, graphdef: nnx.GraphDef, params: Params, dropout_key: RandomKey | None = None
+) -> Denoiser:
+    """The network of config.model with these parameters, and its noise schedule.
+
+    dropout_key: as for `apply_model`.
+    """
+    network = jax.tree_util.Partial(apply_model, graphdef, params, dropout_key=dropout_key)
+    return Denoiser(network, make_schedule(config), config.model.prediction)

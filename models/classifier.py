@@ -1,4 +1,4 @@
-"""A small classifier of a data set's own labels, whose features score samples where Inception cannot be had."""
+"""A small image classifier, trained on the data set's own labels; its features can replace Inception's in the FID."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,34 +8,39 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int, Integer, UInt8
 from tqdm import tqdm
 
+from core.arithmetic import ceil_div
 from core.errors import UserError
 from core.files import read_npz, write_npz
+from core.shapes import HostPixels, ImageShape, Pixels
 from models.layers import conv3x3, dense
 from models.weights import digest
 
-FEATURES = 64
+FEATURES = 64  # dimension of the features
 BATCH_SIZE = 128
-TRAINING_IMAGES = 400_000  # seen in training, however few the data set has
+TRAINING_IMAGES = 400_000  # images per training, counted with repetition
+TEST_BATCH_SIZE = 500  # at most
 
-Labelled = tuple[np.ndarray, np.ndarray]  # uint8 images [N, H, W, C] and their labels, int [N]
+Labelled = tuple[UInt8[np.ndarray, "_ height width channels"], Integer[np.ndarray, "_"]]
+"""Images and their labels, equally many; the number differs between training and test set."""
 
 
 class Network(nnx.Module):
-    """Three convolutions, two of them strided, and a layer of FEATURES under the logits."""
+    """Three convolutions, two of them strided, then dropout, a layer of FEATURES units, and the logits."""
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, image_shape: ImageShape, num_classes: int, rngs: nnx.Rngs):
         height, width, channels = image_shape
         self.conv1 = conv3x3(channels, 32, rngs=rngs)
         self.conv2 = conv3x3(32, 64, strides=2, rngs=rngs)
         self.conv3 = conv3x3(64, 64, strides=2, rngs=rngs)
         self.dropout = nnx.Dropout(0.3)
-        self.dense = dense(-(-height // 4) * -(-width // 4) * 64, FEATURES, rngs=rngs)
+        self.dense = dense(ceil_div(height, 4) * ceil_div(width, 4) * 64, FEATURES, rngs=rngs)
         self.logits = dense(FEATURES, num_classes, rngs=rngs)
 
-    def features(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, FEATURES] for uint8 images [B, H, W, C]."""
+    def features(self, images: Pixels | HostPixels, rngs: nnx.Rngs | None = None) -> Float[Array, "batch features"]:
+        """The activations below the logits; dropout is applied if `rngs` is given."""
         x = images.astype(jnp.float32) / 127.5 - 1
         for conv in (self.conv1, self.conv2, self.conv3):
             x = jax.nn.swish(conv(x))
@@ -44,14 +49,23 @@ class Network(nnx.Module):
 
 
 class Classifier(NamedTuple):
+    """A trained network and its quality.
+
+    Attributes:
+      network: the network.
+      accuracy: share of held-out images that are classified correctly, 0 to 1.
+      num_held_out: number of these images.
+      digest: SHA-256 of the weights.
+    """
+
     network: Network
-    accuracy: float  # share of held-out images labelled right
+    accuracy: float
     num_held_out: int
-    digest: str  # SHA-256 of the weights
+    digest: str
 
 
 def train(train_set: Labelled, test_set: Labelled, seed: int) -> Classifier:
-    """Trains with Adam and a cosine decay, then measures the accuracy on the held-out split."""
+    """Trains a classifier with Adam and a cosine decay, and measures its accuracy on `test_set`."""
     images, labels = train_set
     steps = TRAINING_IMAGES // BATCH_SIZE
     network = Network(images.shape[1:], int(labels.max()) + 1, nnx.Rngs(seed))
@@ -65,33 +79,44 @@ def train(train_set: Labelled, test_set: Labelled, seed: int) -> Classifier:
 
         optimizer.update(network, nnx.grad(loss_fn)(network))
 
-    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    rng = np.random.default_rng(seed)
+    key = jax.random.key(seed)
     for i in tqdm(range(steps), desc="train classifier", unit="step"):
         chosen = rng.integers(len(images), size=BATCH_SIZE)
         step(network, optimizer, images[chosen], labels[chosen], jax.random.fold_in(key, i))
-    return Classifier(network, _accuracy(network, test_set), len(test_set[0]), digest(nnx.state(network, nnx.Param)))
+    return Classifier(
+        network,
+        accuracy=_accuracy(network, test_set),
+        num_held_out=len(test_set[0]),
+        digest=digest(nnx.state(network, nnx.Param)),
+    )
 
 
 @nnx.jit
-def predict(network: Network, images: jax.Array) -> jax.Array:
-    """The classes [B] of uint8 images [B, H, W, C]."""
+def predict(network: Network, images: Pixels | HostPixels) -> Int[Array, "batch"]:
+    """The most likely class of each image."""
     return jnp.argmax(network.logits(network.features(images)), axis=-1)
 
 
 def _accuracy(network: Network, test_set: Labelled) -> float:
     images, labels = test_set
-    batches = np.array_split(images, -(-len(images) // 500))
-    return float(np.mean(np.concatenate([predict(network, batch) for batch in batches]) == labels))
+    batches = np.array_split(images, ceil_div(len(images), TEST_BATCH_SIZE))
+    predicted = np.concatenate([predict(network, batch) for batch in batches])
+    return float(np.mean(predicted == labels))
 
 
-def save(path: Path, classifier: Classifier, image_shape: tuple[int, int, int]) -> None:
+def save(path: Path, classifier: Classifier, image_shape: ImageShape) -> None:
+    """Writes the classifier to an .npz file, with the shape of its images."""
     weights = {"/".join(key): np.asarray(value[...]) for key, value in _variables(classifier.network)}
     facts = {"accuracy": classifier.accuracy, "num_held_out": classifier.num_held_out, "image_shape": image_shape}
     write_npz(path, weights | {name: np.asarray(value) for name, value in facts.items()})
 
 
-def load(path: Path, image_shape: tuple[int, int, int]) -> Classifier:
-    """Raises UserError if the file is broken, or for images of another shape."""
+def load(path: Path, image_shape: ImageShape) -> Classifier:
+    """The classifier that `save` wrote.
+
+    Raises UserError if the file is damaged, or if the classifier is for images of another shape.
+    """
     facts = read_npz(path, required={"accuracy", "num_held_out", "image_shape", "logits/bias"})
     shape = tuple(int(size) for size in facts["image_shape"])
     if shape != image_shape:
@@ -101,10 +126,13 @@ def load(path: Path, image_shape: tuple[int, int, int]) -> Classifier:
     for key, variable in _variables(network):
         variable.set_value(jnp.asarray(weights["/".join(key)]))
     return Classifier(
-        network, float(facts["accuracy"]), int(facts["num_held_out"]), digest(nnx.state(network, nnx.Param))
+        network,
+        accuracy=float(facts["accuracy"]),
+        num_held_out=int(facts["num_held_out"]),
+        digest=digest(nnx.state(network, nnx.Param)),
     )
 
 
 def _variables(network: Network) -> list[tuple[tuple[str, ...], nnx.Variable]]:
-    """The parameters with their paths, in an order that is always the same."""
+    """The parameters with their paths, in a fixed order."""
     return [(key, variable) for key, variable in nnx.iter_graph(network) if isinstance(variable, nnx.Param)]

@@ -1,12 +1,13 @@
-"""What makes the network fast on a CPU. Importing this sets an XLA flag, before JAX touches a device.
+"""Faster operations of the network on a CPU. Importing this module sets an XLA flag, before JAX uses a device.
 
-By default XLA 0.10 hands convolutions, products and reductions to YNNPACK, which took half of all time here: without
-it a training step of digits fell from 148 to 89 ms, one of 28x28 images from 3.2 to 1.2 s. Left to itself, XLA runs
-Eigen's parallel convolutions, for gradients too; none of our own (nine products of shifted images, one product of
-patches) came near them. The flag says nothing to other backends.
+By default, XLA in JAX 0.10 runs convolutions, matrix products and reductions on CPUs through YNNPACK. Without YNNPACK,
+XLA uses Eigen's parallel convolutions, for gradients too: a training step of digits fell from 148 to 89 ms, and one of
+28x28 images from 3.2 to 1.2 s. Convolutions written as nine products of shifted images, or as one product of patches,
+were much slower than Eigen's. The flag has no effect on other backends.
 
-What is left is sums over pixels, which XLA reads a channel at a time and on one core: in GroupNorm, in its gradient
-and in the gradient of everything that is added to all pixels alike. As products with ones they cost a fifth.
+The functions below avoid slow sums over pixels, which XLA computes one channel at a time on one core: in GroupNorm, in
+its gradient, and in the gradient of every vector that is added to all pixels. Products with a vector of ones take a
+fifth of the time.
 """
 
 import os
@@ -14,64 +15,86 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+from core.shapes import Images
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
-if FLAG not in os.environ.get("XLA_FLAGS", ""):  # the user's own choice stands
+if FLAG not in os.environ.get("XLA_FLAGS", ""):  # a value set by the user is kept
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=".strip()
 
-# TAPS[p, a, i] is 1 where row i of a 3x3 kernel, centred on row 2r + p of an image doubled by repeating, meets row
-# r + a + p - 1 of the image itself.
+# In an image doubled by repeating pixels, a 3x3 kernel centred on row 2r + p covers the rows r + a + p - 1 of the
+# original image, a in (0, 1). TAPS[p, a, i] is 1 if row i of the kernel falls on that row of the original image.
 TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.int8)
 
 
-def doubled_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The 3x3 convolution of x [B,H,W,C] after doubling by repeating pixels: [B,2H,2W,O], for kernel [3,3,C,O].
+def doubled_conv3x3(
+    x: Images, kernel: Float[Array, "3 3 channels out_channels"]
+) -> Float[Array, "batch double_height double_width out_channels"]:
+    """Doubles height and width by repeating pixels, then applies a 3x3 convolution (padding SAME).
 
-    Repeated pixels share their weights' sum, so every parity (p, q) of the output's rows and columns is a 2x2
-    convolution of x: 4/9 of the products, and gradients in half the time.
+    Weights that fall on copies of the same pixel are added first, so each parity (p, q) of the output's rows and
+    columns is a 2x2 convolution of x: 4/9 of the products, and gradients in half the time.
     """
-    b, h, w, _ = x.shape
+    batch, height, width, _ = x.shape
     kernels = jnp.einsum("pai,qbj,ijco->pqabco", TAPS, TAPS, kernel.astype(jnp.result_type(x, kernel)))
 
     def parity(p, q):
-        padding = ((1 - p, p), (1 - q, q))
-        dimensions = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x.astype(kernels.dtype), kernels[p, q], (1, 1), padding, dimension_numbers=dimensions
+            x.astype(kernels.dtype),
+            kernels[p, q],
+            window_strides=(1, 1),
+            padding=((1 - p, p), (1 - q, q)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
     rows = [jnp.stack([parity(p, 0), parity(p, 1)], axis=3) for p in (0, 1)]
-    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
 
 
-def pixel_sums(x: jax.Array) -> jax.Array:
-    """x [B,P,C] summed over P: [B,C]."""
+def pixel_sums(x: Float[Array, "batch pixels channels"]) -> Float[Array, "batch channels"]:
+    """The sum over pixels."""
     ones = jnp.ones((len(x), 1, x.shape[1]), x.dtype)
     return jax.lax.dot_general(ones, x, (((2,), (1,)), ((0,), (0,))))[:, 0]
 
 
-def to_pixels(values: jax.Array, like: jax.Array) -> jax.Array:
-    """values [B,C] or [C] at every pixel of like [B,P,C]; its gradient is `pixel_sums`."""
-    b, p, c = like.shape
-    values = jnp.broadcast_to(values, (b, c)).astype(like.dtype)
-    return jax.lax.dot_general(jnp.ones((b, p, 1), like.dtype), values[:, None], (((2,), (1,)), ((0,), (0,))))
+def to_pixels(
+    values: Float[Array, "*batch channels"], like: Float[Array, "batch pixels channels"]
+) -> Float[Array, "batch pixels channels"]:
+    """Repeats values, one vector per image or one for all, at every pixel of `like`. The gradient is `pixel_sums`."""
+    batch, pixels, channels = like.shape
+    values = jnp.broadcast_to(values, (batch, channels)).astype(like.dtype)
+    ones = jnp.ones((batch, pixels, 1), like.dtype)
+    return jax.lax.dot_general(ones, values[:, None], (((2,), (1,)), ((0,), (0,))))
 
 
-def add_to_pixels(x: jax.Array, values: jax.Array) -> jax.Array:
-    """x [B,...,C] + values [B,C] or [C]."""
+def add_to_pixels(
+    x: Float[Array, "batch *space channels"], values: Float[Array, "*batch channels"]
+) -> Float[Array, "batch *space channels"]:
+    """Adds values, one vector per image or one for all, to every pixel."""
     flat = x.reshape(len(x), -1, x.shape[-1])
     return (flat + to_pixels(values, flat)).reshape(x.shape)
 
 
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> jax.Array:
-    """GroupNorm (Wu and He 2018) of x [B,...,C], in float32 at least."""
-    flat = x.reshape(len(x), -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
-    b, p, c = flat.shape
+def group_norm(
+    x: Float[Array, "batch *space channels"],
+    scale: Float[Array, "channels"],
+    bias: Float[Array, "channels"],
+    groups: int,
+    epsilon: float,
+) -> Float[Array, "batch *space channels"]:
+    """Group normalization (Wu and He 2018) over all axes between the first and the last.
 
-    def group_means(images):
-        means = pixel_sums(images).reshape(b, groups, c // groups).mean(axis=2) / p
-        return jnp.repeat(means, c // groups, axis=1)
+    It is computed in float32, or in the dtype of x if that is wider, and returned in the dtype of x.
+    """
+    flat = x.reshape(len(x), -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    batch, pixels, channels = flat.shape
+    group_size = channels // groups
+
+    def group_means(values):
+        means = pixel_sums(values).reshape(batch, groups, group_size).mean(axis=2) / pixels
+        return jnp.repeat(means, group_size, axis=1)
 
     mean = group_means(flat)
     variance = jnp.maximum(group_means(flat**2) - mean**2, 0)

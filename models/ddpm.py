@@ -1,15 +1,17 @@
-"""The DDPM U-Net (Ho et al. 2020), layer for layer the network of the paper's code."""
+"""The DDPM U-Net (Ho et al. 2020), with the same layers as in the paper's code."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Real
 from ml_collections import ConfigDict
 
+from core.shapes import AnyArray, Images
 from models.layers import (
     NONLINEARITIES,
     AttentionBlock,
     Downsample,
     ResnetBlock,
+    TimeEmbedding,
     Upsample,
     conv3x3,
     dense,
@@ -20,75 +22,37 @@ from models.layers import (
 )
 
 
-def linear_betas(model: ConfigDict) -> tuple[float, float, int]:
-    """The arguments of `NoiseSchedule.linear`."""
-    return model.beta_min / model.num_scales, model.beta_max / model.num_scales, model.num_scales
-
-
 class DDPM(nnx.Module):
-    """Predicts the noise in x, or with model.prediction="v" what `NoiseSchedule.eps_of_v` makes it of.
+    """Predicts the noise in x, or v with model.prediction="v" (see `NoiseSchedule.eps_of_v`).
 
-    `down` and `up` are lists of stages, a stage a list of blocks applied in turn. The output of every down stage is
-    kept, and every up stage begins by taking one back, the newest first. With model.patch_size p the U-Net works on
-    images of a p-th of the size, whose pixels are patches of p x p.
+    `down`, `middle` and `up` hold blocks of `models.layers`. `down` and `up` are lists of stages, and a stage is a list
+    of blocks applied in order. The output of every down stage is pushed to a stack of skip connections; every up stage
+    pops one and appends it to its input's channels. With model.patch_size = p, the U-Net works on images whose pixels
+    are patches of p x p pixels.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        model, data = config.model, config.data
-        self.nf, self.centered, self.act = model.nf, data.centered, NONLINEARITIES[model.nonlinearity]
-        self.v_betas = linear_betas(model) if model.prediction == "v" else None  # a tuple, since graphdefs are hashed
-        self.dtype = jnp.dtype(model.dtype)  # of the computation: see models.apply_model
-        self.patch_size, patch_channels = model.patch_size, data.num_channels * model.patch_size**2
-        temb_dim = 4 * model.nf if model.conditional else 0
-        sizes = [data.image_size // model.patch_size // 2**level for level in range(len(model.ch_mult))]
-        has_attention = [size in model.attn_resolutions for size in sizes]
-
-        def resnet(channels, out_channels):
-            options = {"num_groups": model.num_groups, "act": self.act, "dropout": model.dropout}
-            return ResnetBlock(channels, out_channels, temb_dim, **options, rngs=rngs)
-
-        def attention(channels):
-            return AttentionBlock(channels, num_groups=model.num_groups, rngs=rngs)
-
+        model = config.model
+        data = config.data
+        self.nf = model.nf
+        self.centered = data.centered
+        self.act = NONLINEARITIES[model.nonlinearity]
+        self.dtype = jnp.dtype(model.dtype)  # of the computation, see models.apply_model
+        self.patch_size = model.patch_size
+        patch_channels = data.num_channels * model.patch_size**2
         if model.conditional:
-            self.temb_dense1 = dense(model.nf, temb_dim, rngs=rngs)
-            self.temb_dense2 = dense(temb_dim, temb_dim, rngs=rngs)
-
+            self.temb_dense1 = dense(model.nf, 4 * model.nf, rngs=rngs)
+            self.temb_dense2 = dense(4 * model.nf, 4 * model.nf, rngs=rngs)
         self.conv_in = conv3x3(patch_channels, model.nf, rngs=rngs)
-        channels, skips, down = model.nf, [model.nf], []
-        for level, mult in enumerate(model.ch_mult):
-            if level:
-                down.append([Downsample(channels, with_conv=model.resamp_with_conv, rngs=rngs)])
-                skips.append(channels)
-            for _ in range(model.num_res_blocks):
-                stage = [resnet(channels, model.nf * mult)]
-                channels = model.nf * mult
-                if has_attention[level]:
-                    stage.append(attention(channels))
-                down.append(stage)
-                skips.append(channels)
+        blocks = _BlockMaker(config, rngs)
+        self.down = blocks.down()
+        self.middle = blocks.middle()
+        self.up = blocks.up()
+        self.norm_out = group_norm(blocks.channels, model.num_groups, rngs=rngs)
+        self.conv_out = conv3x3(blocks.channels, patch_channels, init_scale=0, rngs=rngs)
 
-        middle = [resnet(channels, channels), attention(channels), resnet(channels, channels)]
-
-        up = []
-        for level, mult in reversed(list(enumerate(model.ch_mult))):
-            for block in range(model.num_res_blocks + 1):
-                stage = [resnet(channels + skips.pop(), model.nf * mult)]
-                channels = model.nf * mult
-                if has_attention[level]:
-                    stage.append(attention(channels))
-                if level and block == model.num_res_blocks:
-                    stage.append(Upsample(channels, with_conv=model.resamp_with_conv, rngs=rngs))
-                up.append(stage)
-
-        self.down = nnx.List([nnx.List(stage) for stage in down])
-        self.middle = nnx.List(middle)
-        self.up = nnx.List([nnx.List(stage) for stage in up])
-        self.norm_out = group_norm(channels, model.num_groups, rngs=rngs)
-        self.conv_out = conv3x3(channels, patch_channels, init_scale=0, rngs=rngs)
-
-    def __call__(self, x: jax.Array, t: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """eps, or v, [B,H,W,C] for x [B,H,W,C] at times t [B]; dropout is on where rngs gives its keys."""
+    def __call__(self, x: Images, t: Real[Array, "batch"], rngs: nnx.Rngs | None = None) -> Images:
+        """The prediction (noise or v) for x at times t; dropout is applied if `rngs` is given."""
         temb = self._time_embedding(t, x.dtype)
         h = self.conv_in(space_to_depth(x if self.centered else 2 * x - 1, self.patch_size))
         skips = [h]
@@ -100,13 +64,82 @@ class DDPM(nnx.Module):
             h = _apply(stage, jnp.concatenate([h, skips.pop()], axis=-1), temb, rngs)
         return depth_to_space(self.conv_out(self.act(self.norm_out(h))), self.patch_size)
 
-    def _time_embedding(self, t, dtype):
+    def _time_embedding(self, t: Real[Array, "batch"], dtype: jnp.dtype) -> TimeEmbedding | None:
         if not hasattr(self, "temb_dense1"):
             return None
         return self.temb_dense2(self.act(self.temb_dense1(timestep_embedding(t, self.nf).astype(dtype))))
 
 
-def _apply(blocks, h, temb, rngs):
+class _BlockMaker:
+    """Makes the stages of the U-Net in order: call `down`, `middle` and `up` once each.
+
+    Attributes:
+      channels: of the output of the last stage made so far.
+      skips: the channels of the skip connections made so far and not used yet.
+    """
+
+    def __init__(self, config: ConfigDict, rngs: nnx.Rngs):
+        self.model = config.model
+        self.rngs = rngs
+        self.channels = config.model.nf
+        self.skips = [config.model.nf]
+        first_size = config.data.image_size // config.model.patch_size
+        sizes = [first_size // 2**level for level in range(len(config.model.ch_mult))]
+        self.has_attention = [size in config.model.attn_resolutions for size in sizes]
+
+    def down(self) -> nnx.List:
+        """From the finest level to the coarsest."""
+        stages = []
+        for level, mult in enumerate(self.model.ch_mult):
+            if level:
+                stages.append([Downsample(self.channels, with_conv=self.model.resamp_with_conv, rngs=self.rngs)])
+                self.skips.append(self.channels)
+            for _ in range(self.model.num_res_blocks):
+                stages.append(self._stage(self.channels, mult, self.has_attention[level]))
+                self.skips.append(self.channels)
+        return nnx.List([nnx.List(stage) for stage in stages])
+
+    def middle(self) -> nnx.List:
+        """At the coarsest level."""
+        before = self._resnet(self.channels, self.channels)
+        attention = self._attention()
+        after = self._resnet(self.channels, self.channels)
+        return nnx.List([before, attention, after])
+
+    def up(self) -> nnx.List:
+        """From the coarsest level to the finest."""
+        stages = []
+        for level, mult in reversed(list(enumerate(self.model.ch_mult))):
+            for block in range(self.model.num_res_blocks + 1):
+                stage = self._stage(self.channels + self.skips.pop(), mult, self.has_attention[level])
+                if level and block == self.model.num_res_blocks:
+                    stage.append(Upsample(self.channels, with_conv=self.model.resamp_with_conv, rngs=self.rngs))
+                stages.append(stage)
+        return nnx.List([nnx.List(stage) for stage in stages])
+
+    def _stage(self, in_channels: int, mult: int, has_attention: bool) -> list[nnx.Module]:
+        self.channels = self.model.nf * mult
+        stage = [self._resnet(in_channels, self.channels)]
+        if has_attention:
+            stage.append(self._attention())
+        return stage
+
+    def _resnet(self, in_channels: int, out_channels: int) -> ResnetBlock:
+        return ResnetBlock(
+            in_channels,
+            out_channels,
+            temb_dim=4 * self.model.nf if self.model.conditional else 0,
+            num_groups=self.model.num_groups,
+            act=NONLINEARITIES[self.model.nonlinearity],
+            dropout=self.model.dropout,
+            rngs=self.rngs,
+        )
+
+    def _attention(self) -> AttentionBlock:
+        return AttentionBlock(self.channels, num_groups=self.model.num_groups, rngs=self.rngs)
+
+
+def _apply(blocks: nnx.List, h: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None) -> AnyArray:
     for block in blocks:
         h = block(h, temb, rngs)
     return h

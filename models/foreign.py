@@ -1,4 +1,4 @@
-"""Foreign DDPM weights in and out: checkpoints of the paper's PyTorch code, folders of diffusers' UNet2DModel."""
+"""Import of DDPM weights from the paper's PyTorch code and from diffusers' UNet2DModel; export to diffusers."""
 
 import itertools
 import re
@@ -24,6 +24,8 @@ from models.torch_names import DIFFUSERS, PAPER, tensors
 
 
 class ForeignCheckpoint(NamedTuple):
+    """Training step, raw weights and their exponential moving average."""
+
     step: int
     params: nnx.State
     ema: nnx.State
@@ -31,11 +33,11 @@ class ForeignCheckpoint(NamedTuple):
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# What diffusers called the layers of attention until version 0.16, and so in google/ddpm-cifar10-32.
+# Names of the attention layers in diffusers up to version 0.16, for example in google/ddpm-cifar10-32.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_LAYER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
-# The settings that make a UNet2DModel the network of the DDPM paper, and what diffusers takes where one is not given.
+# Settings of a UNet2DModel: the value of the network of the DDPM paper, and diffusers' default for a missing setting.
 UNET_SETTINGS = {
     "_class_name": ("UNet2DModel", None),
     "act_fn": ("silu", "silu"),
@@ -56,6 +58,7 @@ UNET_SETTINGS = {
     "time_embedding_type": ("positional", "positional"),
     "upsample_type": ("conv", "conv"),
 }
+# Config fields for which a UNet2DModel allows only one value.
 UNET_FIELDS = {
     "model.patch_size": 1,
     "model.prediction": "eps",
@@ -66,30 +69,30 @@ UNET_FIELDS = {
 
 
 def load_foreign(path: str | Path, config: ConfigDict) -> ForeignCheckpoint:
-    """The weights of a `.pth` of the paper's code or of a folder of diffusers, for the network of the config.
+    """The weights of a .pth of the paper's code, or of a folder of diffusers, for the network of the config.
 
-    A folder holds one set of weights and no step: both sets are that one, and the step is 0. Weights become the
-    parameters' own type, float32. Nothing in the file is executed.
+    A folder has only one set of weights and no step: it is used for both `params` and `ema`, and the step is 0. The
+    weights are converted to float32. No code from the file is executed.
 
-    Raises UserError where the file is damaged or holds another network; it names the fields of the config, or the
-    settings of the UNet2DModel, that stand in the way.
+    Raises UserError if the file is damaged or holds another network. The message names the config fields, or the
+    settings of the UNet2DModel, that differ.
     """
     path = Path(path)
     return _load_diffusers(path, config) if path.is_dir() else _load_paper(path, config)
 
 
 def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) -> None:
-    """Writes a new folder that diffusers' `UNet2DModel.from_pretrained` loads, whole or not at all.
+    """Writes a new folder for diffusers' `UNet2DModel.from_pretrained`, atomically.
 
-    Raises UserError where the folder exists or the network has a part that UNet2DModel lacks.
+    Raises UserError if the folder exists, or if UNet2DModel cannot represent the network of the config.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; name a new folder for the export")
-    _check_fields(path, config, UNET_FIELDS, "that of every UNet2DModel")
-    arrays = {where: np.asarray(variable[...]) for where, variable in nnx.to_flat_state(params)}
+    _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
+    arrays = {keys: np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
     weights = {
-        # Contiguous, since safetensors writes the memory of an array as it lies.
+        # Contiguous, because safetensors writes an array's memory and ignores its strides.
         tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
         for tensor in tensors(_network(config), DIFFUSERS)
     }
@@ -104,8 +107,8 @@ def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
             weights = {str(name).removeprefix("module."): array for name, array in named.items()}
         case _:
             raise UserError(
-                f"{path}: no checkpoint of the paper's code, which is a dict of model, ema (with a list shadow_params) "
-                "and step; give one that its training wrote"
+                f"{path}: not a checkpoint of the paper's code, which is a dict of model, step and ema (with a list "
+                "shadow_params); give a file that its training wrote"
             )
     _check_fields(path, config, _paper_fields(path, weights, config.data.image_size))
     model = _network(config)
@@ -113,57 +116,64 @@ def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
     if len(shadow) != len(names):
         raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(names)}; fetch the file anew")
     ema = dict(zip(names, shadow, strict=True))
-    return ForeignCheckpoint(step, *(_state(path, model, PAPER, arrays) for arrays in (weights, ema)))
+    return ForeignCheckpoint(
+        step,
+        params=_state(path, model, file_format=PAPER, weights=weights),
+        ema=_state(path, model, file_format=PAPER, weights=ema),
+    )
 
 
 def _load_diffusers(folder: Path, config: ConfigDict) -> ForeignCheckpoint:
     _check_fields(folder, config, _unet_fields(folder / "config.json", config.data.image_size))
-    params = _state(folder, _network(config), DIFFUSERS, _read_weights(folder))
+    params = _state(folder, _network(config), file_format=DIFFUSERS, weights=_read_weights(folder))
     return ForeignCheckpoint(0, params, params)
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """The arrays of a folder of diffusers by their present names. Raises UserError where they cannot be read."""
+    """The arrays of a folder of diffusers by their current names. Raises UserError if they cannot be read."""
     file = folder / WEIGHTS
     if file.exists() or not file.with_suffix(".bin").exists():
         try:
             weights = load_file(file)
-        except (OSError, SafetensorError, AttributeError) as error:  # AttributeError: a number type unknown to numpy
+        except (OSError, SafetensorError, AttributeError) as error:  # AttributeError: a dtype that numpy lacks
             raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it anew") from error
     else:
         weights = read_pth(file.with_suffix(".bin"))
         if not isinstance(weights, dict):
-            raise UserError(f"{file.with_suffix('.bin')}: not a dict of tensors; fetch {WEIGHTS} in its stead")
+            raise UserError(f"{file.with_suffix('.bin')}: not a dict of tensors; fetch {WEIGHTS} instead")
     return {OLD_LAYER.sub(lambda old: OLD_NAMES[old[0]], str(name)): array for name, array in weights.items()}
 
 
 def _network(config: ConfigDict) -> DDPM:
-    """The network of the config without values: its arrays are only shapes."""
+    """The network of the config, with shapes in place of values."""
     return nnx.merge(*abstract_params(config))
 
 
-def _state(path: Path, model: DDPM, dialect: int, weights: Mapping[str, Any]) -> nnx.State:
-    """The parameters of the abstract `model`, with the arrays that a foreign file has under its own names.
+def _state(path: Path, model: DDPM, *, file_format: int, weights: Mapping[str, Any]) -> nnx.State:
+    """The parameters of the abstract `model` with the weights of a foreign file.
 
-    Raises UserError where an array is missing, left over, of another shape, or not of floats.
+    Raises UserError if an array is missing, left over, of another shape, or not floating point.
     """
-    variables, leaves = dict(nnx.to_flat_state(nnx.state(model, nnx.Param))), []
-    for tensor in tensors(model, dialect):
-        variable, array = variables[tensor.path], weights.get(tensor.name)
+    variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    leaves = []
+    for tensor in tensors(model, file_format):
+        variable = variables[tensor.path]
+        array = weights.get(tensor.name)
         shape = tensor.layout.save(np.broadcast_to(0, variable.shape)).shape
         if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating) or array.shape != shape:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise UserError(f"{path}: {tensor.name} should be floats of shape {shape}, found {found}; fetch it anew")
         leaves.append((tensor.path, variable.replace(jnp.array(tensor.layout.load(array), variable.dtype))))
     if len(weights) > len(leaves):
-        extra = weights.keys() - {tensor.name for tensor in tensors(model, dialect)}
+        extra = weights.keys() - {tensor.name for tensor in tensors(model, file_format)}
         raise UserError(f"{path}: holds {reprlib.repr(sorted(extra))}, which the network of the config lacks")
     return nnx.from_flat_state(leaves)
 
 
 def _our_fields(config: ConfigDict) -> dict[str, Any]:
-    """The fields of the config that shape the network; of attn_resolutions, those that it meets."""
-    model, data = config.model, config.data
+    """The config fields that determine the network; attn_resolutions without sizes that the network does not have."""
+    model = config.model
+    data = config.data
     return {
         "data.image_size": data.image_size,
         "data.num_channels": data.num_channels,
@@ -182,21 +192,23 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _attends(config: ConfigDict) -> list[bool]:
-    """Whether each level has attention."""
+    """Whether each level has attention, from the finest to the coarsest."""
     sizes = [config.data.image_size >> level for level in range(len(config.model.ch_mult))]
     return [size in config.model.attn_resolutions for size in sizes]
 
 
 def _resolutions(attends: Iterable[bool], image_size: int) -> tuple[int, ...]:
+    """The inverse of `_attends`."""
     return tuple(image_size >> level for level, attend in enumerate(attends) if attend)
 
 
 def _multiples(channels: Iterable[int], nf: int) -> tuple[float, ...]:
+    """The channels divided by nf, as integers if possible."""
     return tuple(count // nf if count % nf == 0 else count / nf for count in channels)
 
 
 def _check_fields(path: Path, config: ConfigDict, fields: Mapping[str, Any], whose: str = "the file's") -> None:
-    """Raises UserError naming every field of the config that differs from the given ones."""
+    """Raises UserError if fields of the config differ from `fields`; the message names all of them."""
     ours = _our_fields(config)
     wrong = [
         f"config.{name} is {ours[name]}, {whose} is {reprlib.repr(value)}"
@@ -208,19 +220,22 @@ def _check_fields(path: Path, config: ConfigDict, fields: Mapping[str, Any], who
 
 
 def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """The config fields that the names and shapes in a state dict of the paper's network tell.
+    """The config fields of a network of the paper's code, from the names and shapes of its weights.
 
-    Raises UserError where it is another network.
+    Every module is represented by a letter (see `_letter`). A regular expression then matches the sequence: time
+    embedding (DD) if any, convolution, levels of ResNet blocks with or without attention, norm, convolution.
+
+    Raises UserError for another network.
     """
     modules = _paper_modules(weights)
-    word = "".join(map(_letter, modules))
-    match = re.fullmatch("(DD)?C((?:(?:RA?)+(?:S|(?=N)))+)NC", word)
+    letters = "".join(map(_letter, modules))
+    match = re.fullmatch("(DD)?C((?:(?:RA?)+(?:S|(?=N)))+)NC", letters)
     if not match or match[2].count("S") % 2 or 0 in modules[match.start(2) - 1]["weight"]:
         raise UserError(f"{path}: its model is not the paper's DDPM network; give a checkpoint that its training wrote")
 
     first = match.start(2)
     nf, num_channels, *_ = modules[first - 1]["weight"]
-    segments = match[2].split("S")  # the levels on the way down; the last level with the middle; the levels up
+    segments = match[2].split("S")  # levels of `down`; the last level of `down` with `middle`; levels of `up`
     *down, middle = segments[: len(segments) // 2 + 1]
     starts = list(itertools.accumulate((len(level) + 1 for level in down), initial=first))
     num_res_blocks = down[0].count("R") if down else (middle.count("R") - 3) // 2
@@ -238,13 +253,13 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
     }
     if down:
         fields["model.resamp_with_conv"] = bool(modules[starts[1] - 1])
-    if word.count("A") != 1 + sum(attends) * (2 * num_res_blocks + 1):
-        raise UserError(f"{path}: its attention does not follow every block of a level, as the paper's does")
+    if letters.count("A") != 1 + sum(attends) * (2 * num_res_blocks + 1):
+        raise UserError(f"{path}: a level has attention after some blocks only; the paper's network has it after all")
     return fields
 
 
 def _paper_modules(weights: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
-    """{name of a parameter: its shape} of each of the paper's `all_modules`; empty for one without parameters."""
+    """For each of the paper's `all_modules`: the shapes of its parameters by name; empty if it has none."""
     modules = defaultdict(dict)
     for name, array in weights.items():
         match name.split(".", 2):
@@ -254,7 +269,7 @@ def _paper_modules(weights: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]
 
 
 def _letter(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """R for a ResNet block, A attention, S a change of resolution, C convolution, D dense, N norm."""
+    """The kind of a module: R ResNet block, A attention, S change of resolution, C convolution, D dense, N norm."""
     if "NIN_3.W" in shapes:
         return "A"
     if len(shapes.get("Conv_1.weight", ())) == 4:
@@ -265,9 +280,9 @@ def _letter(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
-    """The config fields that the config.json of a UNet2DModel tells.
+    """The config fields that correspond to the config.json of a UNet2DModel.
 
-    Raises UserError where the file is no such config or has a setting that is not supported.
+    Raises UserError if the file is not such a config, or has a setting that is not supported.
     """
     unet = read_json(file)
     supported = {key: value for key, (value, _) in UNET_SETTINGS.items()}
@@ -291,13 +306,14 @@ def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
         raise UserError(f"{file}: not the settings of a UNet2DModel ({error!r}); fetch it anew") from error
     for key, value in found.items():
         if value != supported[key]:
-            raise UserError(f"{file}: {key} is {reprlib.repr(value)}, supported is only {supported[key]!r}")
+            raise UserError(f"{file}: {key} is {reprlib.repr(value)}; only {supported[key]!r} is supported")
     return fields
 
 
 def _unet_config(config: ConfigDict) -> dict[str, Any]:
-    """The config.json of a UNet2DModel for the network of the config."""
-    model, data = config.model, config.data
+    """The content of config.json of a UNet2DModel for the network of the config."""
+    model = config.model
+    data = config.data
     return {
         **{key: value for key, (value, _) in UNET_SETTINGS.items()},
         **_block_types(_attends(config)),

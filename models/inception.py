@@ -1,10 +1,11 @@
-"""The Inception-v3 of the FID (Szegedy et al. 2015, as in pytorch-fid): images to 2048 features.
+"""The Inception-v3 network of the FID (Szegedy et al. 2015, as in pytorch-fid): images to 2048 features.
 
-It differs from torchvision's: means over 3x3 windows do not count the padding, and the last block takes maxima instead
-(pytorch-fid's FIDInceptionA, C, E_1 and E_2). Attributes have the names of the published file, so that a parameter's
-path is its name there. Images are [B, H, W, C].
+It differs from torchvision's Inception-v3 in two points: average pooling does not count the padding, and the last block
+uses max pooling (pytorch-fid's FIDInceptionA, C, E_1 and E_2). The modules have the names of the published file, so a
+parameter's path in the network is its name in the file.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
@@ -15,18 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from core.errors import UserError
 from core.files import read_npz
 from core.parallel import replicate
+from core.shapes import HostPixels, Images, Pixels
 from models.torch_file import read_pth
 
-FEATURES = 2048
-SIZE = 299
+FEATURES = 2048  # dimension of the features
+SIZE = 299  # height and width that the network computes on
 BATCH_NORM_EPS = 1e-3
+
+LayerOutput = Float[Array, "batch out_height out_width out_channels"]
+"""The output of a layer whose input is of type Images."""
 
 
 class Layer(NamedTuple):
+    """A convolution layer; `channels` are its output channels."""
+
     channels: int
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
@@ -34,48 +42,60 @@ class Layer(NamedTuple):
 
 
 def square(channels: int, size: int, stride: int = 1) -> Layer:
-    return Layer(channels, (size, size), stride, "SAME" if stride == 1 else "VALID")
+    """A layer with a square kernel. With a stride, there is no padding."""
+    padding = "SAME" if stride == 1 else "VALID"
+    return Layer(channels, kernel=(size, size), stride=stride, padding=padding)
 
 
 class Conv(nnx.Module):
-    """A convolution, its batch norm folded into kernel and bias, then ReLU."""
+    """A convolution with its batch norm folded into kernel and bias, followed by ReLU."""
 
     def __init__(self, channels: int, layer: Layer, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
             channels, layer.channels, layer.kernel, strides=layer.stride, padding=layer.padding, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Images) -> LayerOutput:
         return jax.nn.relu(self.conv(x))
 
 
-Pool = Callable[[jax.Array], jax.Array]
+Pool = Callable[[Images], LayerOutput]
+Branches = Mapping[str, list[Layer | tuple[Layer, ...]]]
 
 
-def mean_pool(x: jax.Array) -> jax.Array:
+def mean_pool(x: Images) -> Images:
+    """Means over 3x3 windows with stride 1; padding is not counted."""
     return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
-def max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+def max_pool(x: Images, stride: int = 2) -> LayerOutput:
+    """Maxima over 3x3 windows. With a stride, there is no padding."""
     return nnx.max_pool(x, (3, 3), (stride, stride), "SAME" if stride == 1 else "VALID")
 
 
-POOL = "branch_pool"  # the branch that begins with a pool
+POOL = "branch_pool"  # the branch that starts with pooling
 
 
 class Mixed(nnx.Module):
-    """Branches side by side, each a chain of layers; a chain may end in two layers side by side.
+    """An Inception block: parallel branches whose outputs are concatenated.
 
-    The layers of a branch are called branch_1, branch_2, ..., those side by side branch_3a and branch_3b, and one that
-    stands alone branch.
+    A branch is a list of layers applied in order; an element of the list may be a tuple of two parallel layers.
+
+    In the published file, the layers of a branch are named branch_1, branch_2, ...; parallel layers branch_3a and
+    branch_3b; and the only layer of a branch has the name of the branch.
+
+    Attributes:
+      names: pairs of a branch's name and the names of its layers; each element is a tuple of parallel layers.
+      channels: of the output.
     """
 
-    def __init__(self, channels: int, pool: Pool, branches: Mapping[str, list], *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, pool: Pool, branches: Branches, *, rngs: nnx.Rngs):
         self.pool = pool
-        self.names = []  # of each branch, the names of its layers, in groups that stand side by side
         self.channels = 0
+        branch_names = []
         for branch, chain in branches.items():
-            width, groups = channels, []
+            width = channels
+            groups = []
             for number, group in enumerate(chain, 1):
                 layers = [group] if isinstance(group, Layer) else group
                 stem = branch if len(chain) == 1 else f"{branch}_{number}"
@@ -84,11 +104,11 @@ class Mixed(nnx.Module):
                     setattr(self, name, Conv(width, layer, rngs=rngs))
                 width = sum(layer.channels for layer in layers)
                 groups.append(tuple(names))
-            self.names.append((branch, tuple(groups)))
+            branch_names.append((branch, tuple(groups)))
             self.channels += width
-        self.names = tuple(self.names)
+        self.names = tuple(branch_names)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Images) -> LayerOutput:
         outputs = []
         for branch, groups in self.names:
             h = self.pool(x) if branch == POOL else x
@@ -98,7 +118,8 @@ class Mixed(nnx.Module):
         return jnp.concatenate(outputs, axis=-1)
 
 
-def mixed_a(pooled: int) -> tuple[Pool, dict]:
+def mixed_a(pooled: int) -> tuple[Pool, Branches]:
+    """Block A; `pooled` is the number of channels of the pooling branch."""
     return mean_pool, {
         "branch1x1": [Layer(64)],
         "branch5x5": [Layer(48), square(64, 5)],
@@ -107,7 +128,8 @@ def mixed_a(pooled: int) -> tuple[Pool, dict]:
     }
 
 
-def mixed_b() -> tuple[Pool, dict]:
+def mixed_b() -> tuple[Pool, Branches]:
+    """Block B, which halves height and width."""
     return max_pool, {
         "branch3x3": [square(384, 3, stride=2)],
         "branch3x3dbl": [Layer(64), square(96, 3), square(96, 3, stride=2)],
@@ -115,8 +137,10 @@ def mixed_b() -> tuple[Pool, dict]:
     }
 
 
-def mixed_c(width: int) -> tuple[Pool, dict]:
-    row, column = (1, 7), (7, 1)
+def mixed_c(width: int) -> tuple[Pool, Branches]:
+    """Block C; `width` is the number of channels inside the 7x7 branches."""
+    row = (1, 7)
+    column = (7, 1)
     return mean_pool, {
         "branch1x1": [Layer(192)],
         "branch7x7": [Layer(width), Layer(width, row), Layer(192, column)],
@@ -125,7 +149,8 @@ def mixed_c(width: int) -> tuple[Pool, dict]:
     }
 
 
-def mixed_d() -> tuple[Pool, dict]:
+def mixed_d() -> tuple[Pool, Branches]:
+    """Block D, which halves height and width."""
     return max_pool, {
         "branch3x3": [Layer(192), square(320, 3, stride=2)],
         "branch7x7x3": [Layer(192), Layer(192, (1, 7)), Layer(192, (7, 1)), square(192, 3, stride=2)],
@@ -133,7 +158,8 @@ def mixed_d() -> tuple[Pool, dict]:
     }
 
 
-def mixed_e(pool: Pool) -> tuple[Pool, dict]:
+def mixed_e(pool: Pool) -> tuple[Pool, Branches]:
+    """Block E; its 3x3 branches end in two parallel layers."""
     both = (Layer(384, (1, 3)), Layer(384, (3, 1)))
     return pool, {
         "branch1x1": [Layer(320)],
@@ -143,7 +169,7 @@ def mixed_e(pool: Pool) -> tuple[Pool, dict]:
     }
 
 
-STEM = {  # name -> layer, where a pool follows it
+STEM = {
     "Conv2d_1a_3x3": square(32, 3, stride=2),
     "Conv2d_2a_3x3": Layer(32, (3, 3), padding="VALID"),
     "Conv2d_2b_3x3": square(64, 3),
@@ -163,11 +189,14 @@ MIXED = {
     "Mixed_7b": mixed_e(mean_pool),
     "Mixed_7c": mixed_e(functools.partial(max_pool, stride=1)),
 }
-POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # layers that a strided pool follows
-TAPS = {"Conv2d_2b_3x3": 64, "Conv2d_4a_3x3": 192, "Mixed_6e": 768, "Mixed_7c": FEATURES}  # pytorch-fid's four blocks
+POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # layers that are followed by max pooling
+# The ends of pytorch-fid's four blocks, with their number of channels.
+BLOCK_ENDS = {"Conv2d_2b_3x3": 64, "Conv2d_4a_3x3": 192, "Mixed_6e": 768, "Mixed_7c": FEATURES}
 
 
 class Inception(nnx.Module):
+    """The whole network, from uint8 images to features."""
+
     def __init__(self, *, rngs: nnx.Rngs):
         channels = 3
         for name, layer in STEM.items():
@@ -178,54 +207,80 @@ class Inception(nnx.Module):
             setattr(self, name, block)
             channels = block.channels
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """The FID's features [B, 2048] of uint8 images [B, H, W, 1 or 3] of any size."""
+    def __call__(self, images: Pixels | HostPixels) -> Float[Array, "batch 2048"]:
+        """The FID's features of grey or RGB images of any size."""
         return self.blocks(images)[FEATURES]
 
-    def blocks(self, images: jax.Array) -> dict[int, jax.Array]:
-        """The spatial means of pytorch-fid's four blocks by their channels: 64, 192, 768 and 2048."""
-        x, means = prepare(images), {}
+    def blocks(self, images: Pixels | HostPixels) -> dict[int, Float[Array, "batch _"]]:
+        """The spatial means after pytorch-fid's four blocks, by their number of channels: 64, 192, 768 and 2048."""
+        x = prepare(images)
+        means = {}
         for name in (*STEM, *MIXED):
             x = getattr(self, name)(x)
             x = max_pool(x) if name in POOLED else x
-            if name in TAPS:
-                means[TAPS[name]] = x.mean(axis=(1, 2))
+            if name in BLOCK_ENDS:
+                means[BLOCK_ENDS[name]] = x.mean(axis=(1, 2))
         return means
 
 
-def prepare(images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 1 or 3] to [B, 299, 299, 3] in [-1, 1]: grey repeated, resized as torch's F.interpolate does.
+def prepare(images: Pixels | HostPixels) -> Float[Array, "batch 299 299 3"]:
+    """Scales grey or RGB images to [-1, 1], resizes them to 299 x 299 and repeats a grey channel three times.
 
-    Bilinear with half-pixel centres and without antialiasing, whatever the size.
+    The resize is bilinear with half-pixel centres and without antialiasing, as torch's F.interpolate, for any size.
     """
     x = images.astype(jnp.float32) / 127.5 - 1
     x = jax.image.resize(x, (len(x), SIZE, SIZE, x.shape[-1]), "bilinear", antialias=False)
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
-class Network(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """The FID's feature extractor: a jitted function of images, on all devices.
+
+    Attributes:
+      params: the weights, on every device.
+      digest: SHA-256 of the weights after folding.
+    """
+
     params: nnx.State
-    digest: str  # SHA-256 of the weights
+    digest: str
+
+    def __call__(self, images: Pixels | HostPixels) -> Float[Array, "batch 2048"]:
+        """The features of grey or RGB images of any size."""
+        return _features(self.params, images)
 
 
-def load(path: str | Path) -> Callable[[jax.Array], jax.Array]:
-    """features(uint8 [B, H, W, 1 or 3]) -> [B, 2048], jitted, on all devices, with the weights of `load_network`."""
-    return features_fn(load_network(path))
+def load(path: str | Path) -> Network:
+    """The feature extractor with the weights of a file, features_fn(images) -> [B, 2048].
+
+    path: a .pth as published by pytorch-fid, or an .npz with the same names and layouts.
+
+    Raises UserError if the file is damaged or holds another network.
+    """
+    path = Path(path)
+    named = _read(path)
+    network = _abstract()
+    sha256 = hashlib.sha256()
+    for keys, variable in _convolutions(network):
+        kernel, bias = _fold(path, named, ".".join(keys), variable.kernel.shape)
+        sha256.update(kernel.tobytes() + bias.tobytes())
+        variable.kernel.set_value(jnp.asarray(kernel))
+        variable.bias.set_value(jnp.asarray(bias))
+    return Network(replicate(nnx.state(network)), sha256.hexdigest())
 
 
-def features_fn(network: Network) -> Callable[[jax.Array], jax.Array]:
-    return functools.partial(_features, replicate(network.params))
+# TODO of issue 25: both go when metrics/features.py and benchmarks/fid.py call `load`.
+load_network = load
+
+
+def features_fn(network: Network) -> Network:
+    """The network, with its weights on all devices."""
+    return dataclasses.replace(network, params=replicate(network.params))
 
 
 @jax.jit
-def _features(params: nnx.State, images: jax.Array) -> jax.Array:
+def _features(params: nnx.State, images: Pixels | HostPixels) -> Float[Array, "batch 2048"]:
     return nnx.merge(_graphdef(), params)(images)
-
-
-@jax.jit
-def block_means(params: nnx.State, images: jax.Array) -> dict[int, jax.Array]:
-    """`Inception.blocks` with these weights."""
-    return nnx.merge(_graphdef(), params).blocks(images)
 
 
 @functools.cache
@@ -234,24 +289,8 @@ def _graphdef() -> nnx.GraphDef:
 
 
 def _abstract() -> Inception:
+    """The network with shapes in place of values."""
     return nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
-
-
-def load_network(path: str | Path) -> Network:
-    """The weights of a `.pth` as pytorch-fid publishes it, or of an .npz with the same names and layouts.
-
-    Raises UserError where the file is damaged or is not that network.
-    """
-    path = Path(path)
-    named = _read(path)
-    network, digest = _abstract(), hashlib.sha256()
-    for keys, variable in _kernels(network):
-        name = ".".join(keys)
-        kernel, bias = _fold(path, named, name, variable.kernel.shape)
-        digest.update(kernel.tobytes() + bias.tobytes())
-        variable.kernel.set_value(jnp.asarray(kernel))
-        variable.bias.set_value(jnp.asarray(bias))
-    return Network(nnx.state(network), digest.hexdigest())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -263,22 +302,26 @@ def _read(path: Path) -> dict[str, Any]:
     return named
 
 
-def _kernels(network: Inception) -> list[tuple[tuple[str, ...], nnx.Conv]]:
-    """Every convolution with its path, in an order that is always the same."""
+def _convolutions(network: Inception) -> list[tuple[tuple[str, ...], nnx.Conv]]:
+    """Every convolution with its path, in a fixed order."""
     return sorted(((keys, node) for keys, node in nnx.iter_graph(network) if isinstance(node, nnx.Conv)))
 
 
-def _fold(path: Path, named: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel [h, w, in, out] and bias [out] of a convolution and the batch norm behind it, in evaluation mode."""
+def _fold(
+    path: Path, named: Mapping[str, Any], name: str, shape: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "height width channels out_channels"], Float[np.ndarray, "out_channels"]]:
+    """Kernel and bias of a convolution of this name and kernel shape, with the batch norm after it folded in."""
     norm = name.removesuffix("conv") + "bn"
-    wanted = {f"{name}.weight": (shape[3], shape[2], *shape[:2])}  # torch's order
-    wanted |= {f"{norm}.{part}": shape[3:] for part in ("weight", "bias", "running_mean", "running_var")}
-    for key, expected in wanted.items():
+    height, width, channels, out_channels = shape
+    expected = {f"{name}.weight": (out_channels, channels, height, width)}  # torch's layout
+    expected |= {f"{norm}.{part}": (out_channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+    for key, expected_shape in expected.items():
         if key not in named:
             raise UserError(f"{path}: lacks {key}: it is not the Inception of the FID")
-        if np.shape(named[key]) != expected:
-            raise UserError(f"{path}: {key} is {list(np.shape(named[key]))}, not {list(expected)}")
-    kernel, scale, bias, mean, variance = (np.asarray(named[key], np.float64) for key in wanted)
+        if np.shape(named[key]) != expected_shape:
+            raise UserError(f"{path}: {key} is {list(np.shape(named[key]))}, not {list(expected_shape)}")
+    kernel, scale, bias, mean, variance = (np.asarray(named[key], np.float64) for key in expected)
     scale = scale / np.sqrt(variance + BATCH_NORM_EPS)
-    folded = kernel.transpose(2, 3, 1, 0) * scale, bias - mean * scale
-    return tuple(np.ascontiguousarray(array, np.float32) for array in folded)
+    folded_kernel = kernel.transpose(2, 3, 1, 0) * scale
+    folded_bias = bias - mean * scale
+    return np.ascontiguousarray(folded_kernel, np.float32), np.ascontiguousarray(folded_bias, np.float32)

@@ -1,20 +1,26 @@
-"""The building blocks of the DDPM U-Net (Ho et al. 2020, as in the paper's code). Images are [B, H, W, C].
+"""Building blocks of the DDPM U-Net (Ho et al. 2020, as in the paper's code).
 
-Every block is called as block(h, temb, rngs): the time embedding [B, 4 nf] and the dropout keys reach those that
-use them, so that the U-Net is a plain list of blocks.
+Every block is called as block(h, temb, rngs), whether or not it uses the time embedding `temb` and the dropout keys
+`rngs` (None disables dropout). So the U-Net is a list of blocks.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Real
 
+from core.shapes import AnyArray, Images, RandomKey
 from models import cpu
 
-NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+TimeEmbedding = Float[Array, "batch temb_dim"]
+"""The embedded timestep of each image; temb_dim is 4 nf."""
+
+NONLINEARITIES: dict[str, Callable[[AnyArray], AnyArray]] = {
     "swish": jax.nn.swish,
     "relu": jax.nn.relu,
     "elu": jax.nn.elu,
@@ -23,9 +29,12 @@ NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:
-    """DDPM's initialiser: uniform, of variance scale / fan_avg; scale 0 means 1e-10, so a branch starts as nothing.
+    """DDPM's initialiser for kernels: uniform with variance scale / fan_avg.
 
-    numpy draws, since XLA would spend longer compiling a generator for every layer than a small network trains.
+    scale: 0 stands for 1e-10, which makes the output of a residual branch almost zero at first.
+
+    The values are drawn by numpy: compiling an XLA generator for every layer would take longer than training a small
+    network.
     """
 
     def init(key, shape, dtype, **_):
@@ -40,78 +49,89 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
     return init
 
 
-def add_to_pixels(x: jax.Array, values: jax.Array) -> jax.Array:
-    """x [B,...,C] + values [B,C] or [C]."""
+def add_to_pixels(
+    x: Float[Array, "batch *space channels"], values: Float[Array, "*batch channels"]
+) -> Float[Array, "batch *space channels"]:
+    """Adds values, one vector per image or one for all, to every pixel."""
     if jax.default_backend() == "cpu":
         return cpu.add_to_pixels(x, values)
     return x + (values if values.ndim == 1 else jnp.expand_dims(values, range(1, x.ndim - 1)))
 
 
-def space_to_depth(x: jax.Array, size: int) -> jax.Array:
-    """x [B,H,W,C] with patches of size x size as pixels: [B, H / size, W / size, size^2 C]."""
+def space_to_depth(x: Images, size: int) -> Float[Array, "batch patch_rows patch_columns patch_channels"]:
+    """Turns patches of size x size pixels into channels: [B, H, W, C] to [B, H / size, W / size, size^2 C].
+
+    The channels of a patch are its pixels row by row, and within a pixel its C channels.
+    """
     batch, height, width, channels = x.shape
     patches = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
     return patches.reshape(batch, height // size, width // size, size * size * channels)
 
 
-def depth_to_space(x: jax.Array, size: int) -> jax.Array:
-    """The inverse of space_to_depth."""
+def depth_to_space(x: Float[Array, "batch patch_rows patch_columns patch_channels"], size: int) -> Images:
+    """The inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     patches = x.reshape(batch, height, width, size, size, channels // size**2).swapaxes(2, 3)
     return patches.reshape(batch, height * size, width * size, channels // size**2)
 
 
 class Conv(nnx.Conv):
-    """nnx.Conv with `add_to_pixels` for its bias."""
+    """nnx.Conv that adds its bias with `add_to_pixels`. Arguments as for nnx.Conv."""
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.use_bias = False  # in super().__call__
+        self.use_bias = False  # super().__call__ must not add the bias; the parameter exists nevertheless
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Images) -> Float[Array, "batch out_height out_width out_channels"]:
         y = super().__call__(x)
         return add_to_pixels(y, self.bias[...].astype(y.dtype))
 
 
 class Dense(nnx.Linear):
-    """nnx.Linear with `add_to_pixels` for its bias."""
+    """nnx.Linear over the last axis that adds its bias with `add_to_pixels`."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space out_channels"]:
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         return add_to_pixels(x @ kernel, bias)
 
 
 class GroupNorm(nnx.GroupNorm):
-    def __call__(self, x: jax.Array) -> jax.Array:
+    """nnx.GroupNorm that uses `cpu.group_norm` on a CPU."""
+
+    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
         if jax.default_backend() == "cpu":
             return cpu.group_norm(x, self.scale[...], self.bias[...], self.num_groups, self.epsilon)
         return super().__call__(x)
 
 
-def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options) -> Conv:
+def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options: Any) -> Conv:
+    """A 3x3 convolution with `default_init`. Other options as for nnx.Conv."""
     return Conv(channels, out_channels, (3, 3), kernel_init=default_init(init_scale), rngs=rngs, **options)
 
 
 def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs) -> Dense:
+    """A linear layer with `default_init`; on images, a 1x1 convolution."""
     return Dense(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
 
 
 def group_norm(channels: int, num_groups: int, *, rngs: nnx.Rngs) -> GroupNorm:
+    """Group normalization with the paper's epsilon."""
     return GroupNorm(channels, num_groups=num_groups, epsilon=1e-6, rngs=rngs)
 
 
-def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
-    """Sines, then cosines, of t [B] at dim/2 geometric frequencies from 1 to 1e-4: [B, dim]."""
+def timestep_embedding(t: Real[Array, "batch"], dim: int) -> Float[Array, "batch dim"]:
+    """Sines, then cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4."""
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) / (half - 1) * jnp.arange(half))
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes a share `rate` of x [..., C], C even, and divides the rest by 1 - rate.
+def dropout(x: Float[Array, "*shape"], rate: float, key: RandomKey) -> Float[Array, "*shape"]:
+    """Sets each value to zero with probability `rate` and divides the others by 1 - rate.
 
-    Each random word serves two values: 16 bits get the rate right to 1e-5, and drawing is what takes the time.
+    The last axis must have even length. Each random 32-bit word decides on two values, since drawing random bits takes
+    most of the time; 16 bits make the rate exact to 1e-5.
     """
     words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape)
@@ -119,9 +139,22 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 class ResnetBlock(nnx.Module):
-    """Two 3x3 convolutions around the time embedding, added to their input."""
+    """Residual block: two 3x3 convolutions, the time embedding added between them, dropout before the second.
 
-    def __init__(self, channels, out_channels, temb_dim, *, num_groups, act, dropout, rngs: nnx.Rngs):
+    temb_dim: 0 for a network without time embedding. dropout: the dropout rate.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        temb_dim: int,
+        *,
+        num_groups: int,
+        act: Callable[[AnyArray], AnyArray],
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
         self.act = act
         self.norm1 = group_norm(channels, num_groups, rngs=rngs)
         self.conv1 = conv3x3(channels, out_channels, rngs=rngs)
@@ -131,51 +164,58 @@ class ResnetBlock(nnx.Module):
         self.conv2 = conv3x3(out_channels, out_channels, init_scale=0, rngs=rngs)
         self.shortcut = dense(channels, out_channels, init_scale=0.1, rngs=rngs) if channels != out_channels else None
 
-    def __call__(self, x, temb, rngs):
+    def __call__(
+        self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None
+    ) -> Float[Array, "batch height width out_channels"]:
         h = self.conv1(self.act(self.norm1(x)))
         if self.temb_dense is not None:
             h = add_to_pixels(h, self.temb_dense(self.act(temb)))
         h = self.act(self.norm2(h))
         if rngs is not None and self.dropout:
             h = dropout(h, self.dropout, rngs.dropout())
-        return (x if self.shortcut is None else self.shortcut(x)) + self.conv2(h)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return shortcut + self.conv2(h)
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention over all pixels with one head, added to its input."""
+    """Residual self-attention over all pixels, with one head."""
 
-    def __init__(self, channels, *, num_groups, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, num_groups: int, rngs: nnx.Rngs):
         self.norm = group_norm(channels, num_groups, rngs=rngs)
         self.query = dense(channels, channels, init_scale=0.1, rngs=rngs)
         self.key = dense(channels, channels, init_scale=0.1, rngs=rngs)
         self.value = dense(channels, channels, init_scale=0.1, rngs=rngs)
         self.out = dense(channels, channels, init_scale=0, rngs=rngs)
 
-    def __call__(self, x, temb, rngs):
-        b, h, w, c = x.shape
-        pixels = self.norm(x).reshape(b, h * w, 1, c)
+    def __call__(self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None) -> Images:
+        batch, height, width, channels = x.shape
+        pixels = self.norm(x).reshape(batch, height * width, 1, channels)
         attended = jax.nn.dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
         return x + self.out(attended).reshape(x.shape)
 
 
 class Downsample(nnx.Module):
-    """Halves height and width: a strided convolution, or 2x2 means."""
+    """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false."""
 
-    def __init__(self, channels, *, with_conv, rngs: nnx.Rngs):
-        # Padded below and to the right only, as in the original.
+    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
+        # Padding only below and to the right, as in the paper's code.
         self.conv = conv3x3(channels, channels, strides=2, padding=((0, 1), (0, 1)), rngs=rngs) if with_conv else None
 
-    def __call__(self, x, temb, rngs):
+    def __call__(
+        self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None
+    ) -> Float[Array, "batch out_height out_width channels"]:
         return nnx.avg_pool(x, (2, 2), strides=(2, 2)) if self.conv is None else self.conv(x)
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width by repeating pixels, then convolves if asked."""
+    """Doubles height and width by repeating pixels, followed by a 3x3 convolution if `with_conv` is true."""
 
-    def __init__(self, channels, *, with_conv, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
         self.conv = conv3x3(channels, channels, rngs=rngs) if with_conv else None
 
-    def __call__(self, x, temb, rngs):
+    def __call__(
+        self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None
+    ) -> Float[Array, "batch out_height out_width channels"]:
         if self.conv is not None and jax.default_backend() == "cpu":
             return add_to_pixels(cpu.doubled_conv3x3(x, self.conv.kernel[...]), self.conv.bias[...])
         x = x.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,9 +1,9 @@
-"""Reads the files of `torch.save` without torch, and without running what is in them.
+"""Reads files of `torch.save` without torch, and without executing code from the file.
 
-A pickle is a program for a stack machine. Instead of handing it to `pickle`, whose machine can call anything it can
-import and can be made to allocate without bound, `_interpret` is a machine of its own that knows the operations of
-torch.save, as torch's `weights_only` loader does. It can build values and, by name, three things: an ordered dict, a
-tensor and a parameter. Nothing is imported or called, so there is nothing that a file could start.
+A pickle is a program for a stack machine. Python's `pickle` can import and call anything that the program names, and
+can be made to allocate unlimited memory. So `_StackMachine` has only the operations that torch.save uses, similar to
+torch's `weights_only` loader. It builds plain values and three named objects: ordered dicts, tensors and parameters.
+It never imports or calls anything that the file names.
 """
 
 import functools
@@ -33,30 +33,34 @@ DTYPES = {
 }
 CALLS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # values; the others take down to a mark
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens what torch.save wrote before torch 1.6
+# Number of values that an operation takes from the stack. Operations that are not listed take all above the last mark.
+TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch.save before torch 1.6
 
-# A checkpoint takes about 40 operations a tensor. The bound keeps a hostile pickle below some 150 MB and seconds.
+# A checkpoint has about 40 operations per tensor. The limit keeps a malicious pickle below about 150 MB and seconds.
 MAX_OPERATIONS = 500_000
 
-# What zipfile, pickletools and the functions below raise where a file is damaged or hostile.
+# Exceptions of zipfile, pickletools and the functions below for a damaged or malicious file.
 DAMAGE = (OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, struct.error, BadZipFile)
 
-ReadStorage = Callable[[str, int], bytes | bytearray]  # (key, size in bytes) -> the storage's bytes
+ReadStorage = Callable[[str, int], bytes | bytearray]
+"""A function of a storage's key and size in bytes that returns its content."""
 
 
 class Storage(NamedTuple):
+    """The memory of one or several tensors."""
+
     dtype: np.dtype
     data: bytes | bytearray
 
 
 def read_pth(path: str | Path) -> Any:
-    """What torch.save put into a file: tensors as numpy arrays in nested dicts, lists and tuples.
+    """The value that torch.save wrote: tensors as numpy arrays, in nested dicts, lists and tuples.
 
-    Reads the zip format (torch 1.6 and later) and the one before it. Every byte that is allocated is in the file, and
-    every tensor lies inside its storage. The containers are the file's own: they may even hold themselves.
+    Reads the zip format (torch 1.6 and later) and the older format. It allocates no more bytes than the file has, and
+    every tensor lies inside its storage. Containers may contain themselves, as in the file.
 
-    Raises UserError where the file cannot be read, is damaged, or holds anything but tensors, lists, tuples, dicts,
+    Raises UserError if the file cannot be read, is damaged, or holds other objects than tensors, lists, tuples, dicts,
     numbers, bools, None and strings.
     """
     path = Path(path)
@@ -65,20 +69,20 @@ def read_pth(path: str | Path) -> Any:
             is_zip = file.read(2) == b"PK"
         return _read_zip(path) if is_zip else _read_legacy(path.read_bytes())
     except DAMAGE as error:
-        # A LookupError's own text, such as "pop from empty list", would tell the user nothing.
+        # The text of a LookupError, such as "pop from empty list", would not help the user.
         reason = "its parts do not fit together" if isinstance(error, LookupError) else error
         raise UserError(
-            f"{path}: cannot be read as a PyTorch file ({reason}); fetch it anew, or let torch.save write it again "
-            "with nothing but tensors, lists, dicts, numbers and strings in it"
+            f"{path}: cannot be read as a PyTorch file ({reason}); fetch it anew, or write it again with "
+            "torch.save, with only tensors, lists, dicts, numbers and strings in it"
         ) from error
 
 
 def _read_zip(path: Path) -> Any:
-    """A zip of data.pkl (the pickle), data/KEY (one storage each) and byteorder, all in one folder, uncompressed."""
+    """Reads an uncompressed zip of one folder that holds data.pkl (the pickle), data/KEY (storages) and byteorder."""
     with ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != ZIP_STORED for member in members):
-            raise ValueError("it is compressed, and torch.save compresses nothing")
+            raise ValueError("it is compressed, but torch.save never compresses")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("its parts claim more bytes than the file has")
         names = archive.namelist()
@@ -94,30 +98,31 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(data: bytes) -> Any:
-    """Five pickles (magic number, version, system, value, keys), then each key's storage: its length, its numbers."""
+    """Reads five pickles (magic number, version, system, value, keys), then per key a storage: length and content."""
     stream = io.BytesIO(data)
     magic, version, system = (_interpret(stream, _no_storage) for _ in range(3))
     if magic != LEGACY_MAGIC or version != 1001 or not isinstance(system, dict):
-        raise ValueError("it is neither a zip nor of the older format")
+        raise ValueError("it is neither a zip nor in the older format")
     if system.get("little_endian") is not True:
         raise ValueError("its numbers are not little-endian")
 
-    buffers: dict[str, bytearray] = {}  # filled below: the tensors on them are made before their numbers are read
-    room = len(data)
+    buffers: dict[str, bytearray] = {}  # storages; tensors refer to them before they are filled below
+    unclaimed = len(data)
 
     def read_storage(key: str, size: int) -> bytearray:
-        nonlocal room
+        nonlocal unclaimed
         if key not in buffers:
-            room -= size
-            if room < 0:
+            unclaimed -= size
+            if unclaimed < 0:
                 raise ValueError("its storages claim more bytes than the file has")
             buffers[key] = bytearray(size)
         return buffers[key]
 
-    value, keys = _interpret(stream, read_storage), _interpret(stream, _no_storage)
+    value = _interpret(stream, read_storage)
+    keys = _interpret(stream, _no_storage)
     for key in _expect(list, keys):
         buffer = buffers.pop(_expect(str, key))
-        stream.seek(8, io.SEEK_CUR)  # over the length, known from the pickle
+        stream.seek(8, io.SEEK_CUR)  # skips the length, which is known from the pickle
         if stream.readinto(buffer) != len(buffer):
             raise ValueError("it ends early")
     if buffers:
@@ -126,31 +131,44 @@ def _read_legacy(data: bytes) -> Any:
 
 
 def _no_storage(key: str, size: int) -> bytes:
-    raise ValueError("a storage where none belongs")
+    raise ValueError("it has a storage in a pickle that may not have one")
 
 
 def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
-    """The value of the pickle at the stream's position, after which the stream stands at its end.
+    """The value of the pickle at the stream's position. Moves the stream to the end of the pickle.
 
-    Raises ValueError or LookupError where the pickle is damaged or wants more than torch.save's plain values.
+    Raises ValueError or LookupError if the pickle is damaged or holds other objects than `read_pth` supports.
     """
-    stack, marks, memo = [], [], {}
-
-    def take(name: str) -> list:
-        start = len(stack) - TAKES[name] if name in TAKES else marks.pop()
-        if start < 0:
-            raise IndexError
-        items = stack[start:]
-        del stack[start:]
-        return items
-
+    machine = _StackMachine(read_storage)
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_OPERATIONS:
             raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
-        match operation.name:
+        if operation.name == "STOP":
+            return machine.stack.pop()
+        machine.execute(operation.name, argument)
+
+
+class _StackMachine:
+    """Executes the operations of a pickle.
+
+    Attributes:
+      stack: the values.
+      marks: lengths of the stack at the marks that are still open.
+      memo: values by number.
+    """
+
+    def __init__(self, read_storage: ReadStorage):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.read_storage = read_storage
+
+    def execute(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        match name:
             case "PROTO":
                 pass
-            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
                 stack.append(CONSTANTS[name])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
                 stack.append(argument)
@@ -159,45 +177,52 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
             case "EMPTY_DICT":
                 stack.append({})
             case "MARK":
-                marks.append(len(stack))
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                stack.append(tuple(take(name)))
-            case "APPEND" | "APPENDS" as name:
-                items = take(name)
+                self.marks.append(len(stack))
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self.take(name)))
+            case "APPEND" | "APPENDS":
+                items = self.take(name)
                 _expect(list, stack[-1]).extend(items)
-            case "SETITEM" | "SETITEMS" as name:
-                items = take(name)
+            case "SETITEM" | "SETITEMS":
+                items = self.take(name)
                 _set_items(_expect(dict, stack[-1]), items)
             case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
+                self.memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
+                stack.append(self.memo[argument])
             case "GLOBAL":
                 stack.append(_allowed(argument))
             case "BINPERSID":
-                stack.append(_storage(stack.pop(), read_storage))
+                stack.append(_storage(stack.pop(), self.read_storage))
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(_rebuild(stack.pop(), arguments))
-            case "BUILD":  # attributes of a state dict, such as its modules' versions: of no use here
+            case "BUILD":  # attributes of a state dict, such as the versions of its modules; not needed
                 stack.pop()
                 _expect(dict, stack[-1])
-            case "STOP":
-                return stack.pop()
-            case name:
+            case _:
                 raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
+
+    def take(self, name: str) -> list[Any]:
+        """Removes the operands of an operation from the stack."""
+        start = len(self.stack) - TAKES[name] if name in TAKES else self.marks.pop()
+        if start < 0:
+            raise IndexError
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
 
 def _expect(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"its pickle has a {type(value).__name__} where a {kind.__name__} belongs")
+        raise ValueError(f"its pickle has a {type(value).__name__} in place of a {kind.__name__}")
     return value
 
 
 def _set_items(target: dict, items: list) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**31):
-            # A nested tuple can take for ever to hash, and large integers can be chosen to collide.
+            # Hashing a nested tuple can take forever, and large integers can be chosen to have equal hashes.
             raise ValueError(
                 f"a key of one of its dicts is a {type(key).__name__}, neither a string nor a small number"
             )
@@ -206,7 +231,7 @@ def _set_items(target: dict, items: list) -> None:
 
 def _allowed(name: str) -> str:
     if name not in DTYPES and name not in CALLS:
-        raise ValueError(f"it asks for {name.replace(' ', '.')[:100]!r}, which is refused, and nothing of it was run")
+        raise ValueError(f"it names {name.replace(' ', '.')[:100]!r}, which is refused; no code of the file was run")
     return name
 
 
@@ -224,7 +249,7 @@ def _storage(identity: Any, read_storage: ReadStorage) -> Storage:
 
 
 def _rebuild(name: Any, arguments: Any) -> Any:
-    """What one of CALLS makes of its arguments."""
+    """The result of one of CALLS for these arguments."""
     match _expect(str, name), _expect(tuple, arguments):
         case "collections OrderedDict", ():
             return {}
@@ -232,20 +257,20 @@ def _rebuild(name: Any, arguments: Any) -> Any:
             return _tensor(storage, offset, shape, strides)
         case "torch._utils _rebuild_parameter", (np.ndarray() as tensor, *_):
             return tensor
-    raise ValueError("its pickle rebuilds a tensor from the wrong parts")
+    raise ValueError("its pickle rebuilds a tensor from invalid arguments")
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    """A view of the storage; offset and strides count numbers, not bytes.
+def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """A view of the storage; offset and strides are in elements, not in bytes.
 
-    numpy checks the bounds too, but in integers that can overflow.
+    The bounds are checked here, because numpy's own check uses integers that can overflow.
     """
     itemsize = storage.dtype.itemsize
     total = len(storage.data) // itemsize
     if len(shape) != len(strides) or len(shape) > 32 or not all(isinstance(n, int) and n >= 0 for n in shape + strides):
-        raise ValueError("a tensor has an impossible shape")
-    reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if not 0 <= offset <= total or any(n > total for n in shape) or math.prod(shape) > total or reach >= max(total, 1):
-        raise ValueError(f"a tensor of shape {list(shape)} lies outside its storage of {total}")
+        raise ValueError("a tensor has an invalid shape")
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if not 0 <= offset <= total or any(n > total for n in shape) or math.prod(shape) > total or last >= max(total, 1):
+        raise ValueError(f"a tensor of shape {list(shape)} lies outside its storage of {total} elements")
     byte_strides = [stride * itemsize for stride in strides]
     return np.ndarray(shape, storage.dtype, storage.data, offset * itemsize, byte_strides)

@@ -1,7 +1,4 @@
-"""The one table of names and layouts: what each parameter of our network is called in other people's files.
-
-It walks the network, whose blocks stand in the order of the paper's parameter list.
-"""
+"""The names and layouts of the network's parameters in checkpoints of the paper's code and of diffusers."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,31 +6,40 @@ from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Shaped
 
 from models.ddpm import DDPM
 from models.layers import AttentionBlock, Downsample, ResnetBlock, Upsample
 
 
 class Layout(NamedTuple):
-    """How a tensor is turned from torch's layout to ours and back."""
+    """Functions that convert an array from torch's layout to ours (load) and back (save)."""
 
-    load: Callable[[np.ndarray], np.ndarray]
-    save: Callable[[np.ndarray], np.ndarray]
+    load: Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]
+    save: Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]
 
 
 SAME = Layout(lambda w: w, lambda w: w)
-CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW, HWIO
-DENSE = Layout(lambda w: w.T, lambda w: w.T)  # [out, in], [in, out]
-CONV1X1 = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # [out, in, 1, 1], [in, out]
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW to HWIO
+DENSE = Layout(lambda w: w.T, lambda w: w.T)  # [out, in] to [in, out]
+CONV1X1 = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # [out, in, 1, 1] to [in, out]
 
 
 class Tensor(NamedTuple):
-    path: tuple  # in our State
-    name: str  # in the foreign file
+    """A parameter of the network.
+
+    Attributes:
+      path: its keys in our nnx.State.
+      name: its name in the foreign file.
+      layout: its layout in the foreign file.
+    """
+
+    path: tuple[str | int, ...]
+    name: str
     layout: Layout
 
 
-# The layers of a block in the paper's order: (our name, the paper's, diffusers').
+# The layers of a block in the paper's order. Each row: our name, the paper's name, diffusers' name.
 LAYERS = {
     ResnetBlock: (
         ("norm1", "GroupNorm_0", "norm1"),
@@ -55,37 +61,47 @@ LAYERS = {
 }
 KINDS = {ResnetBlock: "resnets", AttentionBlock: "attentions", Downsample: "downsamplers", Upsample: "upsamplers"}
 
-PAPER, DIFFUSERS = 1, 2  # the columns of LAYERS
+# Formats of checkpoints, each the column of LAYERS with its names.
+PAPER = 1
+DIFFUSERS = 2
 
 
-def tensors(model: DDPM, dialect: int) -> Iterator[Tensor]:
-    """Every parameter of a network, in the paper's order, with its name in one dialect: PAPER or DIFFUSERS."""
+def tensors(model: DDPM, file_format: int) -> Iterator[Tensor]:
+    """Every parameter of a network, in the order of the paper's parameter list.
+
+    file_format: PAPER or DIFFUSERS.
+    """
     for index, (path, block, diffusers_name) in enumerate(_blocks(model)):
-        prefix = f"all_modules.{index}" if dialect == PAPER else diffusers_name
+        prefix = f"all_modules.{index}" if file_format == PAPER else diffusers_name
         if type(block) not in LAYERS:
             yield from _layer_tensors(path, block, prefix)
         for names in LAYERS.get(type(block), ()):
             if (layer := getattr(block, names[0])) is not None:
-                yield from _layer_tensors((*path, names[0]), layer, f"{prefix}.{names[dialect]}")
+                yield from _layer_tensors((*path, names[0]), layer, f"{prefix}.{names[file_format]}")
 
 
-def _layer_tensors(path: tuple, layer: nnx.Module, name: str) -> Iterator[Tensor]:
+def _layer_tensors(path: tuple[str | int, ...], layer: nnx.Module, name: str) -> Iterator[Tensor]:
     """The two parameters of a convolution, linear layer or group norm."""
     if hasattr(layer, "scale"):
-        ours, layout = "scale", SAME
+        key = "scale"
+        layout = SAME
     else:
-        ours, layout = "kernel", CONV if layer.kernel.ndim == 4 else DENSE
-    weight, bias = "weight", "bias"
-    if ".NIN_" in name:  # the paper's 1x1 convolutions are matrices in our layout
-        weight, bias, layout = "W", "b", SAME
+        key = "kernel"
+        layout = CONV if layer.kernel.ndim == 4 else DENSE
+    weight = "weight"
+    bias = "bias"
+    if ".NIN_" in name:  # the paper's 1x1 convolutions are matrices [in, out], as ours
+        weight = "W"
+        bias = "b"
+        layout = SAME
     elif name.endswith(".conv_shortcut"):
         layout = CONV1X1
-    yield Tensor((*path, ours), f"{name}.{weight}", layout)
+    yield Tensor((*path, key), f"{name}.{weight}", layout)
     yield Tensor((*path, "bias"), f"{name}.{bias}", SAME)
 
 
-def _blocks(model: DDPM) -> Iterator[tuple[tuple, nnx.Module, str]]:
-    """(our path, block or layer, diffusers' name): the n-th is the paper's `all_modules.n`."""
+def _blocks(model: DDPM) -> Iterator[tuple[tuple[str | int, ...], nnx.Module, str]]:
+    """For each block or layer: our path, the block, diffusers' name. The n-th is the paper's `all_modules.n`."""
     if hasattr(model, "temb_dense1"):
         yield ("temb_dense1",), model.temb_dense1, "time_embedding.linear_1"
         yield ("temb_dense2",), model.temb_dense2, "time_embedding.linear_2"
@@ -98,12 +114,15 @@ def _blocks(model: DDPM) -> Iterator[tuple[tuple, nnx.Module, str]]:
     yield ("conv_out",), model.conv_out, "conv_out"
 
 
-def _stage_blocks(side: str, stages: nnx.List) -> Iterator[tuple[tuple, nnx.Module, str]]:
-    level, seen = 0, Counter()
+def _stage_blocks(side: str, stages: nnx.List) -> Iterator[tuple[tuple[str | int, ...], nnx.Module, str]]:
+    """The same for the stages of `down` or `up`, where diffusers numbers the blocks of each kind within a level."""
+    level = 0
+    seen = Counter()  # blocks of this level by kind
     for i, stage in enumerate(stages):
         for j, block in enumerate(stage):
             kind = KINDS[type(block)]
             yield (side, i, j), block, f"{side}_blocks.{level}.{kind}.{seen[kind]}"
             seen[kind] += 1
             if kind in ("downsamplers", "upsamplers"):
-                level, seen = level + 1, Counter()
+                level += 1
+                seen = Counter()

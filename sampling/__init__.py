@@ -1,14 +1,14 @@
-"""The samplers, by name, and the one call that runs any of them."""
+"""The samplers, by name, and `sample`, which runs any of them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser
 from core.rng import image_keys
-from sampling.common import History
+from core.shapes import Images, Keys, RandomKey, Timesteps
+from sampling.common import Callback, History, Records
 from sampling.ddim import ddim, ddpm
 from sampling.multistep import deis_3, dpmpp_2m, dpmpp_3m, ipndm, unipc_2, unipc_3
 from sampling.pndm import pndm, pndm_nfe
@@ -16,18 +16,25 @@ from sampling.runge_kutta import heun, heun_nfe, ode
 
 
 class Sampler(NamedTuple):
-    run: Callable[..., jax.Array]  # (eps_fn, schedule, x [B,H,W,C], timesteps [n]) -> x0; also keys [B], or a history
-    order: int | None = None  # of convergence, as it opens; None where no fixed step has one
+    """One row of SAMPLERS.
+
+    `run` is called as run(denoiser, x, timesteps, callback) and returns (x0, records). Stochastic samplers also take
+    `keys`, multistep solvers `history`.
+    """
+
+    run: Callable[..., tuple[Images, Records]]
+    order: int | None = None  # of convergence; None where fixed steps have none
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
-    history_from: int | None = None  # the least n that opens with a history; None for what looks back on nothing
+    history_from: int | None = None  # the smallest number of steps that uses a history; None where none is used
 
     def takes_history(self, n_steps: int) -> bool:
+        """Whether the solver uses a history in this number of steps."""
         return self.history_from is not None and n_steps >= self.history_from
 
 
-# Equal steps of t, if only three, make the second step of DPM-Solver++ and UniPC several times as long in lambda as the
-# first: it would carry what a history gets wrong as many times as far.
+# DPM-Solver++ and UniPC use a history from four steps on. With three equal steps in t the second step is several times
+# longer in log-SNR than the first and amplifies the history's errors by that factor.
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
@@ -44,18 +51,19 @@ SAMPLERS = {
 
 
 def lookup(name: str) -> Sampler:
+    """The row of SAMPLERS. Raises ValueError for an unknown name."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is not known; choose from {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
 def nfe(name: str, n_steps: int) -> int | None:
-    """How many times `sample` calls eps_fn; None for `ode`, whose tolerance decides that as it runs."""
+    """The number of network evaluations of `sample`; None for `ode`, whose steps are adaptive."""
     return lookup(name).nfe(n_steps)
 
 
 def applies(baseline: str, name: str, n_steps: int) -> bool:
-    """Whether one of late_start.BASELINES changes what a sampler does in so many steps."""
+    """Whether one of late_start.BASELINES changes the result of a sampler with this number of steps."""
     if baseline == "no_history":
         return lookup(name).takes_history(n_steps)
     return baseline != "afs" or (n_steps >= 2 and nfe(name, n_steps) is not None)
@@ -63,39 +71,38 @@ def applies(baseline: str, name: str, n_steps: int) -> bool:
 
 def sample(
     name: str,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    x_start: jax.Array,
-    timesteps: jax.Array,
-    rng: jax.Array | None = None,
+    denoiser: Denoiser,
+    x_start: Images,
+    timesteps: Timesteps,
+    rng: RandomKey | Keys | None = None,
     history: History | None = None,
-) -> jax.Array:
-    """Follows a sampler from x_start at timesteps[0] down to clean data.
+    callback: Callback | None = None,
+) -> Images | tuple[Images, Any]:
+    """Runs a sampler from x_start at timesteps[0] down to clean data.
 
     Args:
       name: one of SAMPLERS.
-      eps_fn: the noise prediction, called as eps_fn(x [B,H,W,C], t [B]).
-      schedule: the schedule of eps_fn.
-      x_start: [B,H,W,C], distributed as x_t at t = timesteps[0]; float64 computes in float64.
-      timesteps: [n], strictly descending integers (see `time_grid`); may be traced.
-      rng: for stochastic samplers, one key, or one per image [B] (see `image_keys`).
-      history: what was predicted on the way to x_start, for multistep solvers; others, and too few steps (see
-        `history_from`), have no use for it. For a late start from `noise` it is
+      denoiser: the noise prediction and its schedule.
+      x_start: distributed as x_t at t = timesteps[0]. The computation has its dtype, float32 or float64.
+      timesteps: strictly descending (see `time_grid`); may be traced.
+      rng: for stochastic samplers, one key, or one key per image (see `core.rng.image_keys`).
+      history: predictions above x_start, for multistep solvers. Other samplers, and solvers with too few steps (see
+        `Sampler.history_from`), ignore it. For a late start from `noise` it is
         functools.partial(gaussian.predictions, noise).
+      callback: called with a `common.Evaluation` at every network evaluation. It is traced, so it must be pure.
 
     Returns:
-      The predicted x_0 [B,H,W,C]. Raises ValueError for an unknown name or a missing rng.
+      The predicted x_0. With a callback: (x_0, what the callback returned, stacked over all evaluations).
+
+    Raises ValueError for an unknown name, a missing rng, or a callback with `ode`.
     """
     sampler = lookup(name)
-    schedule = schedule.astype(x_start.dtype)
     if sampler.needs_rng and rng is None:
         raise ValueError(f"sampler {name!r} draws noise and needs an rng")
-    keys = image_keys(rng, jnp.arange(len(x_start))) if rng is not None and rng.ndim == 0 else rng
-
-    def batch_eps_fn(x, t):
-        return eps_fn(x, jnp.full(len(x), t, x.dtype))
-
-    needed = {"keys": keys} if sampler.needs_rng else {}
+    options = {}
+    if sampler.needs_rng:
+        options["keys"] = image_keys(rng, jnp.arange(len(x_start))) if rng.ndim == 0 else rng
     if sampler.takes_history(len(timesteps)):
-        needed["history"] = history
-    return sampler.run(batch_eps_fn, schedule, x_start, timesteps, **needed)
+        options["history"] = history
+    x0, records = sampler.run(denoiser.astype(x_start.dtype), x_start, timesteps, callback, **options)
+    return x0 if callback is None else (x0, records)

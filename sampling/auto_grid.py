@@ -1,11 +1,10 @@
-"""A time grid from the network's own trajectory: GITS, Chen et al. (2024, arXiv 2405.11326).
+"""The automatic time grid, computed from the network's own trajectory: GITS, Chen et al. (2024, arXiv 2405.11326).
 
-With y = x / signal and v = sigma / signal the probability-flow ODE reads dy = eps dv, and DDIM's step follows its
-tangent. How far a step leaves the curve is known for every pair of times once a fine trajectory has been walked, so the
-n steps whose errors have the least sum come from dynamic programming, at no further evaluation. GITS adds up distances
-in y. But early errors are largely undone by later steps, in all directions but those in which data vary much; so here
-each error is carried to clean data by the flow of the data's Gaussian, and squares are added, as for errors that have
-nothing to do with each other.
+With y = x / signal and v = sigma / signal the probability-flow ODE is dy = eps dv, and DDIM's step follows its tangent.
+Along a fine trajectory the error of a step between any two of its times is known, so dynamic programming finds the n
+steps with the smallest total error without further network evaluations. GITS adds distances in y. Here each error is
+first propagated to clean data by the flow of the data's Gaussian, since later steps undo most early errors, except in
+directions of large variance. Then squares are added, which spreads the errors evenly over the steps.
 """
 
 import functools
@@ -13,48 +12,57 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from core.diffusion import EpsFn, NoiseSchedule, per_image
+from core.diffusion import Denoiser, per_image
+from core.shapes import Images
 from sampling.common import intervals
 from sampling.late_start import DataGaussian
 
-FINE_STEPS = 30  # of the trajectory; a grid's times are among its own
+FINE_STEPS = 30  # in the fine trajectory, whose times are the candidates for a grid
 
 
-def fine_times(num_timesteps: int) -> np.ndarray:
-    """int32 [FINE_STEPS], from a schedule's last time to 0 in equal steps of sqrt(t), denser near the data."""
+def fine_times(num_timesteps: int) -> Int[np.ndarray, "fine"]:
+    """FINE_STEPS times from the schedule's last time to 0, descending, in equal steps of sqrt(t): denser near data."""
     roots = np.linspace(np.sqrt(num_timesteps - 1), 0, min(FINE_STEPS, num_timesteps))
     times = np.rint(roots**2).astype(np.int32)
-    return np.maximum(times, np.arange(len(times))[::-1])  # where squares are crowded, every integer
+    return np.maximum(times, np.arange(len(times))[::-1])  # near 0, where squares repeat, every integer
 
 
-@functools.partial(jax.jit, static_argnums=5)
+@functools.partial(jax.jit, static_argnames="num_measured")
 def walk(
-    eps_fn: EpsFn, schedule: NoiseSchedule, gaussian: DataGaussian, x: jax.Array, times: jax.Array, num_measured: int
-) -> tuple[jax.Array, jax.Array]:
-    """Walks from x [B,H,W,C] at times[0] through times [F] to clean data: (x0 [B,H,W,C], errors [F, F+1]).
+    denoiser: Denoiser,
+    gaussian: DataGaussian,
+    x: Images,
+    times: Int[Array | np.ndarray, "fine"],
+    *,
+    num_measured: int,
+) -> tuple[Images, Float[Array, "fine fine+1"]]:
+    """Integrates x from times[0] through all `times` to clean data: (x_0, errors).
 
-    The steps are Adams and Bashforth's of order 2 in v, the first of order 1. errors[i, j] says how
-    far a step of DDIM from the i-th time ends from x at the j-th (the last: clean data): the squared distance once the
-    flow of `gaussian` has carried both to clean data, the mean of the first num_measured images; infinite for j <= i. F
-    evaluations an image. eps_fn is a pytree (see `models.make_eps_fn`).
+    The steps are Adams and Bashforth's of order 2 in v; the first has order 1. errors[i, j] is the error of a DDIM step
+    from the i-th time to the j-th (the last j: clean data), as the squared distance after the flow of `gaussian` to
+    clean data, averaged over the first num_measured images; infinite for j <= i. One network evaluation per time.
     """
+    schedule = denoiser.schedule
     starts, ends = intervals(times, x.dtype)
     places = schedule.sigma(starts) / schedule.signal(starts)
     steps = schedule.sigma(ends) / schedule.signal(ends) - places
-    lean = jnp.append(0, steps[1:] / (2 * steps[:-1]))  # what the slope before counts for; the first has none
+    correction = jnp.append(0, steps[1:] / (2 * steps[:-1]))  # the weight of the change of slope; 0 for the first step
 
     def step(carry, row):
-        y, before = carry
-        t, length, lean = row
-        slope = eps_fn(per_image(schedule.signal(t), y) * y, jnp.full(len(y), t, y.dtype))
-        ahead = slope + per_image(lean, y) * (slope - before)
-        return (y + per_image(length, y) * ahead, slope), (y[:num_measured], slope[:num_measured])
+        y, previous_slope = carry
+        t, length, correction = row
+        slope = denoiser.eps(per_image(schedule.signal(t), y) * y, t)
+        extrapolated = slope + per_image(correction, y) * (slope - previous_slope)
+        return (y + per_image(length, y) * extrapolated, slope), (y[:num_measured], slope[:num_measured])
 
     y = x / per_image(schedule.signal(starts[0]), x)
-    (x0, _), (path, slopes) = jax.lax.scan(step, (y, jnp.zeros_like(y)), (starts, steps, lean))
-    path, places = jnp.concatenate([path, x0[None, :num_measured]]), jnp.append(places, 0)
-    signals, alpha_bars = (jnp.append(function(starts), 1) for function in (schedule.signal, schedule.alpha_bar))
+    (x0, _), (path, slopes) = jax.lax.scan(step, (y, jnp.zeros_like(y)), (starts, steps, correction))
+    path = jnp.concatenate([path, x0[None, :num_measured]])
+    places = jnp.append(places, 0)
+    signals = jnp.append(schedule.signal(starts), 1)
+    alpha_bars = jnp.append(schedule.alpha_bar(starts), 1)
 
     def errors_from(i):
         landed = path[i] + per_image(places - places[i], path) * slopes[i]
@@ -66,23 +74,26 @@ def walk(
     return x0, jax.lax.map(errors_from, jnp.arange(len(starts)))
 
 
-def least_start(times: np.ndarray, n_steps: int) -> int:
-    """The latest start from which n_steps of `times` are left."""
+def least_start(times: Int[np.ndarray, "fine"], n_steps: int) -> int:
+    """The smallest start with n_steps of `times` at or below it."""
     return int(times[len(times) - n_steps])
 
 
-def cheapest_grid(errors: np.ndarray, times: np.ndarray, n_steps: int, t_start: int) -> np.ndarray:
-    """int32 [n_steps], descending from t_start: those of `times` whose steps, down to clean data, have least error.
+def cheapest_grid(
+    errors: Float[np.ndarray, "fine fine+1"], times: Int[np.ndarray, "fine"], n_steps: int, t_start: int
+) -> Int[np.ndarray, "{n_steps}"]:
+    """The n_steps times, descending from t_start, whose steps to clean data have the smallest total error.
 
-    t_start takes the place of the nearest of them. errors [F, F+1] and times [F] as `walk` has them; t_start must be
-    least_start(times, n_steps) or more.
+    t_start replaces the nearest of `times`; it must be at least least_start(times, n_steps). errors: as `walk` returns
+    them.
     """
     count = len(times)
-    costs, following = [errors[:, count]], []  # with 1, 2, .. steps left, of each of `times`
+    costs = [errors[:, count]]  # costs[k][i]: the least error of k + 1 steps from the i-th time
+    following = []  # following[k][i]: the index of the next time on that path
     for _ in range(n_steps - 1):
-        ways = errors[:, :count] + costs[-1]
-        costs.append(ways.min(axis=1))
-        following.append(ways.argmin(axis=1))
+        totals = errors[:, :count] + costs[-1]
+        costs.append(totals.min(axis=1))
+        following.append(totals.argmin(axis=1))
     chosen = [min(int(np.abs(times - t_start).argmin()), count - n_steps)]
     for best in reversed(following):
         chosen.append(int(best[chosen[-1]]))

@@ -1,122 +1,151 @@
-"""Images from a network by global index: the same image for any batch size and any number of devices."""
+"""Batches of generated images. Image i depends on the seed and i only, not on batch size or number of devices."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 import sampling
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
 from core.parallel import own_rows, replicate, round_up, shard_batch
 from core.rng import image_keys, image_noise, key_for
-from sampling.common import clip_x0
+from core.shapes import Images, ImageShape, Keys, Timesteps
+from sampling.common import Callback, Evaluation, clip_x0
 from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
 
 
 def generate(
     config: ConfigDict,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     gaussian: DataGaussian | None,
-    timesteps: np.ndarray,
-    image_shape: tuple[int, int, int],
+    timesteps: Timesteps,
+    *,
+    image_shape: ImageShape,
     num: int,
     batch_size: int,
     first: int = 0,
-) -> Iterator[tuple[jax.Array, int]]:
-    """Predicted x_0 as config.sampling says, `num` images in all: (batch [B, H, W, C] on the devices, count).
+) -> Iterator[tuple[Images, int]]:
+    """Predicted x_0 of `num` images by the sampler of config.sampling: pairs (batch on the devices, count).
 
-    timesteps: the grid that the sampler visits, [n], descending; see `grid_of`.
+    Args:
+      config: sampler, clipping, baseline and seed are read.
+      denoiser: one compilation serves all its weights and all starts.
+      gaussian: the distribution of late starts, also used for the solvers' history. None: start from pure noise.
+      timesteps: the grid of the sampler, descending; see `grid_of`.
+      image_shape: (height, width, channels).
+      num: number of images, counted from index 0.
+      batch_size: rounded up to a multiple of the number of devices.
+      first: images before this index are skipped; the rest are bit-identical.
 
-    The last batch is drawn whole rather than compiled anew for its size; what lies beyond its count is to be dropped.
-    eps_fn is a pytree (see `run_lib.load_eps_fn`), so that one compilation serves all weights and all starts.
-    gaussian is what a late start draws from, and whose predictions are its history; without one the samplers start from
-    pure noise.
-    The images before index `first` are left out, and all others are what they are with them, bit by bit.
+    The last batch has full size, so that nothing is compiled again; its images beyond `count` are to be dropped.
     """
-    settings = config.sampling
-    clip_range = ((-1.0, 1.0) if config.data.centered else (0.0, 1.0)) if settings.clip_x0 else None
-    if gaussian is not None and settings.baseline == "isotropic":
-        gaussian = replicate(gaussian.isotropic())
-    schedule, ab_start = replicate((schedule, schedule.alpha_bar(timesteps[0])))
-    batch_size, afs = round_up(min(batch_size, num)), settings.baseline == "afs"
-    known = gaussian is not None and opens_with_history(config)
+    batch_size = round_up(min(batch_size, num))
+    run = _batch_sampler(config, denoiser, gaussian, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        noise, keys = prior(config, start, batch_size, image_shape)
-        x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
-        history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if known else None
-        x0 = _sample(settings.sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history)
+        x0 = run(*prior(config.seed, start, batch_size, image_shape))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
 
 
-def opens_with_history(config: ConfigDict) -> bool:
-    """Whether the solver of config.sampling is told what the data's Gaussian predicts above its late start."""
+def _batch_sampler(
+    config: ConfigDict,
+    denoiser: Denoiser,
+    gaussian: DataGaussian | None,
+    timesteps: Timesteps,
+    callback: Callback | None = None,
+) -> Callable[[Images, Keys], Any]:
+    """A function from pure noise and keys to what `sampling.sample` returns for the settings of config.sampling."""
     settings = config.sampling
-    wanted = settings.gls and settings.baseline != "no_history"
-    return wanted and sampling.lookup(settings.sampler).takes_history(settings.n_steps)
+    if gaussian is not None and settings.baseline == "isotropic":
+        gaussian = replicate(gaussian.isotropic())
+    denoiser, ab_start = replicate((denoiser, denoiser.schedule.alpha_bar(timesteps[0])))
+    with_history = gaussian is not None and uses_history(config)
+
+    def run(noise, keys):
+        x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
+        return _sample(
+            denoiser,
+            x_start,
+            timesteps,
+            keys,
+            history=jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if with_history else None,
+            sampler=settings.sampler,
+            clip_range=_clip_range(config),
+            afs=settings.baseline == "afs",
+            callback=callback,
+        )
+
+    return run
 
 
-def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> np.ndarray:
-    """The grid that config.sampling names, int32 [n]: from its t_start where late, else from T-1."""
+def _clip_range(config: ConfigDict) -> tuple[float, float] | None:
+    """The range that predicted x_0 are clipped to, if config.sampling.clip_x0 is set."""
+    if not config.sampling.clip_x0:
+        return None
+    return (-1.0, 1.0) if config.data.centered else (0.0, 1.0)
+
+
+def uses_history(config: ConfigDict) -> bool:
+    """Whether the solver of config.sampling uses the Gaussian's prediction above its late start."""
     settings = config.sampling
-    return time_grid(
-        settings.n_steps, settings.t_start if late else schedule.num_timesteps - 1, settings.spacing, schedule
-    )
+    if not settings.gls or settings.baseline == "no_history":
+        return False
+    return sampling.lookup(settings.sampler).takes_history(settings.n_steps)
 
 
-def prior(
-    config: ConfigDict, first: int, batch_size: int, image_shape: tuple[int, int, int]
-) -> tuple[jax.Array, jax.Array]:
-    """Pure noise [B, H, W, C] of the images from index `first` on, and the keys [B] for what their sampler draws."""
+def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timesteps:
+    """The time grid of config.sampling, descending: from its t_start with a late start, else from T - 1."""
+    settings = config.sampling
+    t_start = settings.t_start if late else schedule.num_timesteps - 1
+    return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+
+
+def prior(seed: int, first: int, batch_size: int, image_shape: ImageShape) -> tuple[Images, Keys]:
+    """Pure noise for the images from index `first` on, and the keys for the noise that their sampler draws."""
     indices = np.arange(first, first + batch_size, dtype=np.uint32)[own_rows(batch_size)]
-    rngs = key_for(config.seed, "noise"), key_for(config.seed, "sampler")
-    return _draw(*rngs, shard_batch(indices), image_shape)
+    noise_rng = key_for(seed, "noise")
+    sampler_rng = key_for(seed, "sampler")
+    return _draw(noise_rng, sampler_rng, shard_batch(indices), shape=image_shape)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnames="shape")
 def _draw(noise_rng, sampler_rng, indices, shape):
-    """Each image's noise [B, *shape] and the key for what its sampler draws, from its global index alone."""
-    like = jax.ShapeDtypeStruct((len(indices), *shape), jax.numpy.float32)
+    like = jax.ShapeDtypeStruct((len(indices), *shape), jnp.float32)
     return image_noise(image_keys(noise_rng, indices), 0, like), image_keys(sampler_rng, indices)
 
 
 _late_start = jax.jit(DataGaussian.sample)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def _sample(sampler, clip_range, afs, eps_fn, schedule, x_start, timesteps, keys, history):
-    eps_fn = analytic_first_step(eps_fn, schedule, timesteps[0]) if afs else eps_fn
-    eps_fn = clip_x0(eps_fn, schedule, *clip_range) if clip_range else eps_fn
-    return sampling.sample(sampler, eps_fn, schedule, x_start, timesteps, keys, history)
+@functools.partial(jax.jit, static_argnames=("sampler", "clip_range", "afs", "callback"), donate_argnames="x_start")
+def _sample(denoiser, x_start, timesteps, keys, history, sampler, clip_range, afs, callback):
+    if afs:
+        denoiser = analytic_first_step(denoiser, timesteps[0])
+    if clip_range:
+        denoiser = clip_x0(denoiser, *clip_range)
+    return sampling.sample(sampler, denoiser, x_start, timesteps, keys, history, callback)
 
 
 def record_trajectory(
     config: ConfigDict,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     gaussian: DataGaussian | None,
-    timesteps: np.ndarray,
-    image_shape: tuple[int, int, int],
+    timesteps: Timesteps,
+    *,
+    image_shape: ImageShape,
     num: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the network predicts x_0 to be each time it is asked: (times [nfe], predictions [nfe, num, H, W, C])."""
-    times, predictions = [], []
+) -> tuple[Float[np.ndarray, "nfe"], Float[np.ndarray, "nfe num height width channels"]]:
+    """The times of all network evaluations and the x_0 predicted at each, for the first `num` images."""
+    run = _batch_sampler(config, denoiser, gaussian, timesteps, callback=_time_and_x0)
+    _, (times, predictions) = run(*prior(config.seed, 0, round_up(num), image_shape))
+    return np.asarray(times), np.asarray(predictions)[:, :num]
 
-    def record(t, x0):
-        times.append(float(t[0]))
-        predictions.append(np.asarray(x0)[:num])
 
-    def recording(x, t):
-        eps = eps_fn(x, t)
-        io_callback(record, None, t, schedule.predict_x0(x, t, eps), ordered=True)
-        return eps
-
-    [(x0, _)] = generate(config, jax.tree_util.Partial(recording), schedule, gaussian, timesteps, image_shape, num, num)
-    jax.block_until_ready(x0)
-    jax.effects_barrier()
-    return np.array(times), np.stack(predictions)
+def _time_and_x0(evaluation: Evaluation) -> tuple[Float[Array, ""], Images]:
+    return evaluation.t, evaluation.x0

@@ -1,11 +1,13 @@
-"""Multistep solvers of the probability-flow ODE: one evaluation a step, and a table of weights for the last few.
+"""Multistep solvers of the probability-flow ODE: DPM-Solver++, UniPC, iPNDM and DEIS, one evaluation a step.
 
-DPM-Solver++ and UniPC step the predicted x_0 in lambda = log(signal / sigma), iPNDM and DEIS the predicted noise in t.
-Each makes its table from the grid, for all steps at once. Orders rise from 1 as predictions gather. Where lambda is the
-time they also fall to 1 at the end, as the authors advise: the last step ends at lambda = infinity.
+DPM-Solver++ and UniPC extrapolate the predicted x_0 in lambda = log(signal / sigma). iPNDM and DEIS extrapolate the
+predicted noise in t. Each solver computes its table of weights from the grid, for all steps at once. Orders rise from 1
+as predictions accumulate. In lambda they also fall to 1 at the end, as the authors advise, since the last step ends at
+lambda = infinity.
 
-A late start need not open at order 1. One step above it the marginal is Gaussian, and what the network would have said
-there is known in closed form (`DataGaussian.predictions`): with that for a history the first step is of order 2.
+With a late start, the first step need not have order 1. One step above the start the marginal is Gaussian, and its
+prediction is known in closed form (`DataGaussian.predictions`). This prediction is called a history; with it, the first
+step has order 2.
 """
 
 import functools
@@ -13,158 +15,194 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from core.diffusion import EpsFn, NoiseSchedule, per_image
+from core.diffusion import Denoiser, NoiseSchedule, per_image
+from core.shapes import Images, Timesteps
 from sampling.common import (
     ADAMS_BASHFORTH,
+    Callback,
     History,
+    Records,
+    evaluate_eps,
+    evaluate_x0,
     filled,
     intervals,
     lagrange,
     linear_multistep,
     looking_back,
-    predicts_x0,
     transfer,
     weighted_sum,
 )
 
-GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)  # to rounding for e^h, h up to 20; a whole schedule spans 10
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)  # exact to rounding for e^h up to h = 20; a schedule spans 10
 
 
 def dpmpp(
     order: int,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    x: jax.Array,
-    timesteps: jax.Array,
+    denoiser: Denoiser,
+    x: Images,
+    timesteps: Timesteps,
+    callback: Callback | None = None,
     history: History | None = None,
-) -> jax.Array:
+) -> tuple[Images, Records]:
     """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2; order 3 is (3M) as in diffusers.
 
     A step of length h in lambda is x_s = sigma_s / sigma_t x + signal_s (phi_1 m_0 + first and second differences of
-    the predictions m_0, m_1, m_2 of x_0, newest first). (3M) weighs the second difference by phi_3, half of what
-    Taylor's series asks, so it too is of order 2, if with a smaller error; with 2 phi_3 it would be of order 3.
+    the predictions m_0, m_1, m_2 of x_0, newest first). (3M) multiplies the second difference by phi_3, which is half
+    the coefficient of the Taylor series. It therefore converges at order 2 as well, with a smaller error; with 2 phi_3
+    it would converge at order 3.
     """
+    schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
-    sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
-    h, known = jnp.diff(lambdas), known_x0(history, lambdas)
+    sigma = schedule.sigma(times)
+    lambdas = schedule.half_log_snr(times)
+    h = jnp.diff(lambdas)
+    known = known_x0(history, lambdas)
     order_now = falling_orders(order, len(times), len(known))
     r_0, r_1 = -jnp.diff(looking_back(lambdas, len(h), 3)).T / h
     phi_1 = -jnp.expm1(-h)
     phi_2 = 1 - phi_1 / h
     phi_3 = 0.5 - phi_2 / h
     curvature = (r_0 * phi_2 + phi_3) / (r_0 + r_1)
-    # the weights of m_0 - m_1 and of m_2 - m_1
+    # `newer` multiplies m_0 - m_1, `older` multiplies m_2 - m_1.
     newer = jnp.select([order_now == 2, order_now == 3], [phi_1 / (2 * r_0), (phi_2 + curvature) / r_0])
     older = jnp.where(order_now == 3, curvature / r_1, 0)
     weights = schedule.signal(times[1:])[:, None] * jnp.stack([phi_1 + newer, -newer - older, older], axis=1)
-    table = ending_in_x0(sigma[1:] / sigma[:-1], weights[:, :order])
-    return linear_multistep(predicts_x0(eps_fn, schedule), x, times, *table, known)
+    x_weights, weights = ending_in_x0(sigma[1:] / sigma[:-1], weights[:, :order])
+    evaluate = functools.partial(evaluate_x0, denoiser, callback)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
 
 
 def unipc(
     order: int,
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    x: jax.Array,
-    timesteps: jax.Array,
+    denoiser: Denoiser,
+    x: Images,
+    timesteps: Timesteps,
+    callback: Callback | None = None,
     history: History | None = None,
-) -> jax.Array:
+) -> tuple[Images, Records]:
     """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867).
 
-    The predictor, UniP, integrates the polynomial through the last predictions of x_0; once the network has been seen
-    at the predicted point, the corrector, UniC, takes the same step again with that prediction among them, at no
-    further evaluation. Solving the paper's linear system for its weights is to integrate the Lagrange basis against
-    signal_s e^(lambda - lambda_s). Only where two predictions are known do the authors put 1/2 for the solution;
-    that is to take the line through them at the middle of the step.
+    The predictor UniP integrates the polynomial through the last predictions of x_0. After the network has been
+    evaluated at the predicted point, the corrector UniC repeats the same step with the new prediction included. This
+    needs no further evaluation. The paper's linear system for the weights is equivalent to integrating the Lagrange
+    basis against signal_s e^(lambda - lambda_s). For two predictions the authors use the weight 1/2 instead of the
+    solution; that is equivalent to evaluating the line through them at the middle of the step.
     """
+    schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
-    sigma, lambdas = schedule.sigma(times), schedule.half_log_snr(times)
-    h, known = jnp.diff(lambdas)[:, None], known_x0(history, lambdas)
-    places, masses = (GAUSS_LEGENDRE[0] + 1) / 2, GAUSS_LEGENDRE[1] / 2
-    masses = schedule.signal(times[1:])[:, None] * h * masses * jnp.exp(h * (places - 1))
+    sigma = schedule.sigma(times)
+    lambdas = schedule.half_log_snr(times)
+    h = jnp.diff(lambdas)[:, None]
+    known = known_x0(history, lambdas)
+    nodes = (GAUSS_LEGENDRE[0] + 1) / 2
+    masses = schedule.signal(times[1:])[:, None] * h * (GAUSS_LEGENDRE[1] / 2) * jnp.exp(h * (nodes - 1))
 
     def adams(newest):
-        """The weights of the predictions at the ends of the last steps: newest = 1 includes the end of this one."""
+        """Weights of the predictions at the ends of the last steps; newest = 1 includes the end of this step."""
         counts = falling_orders(order, len(times), len(known)) + newest
-        points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, places)
+        points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
         basis = lagrange(looking_back(lambdas, len(h), order + 1, newest), counts, points)
         return (basis * masses[:, None]).sum(axis=-1)
 
     ratio = sigma[1:] / sigma[:-1]
     predictor = ending_in_x0(ratio, adams(newest=0))
-    # row i takes step i - 1 again; nothing comes before the first
-    corrector = jnp.append(1, ratio), jnp.concatenate([jnp.zeros((1, order + 1)), adams(newest=1)])
-    predict_x0 = predicts_x0(eps_fn, schedule)
+    # Row i of the corrector repeats step i - 1. There is nothing to repeat before the first step.
+    corrector = (jnp.append(1, ratio), jnp.concatenate([jnp.zeros((1, order + 1)), adams(newest=1)]))
 
     def step(carry, row):
         x, predicted, past = carry
         t, (correct_x, correct_past), (predict_x, predict_past) = row
-        past = jnp.concatenate([predict_x0(predicted, t)[None], past[:-1]])
+        x0, record = evaluate_x0(denoiser, callback, predicted, t)
+        past = jnp.concatenate([x0[None], past[:-1]])
         x = per_image(correct_x, x) * x + weighted_sum(correct_past, past)
         predicted = per_image(predict_x, x) * x + weighted_sum(predict_past, past)
-        return (x, predicted, past), None
+        return (x, predicted, past), record
 
-    (_, x0, _), _ = jax.lax.scan(step, (x, x, filled(known, order + 1, x)), (times, corrector, predictor))
-    return x0
+    past = filled(known, order + 1, x)
+    (_, x0, _), records = jax.lax.scan(step, (x, x, past), (times, corrector, predictor))
+    return x0, records
 
 
 def ipndm(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, history: History | None = None
-) -> jax.Array:
-    """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that opens with lower orders in place of Runge-Kutta."""
+    denoiser: Denoiser,
+    x: Images,
+    timesteps: Timesteps,
+    callback: Callback | None = None,
+    history: History | None = None,
+) -> tuple[Images, Records]:
+    """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that starts with lower orders instead of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
-    x_weights, eps_weights = transfer(schedule, times, next_times)
-    known = known_eps(history, schedule, times[0], next_times[0])
+    x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
+    known = known_eps(history, denoiser.schedule, times[0], next_times[0])
     weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(known)) - 1]
-    return linear_multistep(eps_fn, x, times, x_weights, weights, known)
+    evaluate = functools.partial(evaluate_eps, denoiser, callback)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
 
 
 def deis_3(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array, history: History | None = None
-) -> jax.Array:
+    denoiser: Denoiser,
+    x: Images,
+    timesteps: Timesteps,
+    callback: Callback | None = None,
+    history: History | None = None,
+) -> tuple[Images, Records]:
     """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902).
 
     x_s / signal_s = x_t / signal_t + the integral from t to s of eps d(sigma / signal), with eps the cubic in t through
-    the last four predictions. The integral is summed over the schedule's own steps of 1.
+    the last four predictions. The integral is a sum over the schedule's own steps of length 1.
     """
+    schedule = denoiser.schedule
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, _ = transfer(schedule, times, next_times)
     ends = jnp.arange(-1, schedule.num_timesteps)
-    middles, masses = ends[1:] - 0.5, jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
+    middles = ends[1:] - 0.5
+    masses = jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
     known = known_eps(history, schedule, times[0], next_times[0])
     nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
     basis = lagrange(nodes, rising_orders(4, len(times), len(known)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
     weights = schedule.signal(next_times)[:, None] * integrals
-    return linear_multistep(eps_fn, x, times, x_weights, weights, known)
+    evaluate = functools.partial(evaluate_eps, denoiser, callback)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
 
 
-def rising_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
-    """[n]: 1, 2, .. highest, highest, ..: no step has more predictions than were known or have been made since."""
+def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}"]:
+    """The order of each step, 1, 2, .. highest, highest, ..: limited by the number of predictions made or known."""
     return np.minimum(highest, known + 1 + np.arange(n_steps))
 
 
-def falling_orders(highest: int, n_steps: int, known: int) -> np.ndarray:
-    """[n-1]: the same, but .. 3, 2 before the last step, whose order is 1."""
+def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
+    """The same without the last step, falling to .. 3, 2 before it; the last step has order 1."""
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
-def known_x0(history: History | None, lambdas: jax.Array) -> list[jax.Array]:
-    """The x_0 predicted one step above a start, the step that the grid begins with; empty without a history."""
+def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Images]:
+    """The x_0 predicted above the start, at the distance in lambda of the first step; empty without a history."""
+    if history is None:
+        return []
     [[_, above]] = looking_back(lambdas, 1, 2)
-    return [history(jax.nn.sigmoid(2 * above))[0]] if history else []
+    x0, _ = history(jax.nn.sigmoid(2 * above))
+    return [x0]
 
 
-def known_eps(history: History | None, schedule: NoiseSchedule, t: jax.Array, s: jax.Array) -> list[jax.Array]:
-    """The noise predicted one step above t, the step from t to s; above the last time of all it stays the same."""
+def known_eps(
+    history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
+) -> list[Images]:
+    """The noise predicted above t, at the distance of the step from t to s, but not above the last time T - 1."""
+    if history is None:
+        return []
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
-    return [history(schedule.alpha_bar(above))[1]] if history else []
+    _, eps = history(schedule.alpha_bar(above))
+    return [eps]
 
 
-def ending_in_x0(x_weights: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A table of all steps but the last [n-1, k], and the step to clean data: the newest prediction of x_0 itself."""
+def ending_in_x0(
+    x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
+) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
+    """A table for all steps but the last, extended by the step to clean data: the newest prediction of x_0 itself."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 

@@ -1,4 +1,4 @@
-"""Runge-Kutta solvers of the probability-flow ODE: `heun` on the grid, `ode` adaptive, to a tolerance."""
+"""Runge-Kutta solvers of the probability-flow ODE: `heun` on the time grid, and `ode` with adaptive steps."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,79 +6,92 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from core.diffusion import EpsFn, NoiseSchedule
-from sampling.common import intervals, predicts_x0, transfer
+from core.diffusion import Denoiser
+from core.shapes import Images, Timesteps
+from sampling.common import Callback, Records, evaluate_eps, intervals, transfer
 
 State = TypeVar("State")
 
 
-def heun(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array) -> jax.Array:
+def heun(
+    denoiser: Denoiser, x: Images, timesteps: Timesteps, callback: Callback | None = None
+) -> tuple[Images, Records]:
     """Heun's second-order method, Karras et al. (2022, arXiv 2206.00364), algorithm 1.
 
-    The ODE is d(x / signal) = eps d(sigma / signal), so a step is `transfer` with the mean of eps at its two ends. The
-    step to clean data is Euler's, as in the paper: 2 n - 1 evaluations. They are scanned one by one, in turn the first
-    and the second of a step.
+    The ODE is d(x / signal) = eps d(sigma / signal), so Euler's step is `transfer` with eps at its start, and the
+    second-order step is `transfer` with the mean of eps at its two ends. The last step, to clean data, is Euler's, as
+    in the paper: 2 n - 1 evaluations. One scan runs over the evaluations rather than the steps, so that the network is
+    compiled once: even evaluations take an Euler step, odd ones repeat that step with the mean slope.
     """
     times, next_times = intervals(timesteps, x.dtype)
-    x_weights, eps_weights = transfer(schedule, times, next_times)
+    x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
     evaluations = np.arange(heun_nfe(len(times)))
-    i, is_second = evaluations // 2, evaluations % 2 == 1
+    step_index = evaluations // 2
+    is_correction = evaluations % 2 == 1
 
     def evaluate(carry, row):
-        start, slope, x = carry
-        t, is_second, x_weight, eps_weight = row
-        eps = eps_fn(x, t)
-        start, slope = jnp.where(is_second, start, x), jnp.where(is_second, (slope + eps) / 2, eps)
-        return (start, slope, x_weight * start + eps_weight * slope), None
+        step_start, euler_slope, x = carry
+        t, is_correction, x_weight, eps_weight = row
+        eps, record = evaluate_eps(denoiser, callback, x, t)
+        step_start = jnp.where(is_correction, step_start, x)
+        slope = jnp.where(is_correction, (euler_slope + eps) / 2, eps)
+        return (step_start, slope, x_weight * step_start + eps_weight * slope), record
 
-    rows = times[i + is_second], is_second, x_weights[i], eps_weights[i]
-    (_, _, x), _ = jax.lax.scan(evaluate, (x, x, x), rows)
-    return x
+    rows = (times[step_index + is_correction], is_correction, x_weights[step_index], eps_weights[step_index])
+    (_, _, x), records = jax.lax.scan(evaluate, (x, x, x), rows)
+    return x, records
 
 
 def heun_nfe(n_steps: int) -> int:
+    """Network evaluations of n_steps steps: two a step, and one for the last."""
     return 2 * n_steps - 1
 
 
-def ode(eps_fn: EpsFn, schedule: NoiseSchedule, x: jax.Array, timesteps: jax.Array) -> jax.Array:
-    """What every deterministic sampler tends to as steps are added between the first and the last time of its grid.
+def ode(
+    denoiser: Denoiser, x: Images, timesteps: Timesteps, callback: Callback | None = None
+) -> tuple[Images, Records]:
+    """The limit of every deterministic sampler as steps are added between the first and the last time of the grid.
 
     Solves the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, equation 13) in lambda = log(signal / sigma),
-    dx / dlambda = sigma (sigma x - eps), by Dormand and Prince's method of order 5 from timesteps[0] to timesteps[-1]
-    (those between do not matter); x_0 is predicted from there. The local error is kept below 3e-5 in float32 and 4e-11
-    in float64. Each image takes its own steps, so the others in its batch do not matter either.
+    dx / dlambda = sigma (sigma x - eps), from timesteps[0] to timesteps[-1] by Dormand and Prince's method of order 5,
+    and returns the x_0 predicted there. Times in between are not used. The local error is kept below 3e-5 in float32
+    and 4e-11 in float64. Each image takes its own steps, so the result does not depend on the rest of the batch.
+    Raises ValueError for a callback, since images do not share their times.
     """
-    ends = schedule.half_log_snr(jnp.asarray(timesteps)[jnp.array([0, -1])])
-    x = jax.vmap(lambda image: integrate(probability_flow(eps_fn, schedule), image, *ends))(x)
-    return predicts_x0(eps_fn, schedule)(x, timesteps[-1])
+    if callback is not None:
+        raise ValueError("sampler 'ode' is adaptive: its images do not share their times, so it takes no callback")
+    ends = denoiser.schedule.half_log_snr(jnp.asarray(timesteps)[jnp.array([0, -1])])
+    x = jax.vmap(lambda image: integrate(probability_flow(denoiser), image, *ends))(x)
+    return denoiser.x0(x, timesteps[-1]), None
 
 
-def probability_flow(eps_fn: EpsFn, schedule: NoiseSchedule) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """dx / dlambda of one image [H,W,C] as a function of lambda and the image."""
+def probability_flow(denoiser: Denoiser) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """dx / dlambda of one image [height, width, channels] as a function of lambda and the image."""
 
     def velocity(half_log_snr, image):
         sigma = jnp.sqrt(jax.nn.sigmoid(-2 * half_log_snr))
-        return sigma * (sigma * image - eps_fn(image[None], schedule.time_at(half_log_snr))[0])
+        return sigma * (sigma * image - denoiser.eps(image[None], denoiser.schedule.time_at(half_log_snr))[0])
 
     return velocity
 
 
-def integrate(velocity: Callable[[jax.Array, State], State], state: State, start: jax.Array, end: jax.Array) -> State:
-    """The state, an array or a tree of them, carried from lambda = start to end; velocity is called (lambda, state)."""
-    import diffrax  # takes a third of a second, and of all samplers only this needs it
+def integrate(
+    velocity: Callable[[jax.Array, State], State], state: State, start: Float[Array, ""], end: Float[Array, ""]
+) -> State:
+    """Integrates the state, an array or a tree, from lambda = start to end; velocity takes (lambda, state)."""
+    import diffrax  # here: its import takes a third of a second, and only this function needs it
 
     tolerance = float(jnp.finfo(start.dtype).eps) ** (2 / 3)
-    return jax.tree.map(
-        lambda saved: saved[0],
-        diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda half_log_snr, state, _: velocity(half_log_snr, state)),
-            diffrax.Dopri5(),
-            t0=start,
-            t1=end,
-            dt0=None,
-            y0=state,
-            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
-            adjoint=diffrax.ForwardMode(),
-        ).ys,
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda half_log_snr, state, _: velocity(half_log_snr, state)),
+        diffrax.Dopri5(),
+        t0=start,
+        t1=end,
+        dt0=None,
+        y0=state,
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        adjoint=diffrax.ForwardMode(),
     )
+    return jax.tree.map(lambda saved: saved[0], solution.ys)

@@ -1,7 +1,8 @@
-"""From data alone: when each direction of a covariance becomes unstable, by three rules in closed form.
+"""Critical times from the eigenvalues of the data's covariance, by three rules in closed form.
 
-l is an eigenvalue of the data's second-moment matrix about the fixed point. Centred at the mean, as in the frame that
-moves with it (see `symmetry`), that matrix is the covariance, so l is one of `DataGaussian.eigenvalues`.
+A critical time is the time at which the central fixed point of generation becomes unstable along an eigenvector. The
+rules hold for an eigenvalue l of the data's second-moment matrix about the fixed point. With data centred at their
+mean (see `symmetry`) that matrix is the covariance, and l is an element of `DataGaussian.eigenvalues`.
 """
 
 from collections.abc import Callable
@@ -9,81 +10,89 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from core.diffusion import NoiseSchedule
 
+Values = Float[np.ndarray, "..."] | np.float64
+"""Values of the shape of the argument; NumPy returns a scalar for a scalar."""
 
-def equal_norm(variance: np.ndarray) -> np.ndarray:
-    """Data of equal norm, as in the paper: the Hessian at the centre is beta [(1 + ab) / (2 (1 - ab)) - ab l /
-    (1 - ab)^2] along l, zero at sqrt(1 + l^2) - l. Written without the difference of near-equal numbers.
+
+def equal_norm(variance: Values) -> Values:
+    """The critical alpha_bar of data of equal norm (Raya and Ambrogioni 2023): sqrt(1 + l^2) - l for variance l.
+
+    There the Hessian of the potential at the centre, beta [(1 + ab) / (2 (1 - ab)) - ab l / (1 - ab)^2], is zero. It
+    is computed without a difference of nearly equal numbers.
     """
     return 1 / (variance + np.sqrt(1 + variance**2))
 
 
-def gaussian(variance: np.ndarray) -> np.ndarray:
-    """Gaussian data: the drift x / 2 - x / (ab l + 1 - ab) pushes outwards once ab (l - 1) > 1; never for l < 2.
+def gaussian(variance: Values) -> Values:
+    """The critical alpha_bar of Gaussian data: 1 / (l - 1) for variance l; NaN for l < 2.
 
-    The marginal stays Gaussian all the while: instability alone does not prove that a Gaussian start is too late.
+    At a larger alpha_bar the drift x / 2 - x / (ab l + 1 - ab) points away from the centre. The marginal is Gaussian at
+    all times, so an unstable fixed point does not prove that a Gaussian start at that time is wrong.
     """
     return 1 / np.where(variance >= 2, variance - 1, np.nan)
 
 
-def speciation(variance: np.ndarray) -> np.ndarray:
-    """Biroli et al. 2024 ("Dynamical regimes of diffusion models"): the signal ab l reaches the noise's variance 1.
+def speciation(variance: Values) -> Values:
+    """The alpha_bar at which the variance ab l of the signal reaches 1: 1 / l for variance l; NaN for l < 1.
 
-    Never for l < 1.
+    The speciation time of Biroli et al. (2024, "Dynamical regimes of diffusion models").
     """
     return 1 / np.where(variance >= 1, variance, np.nan)
 
 
-RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+RULES: dict[str, Callable[[Values], Values]] = {
     "equal_norm": equal_norm,
     "gaussian": gaussian,
     "speciation": speciation,
 }
-NAMES = {"equal_norm": "equal norm", "gaussian": "Gaussian", "speciation": "speciation"}  # for people
+NAMES = {"equal_norm": "equal norm", "gaussian": "Gaussian", "speciation": "speciation"}  # as printed in tables
 
 
-def critical_alpha_bars(eigenvalues: ArrayLike, rule: str) -> np.ndarray:
-    """The alpha_bar at which each direction's critical time falls, in (0, 1]; NaN where it never does.
+def critical_alpha_bars(eigenvalues: ArrayLike, rule: str) -> Values:
+    """The alpha_bar of each eigenvalue's critical time, in (0, 1], by one of RULES; NaN if it has none.
 
-    eigenvalues: any shape, at least 0. Raises ValueError for an unknown rule.
+    eigenvalues: at least 0, of any shape. Raises ValueError for an unknown rule.
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not known; choose from {', '.join(RULES)}")
     return RULES[rule](np.asarray(eigenvalues, np.float64))
 
 
-def critical_times(eigenvalues: ArrayLike, schedule: NoiseSchedule, rule: str) -> np.ndarray:
-    """The discrete time of `critical_alpha_bars`, -1 <= t <= T - 1, between integers as it falls; NaN for never.
+def critical_times(eigenvalues: ArrayLike, schedule: NoiseSchedule, rule: str) -> Float[np.ndarray, "..."]:
+    """The time t of `critical_alpha_bars` on a schedule, a real number from -1 to T - 1; NaN if there is none.
 
-    What would be critical beyond the schedule's last time gets T - 1.
+    A critical time beyond the end of the schedule is given as T - 1.
     """
     return times_of(critical_alpha_bars(eigenvalues, rule), schedule)
 
 
 def leading_times(eigenvalues: ArrayLike, schedule: NoiseSchedule) -> dict[str, float]:
-    """When the broadest direction becomes unstable, by the name of each rule: what is marked in figures against t."""
+    """The critical time of the largest eigenvalue by each rule, with the rule's name, to be marked in figures."""
     leading = np.max(eigenvalues)
     return {NAMES[rule]: float(critical_times(leading, schedule, rule)) for rule in RULES}
 
 
-def times_of(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> np.ndarray:
-    """The discrete t, -1 to T - 1, at which the schedule has these alpha_bars: the inverse of `schedule.alpha_bar`."""
+def times_of(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> Float[np.ndarray, "..."]:
+    """The times t, real numbers from -1 to T - 1, of these alpha_bars: the inverse of `schedule.alpha_bar`."""
     ab = np.asarray(alpha_bars, np.float64)
-    with jax.enable_x64(True), np.errstate(divide="ignore"):  # alpha_bar = 1 is t = -1, of infinite log SNR
+    with jax.enable_x64(True), np.errstate(divide="ignore"):  # alpha_bar = 1 has infinite log SNR
         return np.asarray(schedule.time_at(jnp.asarray(np.log(ab) - np.log1p(-ab)) / 2))
 
 
-def continuous_times(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> np.ndarray:
-    """The time s of the continuous diffusion with the same betas, ab(s) = exp(-B s - (B' - B) s^2 / 2).
+def continuous_times(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> Values:
+    """The times s of these alpha_bars in the variance-preserving SDE of Song et al. (2021), on a linear schedule.
 
-    It is 0 for clean data and a little above 1 at the schedule's last t. B and B' are T times the schedule's first and
-    last beta: the variance-preserving SDE of Song et al. (2021, "Score-based generative modeling"). Not quite
-    (t + 1) / T: the product of 1 - beta falls a little faster than exp(-beta).
+    There ab(s) = exp(-B s - (B' - B) s^2 / 2), where B and B' are T times the schedule's first and last beta. s is 0
+    for clean data and slightly above 1 at t = T - 1. It differs slightly from (t + 1) / T, since a product of 1 - beta
+    decreases faster than that of exp(-beta).
     """
     betas = np.asarray(schedule.betas, np.float64)
-    first, rise = schedule.num_timesteps * betas[0], schedule.num_timesteps * (betas[-1] - betas[0])
+    first = schedule.num_timesteps * betas[0]
+    rise = schedule.num_timesteps * (betas[-1] - betas[0])
     decay = -np.log(np.asarray(alpha_bars, np.float64))
     return 2 * decay / (first + np.sqrt(first**2 + 2 * rise * decay))

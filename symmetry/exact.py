@@ -1,4 +1,4 @@
-"""Data whose score, potential and fixed points are known exactly: points, and mixtures of round Gaussians."""
+"""Exact diffusion models of points and of mixtures of isotropic Gaussians: score, potential and fixed points."""
 
 import dataclasses
 import functools
@@ -6,25 +6,29 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq
 
 MOST_ITERATIONS = 100_000
+
+Point = Float[Array, "dim"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Data from sum_k w_k N(m_k, v_k I), in any dimension; v_k = 0 makes them K points.
+    """Data distributed as sum_k w_k N(m_k, v_k I); v_k = 0 is a point.
 
-    Noised to alpha_bar it is again such a mixture: means theta m_k, theta = sqrt(ab), and variances ab v_k + 1 - ab.
-    Methods take one x [d] and a scalar alpha_bar in (0, 1), but for `eps`; beta is the rate of the diffusion at that
-    time, and 1 measures time in its own units: no fixed point depends on it.
+    At alpha_bar the noised data are a mixture of the same kind: with means sqrt(ab) m_k and variances ab v_k + 1 - ab.
+    All methods except `eps` take a single x and a scalar alpha_bar in (0, 1). beta is the rate of the diffusion at that
+    time; fixed points do not depend on it.
 
     Attributes:
-      means: [K, d].
-      variances: [K], at least 0; the potential has minima at every time only if all are below 2.
-      weights: [K], positive, of sum 1.
+      means: [components, dim].
+      variances: [components], at least 0. If all are below 2, the potential has a minimum at every time.
+      weights: [components], positive, with sum 1.
     """
 
     means: ArrayLike
@@ -32,49 +36,50 @@ class Mixture:
     weights: ArrayLike
 
     @classmethod
-    def points(cls, points: ArrayLike) -> "Mixture":
-        """K points [K, d], equally likely. Raises ValueError for any other rank."""
+    def points(cls, points: npt.ArrayLike) -> "Mixture":
+        """Equally likely points, one per row. Raises ValueError unless the array is two-dimensional."""
         points = np.asarray(points)
         if points.ndim != 2:
             raise ValueError(f"expected points [K, d], got an array of shape {list(points.shape)}")
         return cls(points, np.zeros(len(points)), np.full(len(points), 1 / len(points)))
 
-    def log_density(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
+    def log_density(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, ""]:
         """log p_t(x), normalised."""
         return jax.nn.logsumexp(self._log_joint(x, alpha_bar))
 
-    def shares(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
-        """[K], the probability that x is the noised value of each component."""
+    def responsibilities(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components"]:
+        """The posterior probability of each component, given the noised value x."""
         return jax.nn.softmax(self._log_joint(x, alpha_bar))
 
-    def score(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
-        """[d], the gradient of log p_t."""
-        return self.shares(x, alpha_bar) @ self._pulls(x, alpha_bar)
+    def score(self, x: Point, alpha_bar: ArrayLike) -> Point:
+        """The gradient of log p_t at x."""
+        return self.responsibilities(x, alpha_bar) @ self._component_scores(x, alpha_bar)
 
-    def potential(self, x: jax.Array, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> jax.Array:
-        """u(x) = -beta (|x|^2 / 4 + log p_t(x)): the generative drift is minus its gradient."""
+    def potential(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Float[Array, ""]:
+        """u(x) = -beta (|x|^2 / 4 + log p_t(x)); the drift of generation is minus its gradient."""
         return -beta * (x @ x / 4 + self.log_density(x, alpha_bar))
 
-    def drift(self, x: jax.Array, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> jax.Array:
-        """[d], beta (x / 2 + score)."""
+    def drift(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Point:
+        """The drift of generation, beta (x / 2 + score)."""
         return beta * (x / 2 + self.score(x, alpha_bar))
 
-    def hessian(self, x: jax.Array, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> jax.Array:
-        """[d, d], of the potential: x is a minimum where the drift is zero and this is positive definite."""
-        shares, pulls = self.shares(x, alpha_bar), self._pulls(x, alpha_bar)
-        score = shares @ pulls
-        flat = (shares / self._noised_variances(alpha_bar)).sum() - 0.5
-        return beta * (flat * jnp.eye(x.size) + jnp.outer(score, score) - (shares * pulls.T) @ pulls)
+    def hessian(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Float[Array, "dim dim"]:
+        """The Hessian of the potential at x. A fixed point of the drift is a minimum if it is positive definite."""
+        weights = self.responsibilities(x, alpha_bar)
+        scores = self._component_scores(x, alpha_bar)
+        score = weights @ scores
+        curvature = (weights / self._noised_variances(alpha_bar)).sum() - 0.5
+        return beta * (curvature * jnp.eye(x.size) + jnp.outer(score, score) - (weights * scores.T) @ scores)
 
-    def eps(self, x: jax.Array, alpha_bar: ArrayLike) -> jax.Array:
-        """The exact noise prediction for x [B, ...] of d values each and alpha_bar [B]."""
+    def eps(self, x: Float[Array, "batch ..."], alpha_bar: Float[Array, "batch"]) -> Float[Array, "batch ..."]:
+        """The exact noise prediction for each x, which has `dim` values in any shape."""
         scores = jax.vmap(self.score)(x.reshape(len(x), -1), alpha_bar)
         return (-jnp.sqrt(1 - alpha_bar)[:, None] * scores).reshape(x.shape)
 
-    def minima(self, alpha_bar: float) -> np.ndarray:
-        """[n, d], the minima of the potential that descent reaches from the components and from the origin.
+    def minima(self, alpha_bar: float) -> Float[np.ndarray, "minima dim"]:
+        """The minima of the potential that descent reaches from the components' means and from the origin.
 
-        Computed in float64. Solutions nearer to each other than 1e-5 count as one.
+        Computed in float64. Minima closer to each other than 1e-5 count as one.
         """
         with jax.enable_x64(True):
             mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
@@ -86,60 +91,69 @@ class Mixture:
                 found = np.append(found, [x], axis=0)
         return found
 
-    def splitting_alpha_bars(self) -> np.ndarray:
-        """[d], where each eigenvalue of the Hessian at the origin turns negative, found by bisection in float64.
+    def splitting_alpha_bars(self) -> Float[np.ndarray, "dim"]:
+        """The alpha_bar at which each eigenvalue of the Hessian at the origin turns negative, by root finding.
 
-        Ascending, so the direction that splits first on the way from noise comes first; NaN where none does. The
-        origin is a fixed point at all times if the means sum to zero, weighted, and are of equal norm.
+        Computed in float64. Ascending: the direction that becomes unstable first in generation comes first. NaN for an
+        eigenvalue that stays positive. The origin is a fixed point at all times if the means have equal norm and their
+        weighted sum is zero.
         """
         with jax.enable_x64(True):
             mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
+            dim = mixture.means.shape[1]
+            return np.array([_sign_change(mixture, direction) for direction in range(dim)])
 
-            def crossing(direction):
-                ends, curvature = (1e-6, 1 - 1e-6), lambda alpha_bar: float(_curvatures(mixture, alpha_bar)[direction])
-                return brentq(curvature, *ends, xtol=1e-13) if curvature(ends[0]) > 0 > curvature(ends[1]) else np.nan
-
-            return np.array([crossing(direction) for direction in range(mixture.means.shape[1])])
-
-    def _noised_variances(self, alpha_bar):
+    def _noised_variances(self, alpha_bar: ArrayLike) -> Float[Array, "components"]:
         return alpha_bar * jnp.asarray(self.variances) + 1 - alpha_bar
 
-    def _pulls(self, x, alpha_bar):
-        """[K, d], the score of each noised component."""
+    def _component_scores(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components dim"]:
+        """The score of each noised component."""
         return (jnp.sqrt(alpha_bar) * jnp.asarray(self.means) - x) / self._noised_variances(alpha_bar)[:, None]
 
-    def _log_joint(self, x, alpha_bar):
-        """[K], log w_k N(x; theta m_k, (ab v_k + 1 - ab) I)."""
+    def _log_joint(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components"]:
+        """log w_k N(x; sqrt(ab) m_k, (ab v_k + 1 - ab) I) of each component."""
         variances = self._noised_variances(alpha_bar)
         squares = ((x - jnp.sqrt(alpha_bar) * jnp.asarray(self.means)) ** 2).sum(axis=1)
         return jnp.log(jnp.asarray(self.weights)) - (squares / variances + x.size * jnp.log(2 * np.pi * variances)) / 2
 
 
+def _sign_change(mixture: Mixture, direction: int) -> float:
+    """The alpha_bar at which an eigenvalue of the Hessian at the origin turns negative; NaN if it stays positive."""
+
+    def curvature(alpha_bar: float) -> float:
+        return float(_curvatures(mixture, alpha_bar)[direction])
+
+    first, last = 1e-6, 1 - 1e-6
+    if not curvature(first) > 0 > curvature(last):
+        return np.nan
+    return brentq(curvature, first, last, xtol=1e-13)
+
+
 @jax.jit
-def _curvatures(mixture: Mixture, alpha_bar: ArrayLike) -> jax.Array:
-    """[d], the eigenvalues of the Hessian at the origin, ascending."""
+def _curvatures(mixture: Mixture, alpha_bar: ArrayLike) -> Float[Array, "dim"]:
+    """The eigenvalues of the Hessian at the origin, ascending."""
     return jnp.linalg.eigvalsh(mixture.hessian(jnp.zeros_like(mixture.means[0]), alpha_bar))
 
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0, None))
-def _descend(mixture: Mixture, x: jax.Array, alpha_bar: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """(x followed downhill to rest, whether that is a minimum), by x <- theta sum_k a_k m_k / (sum_k a_k - 1/2).
+def _descend(mixture: Mixture, x: Point, alpha_bar: ArrayLike) -> tuple[Point, Bool[Array, ""]]:
+    """(the fixed point that descent from x reaches, whether it is a minimum of the potential).
 
-    a_k = share_k / noised variance_k. A fixed point of this is one of the drift, and no step raises the potential:
-    with the shares held, u has an upper bound that is quadratic in x and touches it at x, and the step goes to the
-    bound's minimum.
+    Majorise-minimise: x <- sqrt(ab) sum_k a_k m_k / (sum_k a_k - 1/2), a_k = responsibility_k / noised variance_k. With
+    the responsibilities held fixed, a quadratic upper bound of the potential touches it at x. The step goes to the
+    minimum of this bound, so the potential never increases, and the fixed points of the step are those of the drift.
     """
 
     def step(state):
         count, x, _ = state
-        rates = mixture.shares(x, alpha_bar) / mixture._noised_variances(alpha_bar)
+        rates = mixture.responsibilities(x, alpha_bar) / mixture._noised_variances(alpha_bar)
         better = jnp.sqrt(alpha_bar) * rates @ mixture.means / (rates.sum() - 0.5)
         return count + 1, better, jnp.abs(better - x).max()
 
-    def moves(state):
+    def unfinished(state):
         count, _, change = state
         return (count < MOST_ITERATIONS) & (change > 1e-14)
 
-    x = jax.lax.while_loop(moves, step, (0, x, jnp.inf))[1]
+    x = jax.lax.while_loop(unfinished, step, (0, x, jnp.inf))[1]
     return x, jnp.linalg.eigvalsh(mixture.hessian(x, alpha_bar))[0] > 0

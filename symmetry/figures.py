@@ -1,11 +1,16 @@
-"""The pictures of an analysis: each function draws arrays of `experiments` into one PNG."""
+"""The figures of an analysis: each function draws the arrays of one measurement (`measurements`) into a PNG.
+
+The functions have the same parameters. arrays: the result of a measurement. marks: the times to be marked, which not
+all figures use.
+"""
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from core import plots
 from metrics import figures
@@ -17,23 +22,26 @@ COLOURS = dict(zip(RULES, ("tab:red", "tab:green", "tab:purple"), strict=True))
 
 
 class Marks(NamedTuple):
-    """What is marked in every figure, and in that of the agreement."""
+    """Times that are marked in the figures."""
 
-    critical: plots.Times
-    auto: Sequence[Result] = ()  # runs whose late start was chosen, each with its "auto_start"
+    critical: plots.Times  # in all figures over time
+    auto: Sequence[Result] = ()  # runs with an automatic start, marked in the figure of the agreement
 
 
-def over_time(axis, marks: Marks, ylabel: str, last: float) -> None:
-    """Time runs from noise at the left to data at the right."""
+def over_time(axis: Any, marks: Marks, *, ylabel: str, last: ArrayLike) -> None:
+    """Finishes matplotlib axes over t, which descends from `last`: critical times, labels and legend."""
     plots.mark_times(axis, marks.critical)
     axis.set(xlabel="t", ylabel=ylabel, xlim=(last, 0))
     axis.legend(fontsize=8)
 
 
 def draw_potential(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """One pair above, the mean over pairs below; a column for each time."""
-    times, angle, u = arrays["t_shown"], arrays["angle"], arrays["potential"]
-    with plots.panels(path, (2.0 * len(times), 4.4), 2, len(times), sharex=True, layout="constrained") as axes:
+    """The potential of one pair, and below it the mean over all pairs; one column per time."""
+    times = arrays["t_shown"]
+    angle = arrays["angle"]
+    u = arrays["potential"]
+    size = (2.0 * len(times), 4.4)
+    with plots.panels(path, size, rows=2, columns=len(times), sharex=True, layout="constrained") as axes:
         for row, curves, label in ((axes[0], u[:, 0], "u, one pair"), (axes[1], u.mean(axis=1), "u, mean of pairs")):
             row[0].set_ylabel(label)
             for axis, curve in zip(row, curves, strict=True):
@@ -47,18 +55,21 @@ def draw_potential(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_strips(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """Predicted images along the path between two states; one row per time."""
     columns = np.linspace(0, len(arrays["angle"]) - 1, 16).round().astype(int)
     rows = zip(arrays["t_shown"], arrays["strips"], strict=True)
     plots.save_comparison(path, [(f"t = {t}", strip[columns]) for t, strip in rows])
 
 
 def draw_pixels(path: Path, arrays: Arrays, marks: Marks) -> None:
-    pixels, times = arrays["pixels"], arrays["t"]
-    with plots.panels(path, (9.0, 3.4), 1, len(pixels), sharey=True, layout="constrained") as axes:
+    """Single pixels of all trajectories; one panel per pixel, coloured by the sign of the final value."""
+    pixels = arrays["pixels"]
+    times = arrays["t"]
+    with plots.panels(path, (9.0, 3.4), columns=len(pixels), sharey=True, layout="constrained") as axes:
         for i, axis in enumerate(axes[0]):
-            ends = arrays["normalised"][-1, :, i]
-            for path_of_pixel, end in zip(arrays["normalised"][:, :, i].T, ends, strict=True):
-                axis.plot(times, path_of_pixel, color="tab:red" if end > 0 else "tab:blue", linewidth=0.7, alpha=0.6)
+            trajectories = arrays["normalised"][:, :, i].T
+            for values in trajectories:
+                axis.plot(times, values, color="tab:red" if values[-1] > 0 else "tab:blue", linewidth=0.7, alpha=0.6)
             plots.mark_times(axis, marks.critical)
             axis.set(title=f"pixel {pixels[i]}", xlabel="t", xlim=(times[0], times[-1]))
         axes[0, 0].set_ylabel("distance from the mean / deviation")
@@ -66,10 +77,12 @@ def draw_pixels(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_scores(path: Path, results: Sequence[Result], marks: Marks) -> None:
+    """Scores of runs against their start."""
     figures.draw_scores(path, results, marks.critical)
 
 
 def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """The distance of images from late starts to full sampling, one line per number of steps."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for n_steps, curve in zip(arrays["n_steps"], arrays["distance"].T, strict=True):
@@ -77,35 +90,40 @@ def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
             axis.plot(arrays["t_start"], curve, "o-", markersize=4, label=label)
         axis.axhline(arrays["to_other_noise"], color="0.6", linewidth=0.8, label="another noise")
         axis.set_yscale("log")
-        over_time(axis, marks, "mean squared distance", arrays["t_start"].max() * 1.05)
+        over_time(axis, marks, ylabel="mean squared distance", last=arrays["t_start"].max() * 1.05)
         axis.set_xlabel("t_start")
 
 
 def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """Correlations of noised images with both ends of their trajectories: thin lines are images, thick lines means."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for name, colour, label in (("with_start", "tab:blue", "x_0"), ("with_end", "tab:orange", "x_T")):
             curves = arrays[name]
             axis.plot(arrays["t"], curves[:, :40], color=colour, linewidth=0.4, alpha=0.3)
             axis.plot(arrays["t"], curves.mean(axis=1), color=colour, linewidth=2, label=f"with {label}, mean")
-        over_time(axis, marks, "correlation of x_t over pixels", arrays["t"].max())
+        over_time(axis, marks, ylabel="correlation of x_t over pixels", last=arrays["t"].max())
 
 
 def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """With a star on the curve at every start that `auto` chose."""
-    times, unexplained = arrays["t"], arrays["unexplained"]
+    """The unexplained fraction of eps over time, with a star on the curve at every automatic start."""
+    times = arrays["t"]
+    unexplained = arrays["unexplained"]
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         axis.plot(times, unexplained, "o-", markersize=3)
         axis.set_yscale("log")
-        for label, starts in chosen_starts(marks.auto).items():
+        for label, starts in automatic_starts(marks.auto).items():
             heights = np.exp(np.interp(starts, times[::-1], np.log(unexplained[::-1])))
             axis.plot(starts, heights, "*", markersize=11, label=label)
-        over_time(axis, marks, "share of eps unexplained", times.max())
+        over_time(axis, marks, ylabel="share of eps unexplained", last=times.max())
 
 
-def chosen_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
-    """The starts [n] that were chosen, by a label that names the samplers that share them, and each start's n_steps."""
+def automatic_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
+    """The automatic starts of runs by ascending n_steps, by a label.
+
+    Samplers with the same start for every n_steps share one entry. The label names them and each start's n_steps.
+    """
     by_sampler: dict[str, dict[int, int]] = {}
     for run in sorted(runs, key=lambda run: run["n_steps"]):
         by_sampler.setdefault(run["sampler"], {})[run["n_steps"]] = run["auto_start"]["t_start"]
@@ -121,6 +139,7 @@ def chosen_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
 
 
 def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """The eigenvalues of the data's covariance against their critical times, one colour per rule."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for rule, colour in COLOURS.items():
@@ -128,13 +147,14 @@ def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
             axis.plot(times, arrays["eigenvalues"], ".", color=colour, markersize=4, label=NAMES[rule])
         axis.set_yscale("log")
         axis.set_ylim(bottom=max(arrays["eigenvalues"].max() * 1e-5, 1e-12))
-        over_time(axis, Marks({}), "variance l of a direction", arrays["t_equal_norm"].max() * 1.05)
+        last = arrays["t_equal_norm"].max() * 1.05
+        over_time(axis, Marks(critical={}), ylabel="variance l of a direction", last=last)
         axis.set_xlabel("critical t")
 
 
 def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Leading eigenvalues, clipped below: near data they fall as 1 / (1 - ab)."""
-    with plots.panels(path, (9.0, 3.8), 1, 2, sharey=True, layout="constrained") as axes:
+    """Growth rates over time; the axis ends at -1, because near data they fall as 1 / (1 - ab)."""
+    with plots.panels(path, (9.0, 3.8), columns=2, sharey=True, layout="constrained") as axes:
         at_images = arrays["growth_images"].mean(axis=1)
         for axis, curves, title in (
             (axes[0, 0], arrays["growth_fixed_point"], "at the network's fixed point"),
@@ -149,9 +169,10 @@ def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_u_turn(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """The share of images that keep their class, against the time that they are noised to."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         axis.plot(arrays["t"], arrays["stayed"], "o-", markersize=4)
         axis.axhline(arrays["chance"], color="0.6", linewidth=0.8, label="chance")
         axis.set_ylim(0, 1.02)
-        over_time(axis, marks, "probability that the class stays", arrays["t"].max())
+        over_time(axis, marks, ylabel="probability that the class stays", last=arrays["t"].max())

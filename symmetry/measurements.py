@@ -1,4 +1,4 @@
-"""What is measured on one network, as named arrays; `figures` draws them."""
+"""Measurements of symmetry breaking in one network, as named arrays. `figures` draws them."""
 
 import functools
 from collections.abc import Callable
@@ -7,75 +7,90 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Real, Shaped
 
 import datasets
 import sampling
-from core.diffusion import EpsFn, NoiseSchedule
-from sampling.common import intervals, transfer
+from core.diffusion import Denoiser, NoiseSchedule
+from core.shapes import Images, Pixels, RandomKey, Timesteps
+from sampling.common import Evaluation
 from sampling.late_start import DataGaussian
 from sampling.time_grid import time_grid
 from symmetry import stability
 from symmetry.agreement import gaussian_agreement
 from symmetry.critical import RULES, continuous_times, critical_alpha_bars, critical_times, times_of
 
-ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # 0 is one image, pi / 2 the other
+ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # of a path between two images; 0 is one image, pi / 2 the other
 PAIRS = 16
-LEVELS = 7  # how many times the potential and the strips are shown at
-PROBED = 8  # images at which the Jacobian is taken
+LEVELS = 7  # number of times at which the potential and the interpolations are shown
+PROBED = 8  # images at which the Jacobian is computed
 PIXELS = 3
 UTURN_STEPS = 20
-LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the schedule's times, where late starts are compared with full ones
-LATE_STEPS = (10, 50, 0)  # of a late start, or as many as there are times below it; 0 for all of these
+LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # late starts compared with full sampling, as fractions of the schedule
+LATE_STEPS = (10, 50, 0)  # number of steps from a late start; 0: one step for every time below it
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+"""The result of a measurement."""
+
+Image = Float[Array, "height width channels"]
 
 
 class Subject(NamedTuple):
-    """The network under study and its data."""
+    """The network under study, its data, and the size of the measurements."""
 
-    eps_fn: EpsFn
-    schedule: NoiseSchedule
+    denoiser: Denoiser
     gaussian: DataGaussian
-    x0: jax.Array  # images [N, H, W, C] of the training split, in the network's range
-    centered: bool  # whether that range is [-1, 1]
-    predict: Callable[[jax.Array], jax.Array] | None  # classes [B] of uint8 images, where there is a classifier
-    rng: jax.Array
+    x0: Images  # of the training split, in the network's range
+    centered: bool  # whether the network's range is [-1, 1]
+    predict: Callable[[Pixels], Int[np.ndarray, "batch"]] | None  # the classifier, if there is one
+    rng: RandomKey
     num_times: int
     num_eigenvalues: int
     n_steps: int  # of the generated trajectories
 
     @property
-    def mean(self) -> jax.Array:
+    def mean(self) -> Image:
+        """The mean image of the data, in the network's range."""
         return jnp.asarray(self.gaussian.mean, jnp.float32).reshape(self.gaussian.image_shape)
 
-    def times(self) -> np.ndarray:
-        """[num_times], descending from T - 1 in equal steps to one of them above 0."""
-        last = self.schedule.num_timesteps - 1
-        return np.linspace(last, last / self.num_times, self.num_times).round()
+    @property
+    def last_time(self) -> int:
+        """T - 1."""
+        return self.denoiser.schedule.num_timesteps - 1
+
+    def times(self) -> Float[np.ndarray, "times"]:
+        """num_times times in equal steps, descending from T - 1; the last is one step above 0."""
+        return np.linspace(self.last_time, self.last_time / self.num_times, self.num_times).round()
 
 
 def cascade(subject: Subject) -> Arrays:
-    """For every direction of the data's covariance and by each rule: critical alpha_bar, t and continuous s."""
-    eigenvalues, arrays = np.asarray(subject.gaussian.eigenvalues), {}
+    """The critical alpha_bar, t and continuous time s of every eigenvalue of the data's covariance, by each rule."""
+    schedule = subject.denoiser.schedule
+    eigenvalues = np.asarray(subject.gaussian.eigenvalues)
+    arrays = {"eigenvalues": eigenvalues}
     for rule in RULES:
         alpha_bars = critical_alpha_bars(eigenvalues, rule)
         arrays[f"alpha_bar_{rule}"] = alpha_bars
-        arrays[f"t_{rule}"] = times_of(alpha_bars, subject.schedule)
-        arrays[f"s_{rule}"] = continuous_times(alpha_bars, subject.schedule)
-    return {"eigenvalues": eigenvalues} | arrays
+        arrays[f"t_{rule}"] = times_of(alpha_bars, schedule)
+        arrays[f"s_{rule}"] = continuous_times(alpha_bars, schedule)
+    return arrays
 
 
 def growth(subject: Subject) -> Arrays:
-    """Leading eigenvalues of the drift's Jacobian at the fixed point and at noised images, their sign changes, and the
-    times that the spectrum predicts for the same directions.
+    """Growth rates of displacements over time, and the times at which they become positive.
+
+    They are the leading eigenvalues of the drift's Jacobian at the central fixed point and at noised images. The
+    critical times of the leading eigenvalues of the data's covariance are given for comparison.
     """
-    times, k = subject.times(), subject.num_eigenvalues
-    followed = stability.follow(subject.eps_fn, subject.schedule, subject.mean, times, k, subject.rng)
-    typical = stability.typical_growth(subject.eps_fn, subject.schedule, subject.x0[:PROBED], times, k, subject.rng)
+    denoiser = subject.denoiser
+    times = subject.times()
+    options = {"num_eigenvalues": subject.num_eigenvalues, "rng": subject.rng}
+    followed = stability.follow(denoiser, subject.mean, times, **options)
+    typical = stability.typical_growth(denoiser, subject.x0[:PROBED], times, **options)
     settled = np.asarray(followed.residuals) < stability.SETTLED
     at_fixed_point = np.where(settled[:, None], followed.growth, np.nan)
     at_images = np.asarray(typical).mean(axis=1)
-    leading = np.asarray(subject.gaussian.eigenvalues)[:k]
+    leading = np.asarray(subject.gaussian.eigenvalues)[: subject.num_eigenvalues]
     return {
         "t": times,
         "residual": np.asarray(followed.residuals),
@@ -84,44 +99,47 @@ def growth(subject: Subject) -> Arrays:
         "growth_fixed_point": at_fixed_point,
         "growth_images": np.asarray(typical),
         "eigenvalues": leading,
-        **{f"t_{rule}": critical_times(leading, subject.schedule, rule) for rule in RULES},
+        **{f"t_{rule}": critical_times(leading, denoiser.schedule, rule) for rule in RULES},
         "t_fixed_point": stability.critical_times(times, at_fixed_point),
         "t_images": stability.critical_times(times, at_images),
     }
 
 
 def agreement(subject: Subject) -> Arrays:
-    """How much of the network's eps the Gaussian's leaves unexplained."""
+    """The fraction of the network's eps that the Gaussian's eps does not explain, over time."""
     times = subject.times()
-    measure = gaussian_agreement(subject.eps_fn, subject.gaussian, subject.schedule, subject.x0, times, subject.rng)
-    return {"t": times, "unexplained": np.asarray(measure)}
+    unexplained = gaussian_agreement(subject.denoiser, subject.gaussian, x0=subject.x0, times=times, rng=subject.rng)
+    return {"t": times, "unexplained": np.asarray(unexplained)}
 
 
 def generation(subject: Subject) -> Arrays:
-    """DDIM from pure noise: some states x_t, pixels of all as multiples of their deviation, potentials between pairs.
+    """Trajectories of DDIM from pure noise, single pixels of them, and the potential between pairs of them.
 
-    The potential is per unit of beta, along y(a) = cos(a) y1 + sin(a) y2 between two trajectories at one time, with
-    y = x - sqrt(ab) mean, both scaled to one norm, so that the path keeps mean and variance: the line integral of
-    minus the drift, zero at y1. `strips` is what the network predicts x_0 to be along the first pair's path.
+    Returns:
+      t: the times of a trajectory, descending to -1.
+      pixels: the pixels with the largest variance over the generated images.
+      normalised: [times, trajectories, pixels], the pixels minus their mean, in units of their standard deviation.
+      t_shown: the times of the remaining arrays.
+      states: [t_shown, trajectories, height, width, channels], x_t.
+      angle: ANGLES, positions on the path between the two trajectories of a pair (see `_along_paths`).
+      potential: [t_shown, pairs, angles], the potential per unit of beta, 0 at the first trajectory of the pair. It is
+        the line integral of minus the drift.
+      strips: [t_shown, angles, height, width, channels], the network's predictions of x_0 along the first pair's path.
     """
-    timesteps = time_grid(subject.n_steps, subject.schedule.num_timesteps - 1)
+    timesteps = time_grid(subject.n_steps, subject.last_time)
     noise = jax.random.normal(subject.rng, (2 * PAIRS, *subject.gaussian.image_shape))
-    states = np.asarray(_ddim_states(subject.eps_fn, subject.schedule, noise, timesteps))
+    states = np.asarray(_ddim_states(subject.denoiser, noise, timesteps))
     times = np.append(timesteps, -1)
-    flat = states.reshape(len(states), len(noise), -1)
-    pixels = np.argsort(flat[-1].std(axis=0))[-PIXELS:]
-    values = flat[:, :, pixels]
-    normalised = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
+    pixels, normalised = _pixel_paths(states)
 
     shown = np.linspace(0, subject.n_steps, LEVELS).round().astype(int)
-    t_shown = np.maximum(times[shown], 0)  # the last state is clean, where there is no score
-    along = functools.partial(_along_paths, subject.eps_fn, subject.schedule, subject.mean)
-    slopes, predictions = zip(*[along(t, x) for t, x in zip(t_shown, states[shown], strict=True)], strict=True)
-    slopes = np.asarray(slopes)
-    steps = (slopes[..., 1:] + slopes[..., :-1]) / 2 * np.diff(ANGLES)
-    u = np.concatenate([np.zeros_like(slopes[..., :1]), steps.cumsum(axis=-1)], axis=-1)
-    u -= u[..., [np.abs(ANGLES).argmin()]]
-    strips = np.asarray(datasets.to_uint8(jnp.stack(predictions)[:, 0], subject.centered))
+    t_shown = np.maximum(times[shown], 0)  # the last state is clean data, where there is no score
+    slopes = []
+    predictions = []
+    for t, x in zip(t_shown, states[shown], strict=True):
+        slope, x0 = _along_paths(subject.denoiser, subject.mean, t=t, states=x)
+        slopes.append(slope)
+        predictions.append(x0[0])
     return {
         "t": times,
         "pixels": pixels,
@@ -129,92 +147,121 @@ def generation(subject: Subject) -> Arrays:
         "t_shown": t_shown,
         "states": states[shown],
         "angle": ANGLES,
-        "potential": u,
-        "strips": strips,
+        "potential": _integrated(np.asarray(slopes)),
+        "strips": np.asarray(datasets.to_uint8(jnp.stack(predictions), subject.centered)),
     }
 
 
+_ddim = jax.jit(functools.partial(sampling.sample, "ddim"), static_argnames="callback")
+
+
+def _ddim_states(
+    denoiser: Denoiser, x: Images, timesteps: Timesteps
+) -> Float[Array, "steps+1 batch height width channels"]:
+    """x at each of the timesteps and at t = -1."""
+    x0, states = _ddim(denoiser, x, timesteps, callback=_current_x)
+    return jnp.concatenate([states, x0[None]])
+
+
+def _current_x(evaluation: Evaluation) -> Images:
+    return evaluation.x
+
+
+def _pixel_paths(
+    states: Float[np.ndarray, "times batch height width channels"],
+) -> tuple[Int[np.ndarray, "pixels"], Float[np.ndarray, "times batch pixels"]]:
+    """The PIXELS pixels with the largest final variance, standardised over the batch at each time."""
+    flat = states.reshape(*states.shape[:2], -1)
+    pixels = np.argsort(flat[-1].std(axis=0))[-PIXELS:]
+    values = flat[:, :, pixels]
+    return pixels, (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
+
+
+def _integrated(slopes: Float[np.ndarray, "*batch angles"]) -> Float[np.ndarray, "*batch angles"]:
+    """The integral of slopes over ANGLES by the trapezoidal rule, 0 at angle 0."""
+    steps = (slopes[..., 1:] + slopes[..., :-1]) / 2 * np.diff(ANGLES)
+    integral = np.concatenate([np.zeros_like(slopes[..., :1]), steps.cumsum(axis=-1)], axis=-1)
+    return integral - integral[..., [np.abs(ANGLES).argmin()]]
+
+
 @jax.jit
-def _ddim_states(eps_fn, schedule, x, timesteps):
-    """[n + 1, B, H, W, C], x at each of the timesteps [n] and at -1."""
+def _along_paths(
+    denoiser: Denoiser, mean: Image, t: Int[Array, ""], states: Images
+) -> tuple[Float[Array, "pairs angles"], Float[Array, "pairs angles height width channels"]]:
+    """(derivative of the potential by the angle, predicted x_0) on the paths between pairs of states at time t.
 
-    def step(x, t_s):
-        t, s = t_s
-        a, b = transfer(schedule, t, s)
-        return a * x + b * eps_fn(x, jnp.full(len(x), t, x.dtype)), x
-
-    x, states = jax.lax.scan(step, x, intervals(timesteps, x.dtype))
-    return jnp.concatenate([states, x[None]])
-
-
-@jax.jit
-def _along_paths(eps_fn, schedule, mean, t, states):
-    """(du / da [P, A], predicted x_0 [P, A, H, W, C]) for states [2 P, H, W, C] at t."""
-    pairs = (states - schedule.signal(t) * mean).reshape(2, -1, 1, *mean.shape)
-    squares = (pairs**2).sum(axis=(2, 3, 4, 5), keepdims=True)
-    pairs *= jnp.sqrt(squares.mean(axis=0) / squares)
-    cos, sin = (np.asarray(f(ANGLES), mean.dtype).reshape(-1, 1, 1, 1) for f in (np.cos, np.sin))
-    y, tangent = cos * pairs[0] + sin * pairs[1], cos * pairs[1] - sin * pairs[0]
+    State i is paired with state i + pairs. In y = x - sqrt(ab) mean the path is cos(a) y1 + sin(a) y2, with both ends
+    scaled to the same norm, so that the mean and the variance of x do not change along it.
+    """
+    schedule = denoiser.schedule
+    ends = (states - schedule.signal(t) * mean).reshape(2, -1, 1, *mean.shape)
+    squares = (ends**2).sum(axis=(2, 3, 4, 5), keepdims=True)
+    ends *= jnp.sqrt(squares.mean(axis=0) / squares)
+    cos, sin = (np.asarray(function(ANGLES), mean.dtype).reshape(-1, 1, 1, 1) for function in (np.cos, np.sin))
+    y = cos * ends[0] + sin * ends[1]
+    tangent = cos * ends[1] - sin * ends[0]
     x = (schedule.signal(t) * mean + y).reshape(-1, *mean.shape)
-    eps = eps_fn(x, jnp.full(len(x), t, x.dtype))
+    eps = denoiser.eps(x, t)
     slopes = ((eps.reshape(y.shape) / schedule.sigma(t) - y / 2) * tangent).sum(axis=(2, 3, 4))
     return slopes, schedule.predict_x0(x, t, eps).reshape(y.shape)
 
 
 def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
-    """How far a late start's images lie from those of the full DDIM of the same noise, which asks at every time.
+    """The distance between images from late starts and the images of full DDIM from the same noise.
 
-    `distance` [starts, LATE_STEPS] is the mean square over pixels and `count` noises, in the network's range;
-    `to_other_noise` is the same between full images of different noises, and what late images have nothing in common
-    with would reach.
+    Full DDIM has one step for every time of the schedule.
+
+    Returns:
+      t_start: the late starts.
+      n_steps: LATE_STEPS.
+      distance: [t_start, n_steps], the mean square over pixels and `count` images, in the network's range.
+      to_other_noise: the same between full images of different noises.
     """
-    last = subject.schedule.num_timesteps - 1
-    starts = np.array([round(share * (last + 1)) for share in LATE_SHARES])
+    starts = np.array([round(share * (subject.last_time + 1)) for share in LATE_SHARES])
     noise = jax.random.normal(subject.rng, (count, *subject.gaussian.image_shape))
 
-    def images(x, t_start, n_steps):
-        timesteps = np.full(last + 2, -1)  # of one length, so that all are compiled once
-        timesteps[:n_steps] = time_grid(n_steps, t_start)
-        return _ddim(subject.eps_fn, subject.schedule, x, timesteps, n_steps)
+    def images(x: Images, t_start: int, n_steps: int) -> Images:
+        return _ddim(subject.denoiser, x, time_grid(n_steps, t_start))
 
-    full = images(noise, last, last + 1)
+    full = images(noise, subject.last_time, subject.last_time + 1)
     distance = np.zeros((len(starts), len(LATE_STEPS)))
     for i, t in enumerate(starts.tolist()):
-        x = subject.gaussian.sample(noise, subject.schedule.alpha_bar(t))
+        x = subject.gaussian.sample(noise, subject.denoiser.schedule.alpha_bar(t))
         for j, n_steps in enumerate(LATE_STEPS):
-            distance[i, j] = jnp.mean((images(x, t, min(n_steps or t + 1, t + 1)) - full) ** 2)
+            late = images(x, t, min(n_steps or t + 1, t + 1))
+            distance[i, j] = jnp.mean((late - full) ** 2)
     to_other = np.asarray(jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2))
     return {"t_start": starts, "n_steps": np.array(LATE_STEPS), "distance": distance, "to_other_noise": to_other}
 
 
-@jax.jit
-def _ddim(eps_fn, schedule, x, timesteps, n_steps):
-    """x_0 of the first n_steps, which may be traced, of timesteps; -1 must follow them."""
-
-    def step(i, x):
-        a, b = transfer(schedule, timesteps[i], timesteps[i + 1])
-        return a * x + b * eps_fn(x, jnp.full(len(x), timesteps[i], x.dtype))
-
-    return jax.lax.fori_loop(0, n_steps, step, x)
-
-
 def correlation(subject: Subject) -> Arrays:
-    """Noising, step by step: the correlation over pixels of x_t with the image x_0 and with its end x_T."""
+    """The correlation over pixels of a noised image x_t with x_0 and with x_T, along noised trajectories.
+
+    Returns:
+      t: ascending from -1.
+      with_start: [t, images], the correlation with x_0.
+      with_end: [t, images], the correlation with the last x_t.
+    """
     times = subject.times()[::-1]
-    states = np.asarray(_noising(subject.schedule, subject.x0, times, subject.rng))
+    states = np.asarray(_noising(subject.denoiser.schedule, subject.x0, times, rng=subject.rng))
     centred = states.reshape(len(states), len(subject.x0), -1)
     centred = centred - centred.mean(axis=2, keepdims=True)
     units = centred / np.maximum(np.linalg.norm(centred, axis=2, keepdims=True), 1e-12)
-    with_start, with_end = ((units * units[i]).sum(axis=2) for i in (0, -1))
-    return {"t": np.append(-1, times), "with_start": with_start, "with_end": with_end}
+    return {
+        "t": np.append(-1, times),
+        "with_start": (units * units[0]).sum(axis=2),
+        "with_end": (units * units[-1]).sum(axis=2),
+    }
 
 
 @jax.jit
-def _noising(schedule, x0, times, rng):
-    """[n + 1, B, H, W, C], one noised trajectory per image: x0, and its states at ascending times [n]."""
+def _noising(
+    schedule: NoiseSchedule, x0: Images, times: Real[Array, "times"], rng: RandomKey
+) -> Float[Array, "times+1 batch height width channels"]:
+    """One noised trajectory per image: x0, and the states at ascending times."""
 
-    def step(x, i_t_s):
-        i, s, t = i_t_s
+    def step(x, row):
+        i, s, t = row
         kept = schedule.signal(t) / schedule.signal(s)
         x = kept * x + jnp.sqrt(1 - kept**2) * jax.random.normal(jax.random.fold_in(rng, i), x.shape, x.dtype)
         return x, x
@@ -225,21 +272,28 @@ def _noising(schedule, x0, times, rng):
 
 
 def u_turn(subject: Subject) -> Arrays:
-    """The share of images whose class survives being noised to t and denoised again (DDIM), against t."""
+    """The share of images that keep their class when they are noised to t and denoised again by DDIM.
+
+    Without a classifier the result is empty.
+
+    Returns:
+      t: ascending.
+      stayed: the share at each t.
+      num_images: the number of images.
+      chance: the probability that two random images have the same class.
+    """
     if subject.predict is None:
         return {}
-    before = subject.predict(datasets.to_uint8(subject.x0, subject.centered))
+    before = np.asarray(subject.predict(datasets.to_uint8(subject.x0, subject.centered)))
     times = subject.times()[::-1].astype(int)
     times = times[times > UTURN_STEPS]
     stayed = []
-    for i, t in enumerate(times):
+    for i, t in enumerate(times.tolist()):
         noise = jax.random.normal(jax.random.fold_in(subject.rng, i), subject.x0.shape)
-        x_t = subject.schedule.diffuse(subject.x0, t, noise)
-        x0 = _denoise(subject.eps_fn, subject.schedule, x_t, time_grid(UTURN_STEPS, int(t)))
-        stayed.append(np.asarray(subject.predict(datasets.to_uint8(x0, subject.centered)) == before))
-    _, counts = np.unique(np.asarray(before), return_counts=True)
-    chance = np.sum((counts / counts.sum()) ** 2)
+        x_t = subject.denoiser.schedule.diffuse(subject.x0, t, noise)
+        x0 = _ddim(subject.denoiser, x_t, time_grid(UTURN_STEPS, t))
+        after = np.asarray(subject.predict(datasets.to_uint8(x0, subject.centered)))
+        stayed.append(after == before)
+    _, counts = np.unique(before, return_counts=True)
+    chance = np.asarray(np.sum((counts / counts.sum()) ** 2))
     return {"t": times, "stayed": np.mean(stayed, axis=1), "num_images": np.array(len(before)), "chance": chance}
-
-
-_denoise = jax.jit(functools.partial(sampling.sample, "ddim"))

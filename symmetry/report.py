@@ -1,4 +1,4 @@
-"""An analysis as one HTML page that needs no other file."""
+"""The report of an analysis: one self-contained HTML page."""
 
 import base64
 import html
@@ -10,10 +10,12 @@ from core.files import write_text
 
 
 class Entry(NamedTuple):
+    """One section of the report."""
+
     title: str
     explanation: str  # about two lines
-    picture: Path
-    numbers: Path
+    picture: Path  # a PNG
+    numbers: Path  # the file that holds the picture's data
 
 
 STYLE = """
@@ -27,7 +29,10 @@ pre { overflow-x: auto; background: #f4f4f4; padding: 0.8rem; font-size: 0.85rem
 
 
 def write(path: Path, title: str, introduction: str, table: str, entries: Sequence[Entry]) -> None:
-    """Pictures are put in as data, so that the page can be sent as it is. On a narrow screen they scroll sideways."""
+    """Writes the page, with the pictures embedded in it.
+
+    The page holds the title, the introduction, a table of plain text, and the entries. Texts are escaped.
+    """
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>", f"<pre>{html.escape(table)}</pre>"]
     for entry in entries:
         data = base64.b64encode(entry.picture.read_bytes()).decode()

@@ -1,9 +1,11 @@
-"""On a trained network: its central fixed point followed back from noise, and the times at which growth begins.
+"""Stability of a trained network's fixed points: the central fixed point over time, and growth rates about it.
 
-All is in y = x - sqrt(ab) m, m the data's mean: the drift y / 2 - eps / sigma is zero at the fixed point, near y = 0 at
-first. Its Jacobian is (P - (1 + ab) / 2) / sigma^2, where P = I - sigma d eps / dx is ab / (1 - ab) times the
-covariance of x_0 given x, for a perfect network. Eigenvalues are sought for P, whose leading ones stand out where the
-Jacobian's are all near -1/2, by Lanczos's method: only through derivatives along directions, no matrix is formed.
+All quantities are for y = x - sqrt(ab) m, where m is the mean of the data. A fixed point is a zero of the drift
+y / 2 - eps / sigma. Near pure noise there is a single one, close to y = 0. The drift's Jacobian is
+(P - (1 + ab) / 2) / sigma^2 with P = I - sigma d eps / dx; for a perfect network P is ab / (1 - ab) times the
+covariance of x_0 given x. The largest eigenvalues of P are computed by Lanczos's method from Jacobian-vector products,
+without forming a matrix. P is used because its leading eigenvalues are well separated, while most eigenvalues of the
+Jacobian are close to -1/2.
 """
 
 import functools
@@ -13,84 +15,108 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Real
 from scipy.interpolate import CubicSpline
 
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
+from core.shapes import Images, RandomKey
 
 ITERATIONS = 100
 NEWTON_STEPS = 20
-GMRES_BASIS = 20  # directions of the Krylov space in which a linear system is solved
-LANCZOS_BASIS = 40  # and of that in which eigenvalues are sought, with 5 more for each
-SETTLED = 1e-4  # the largest drift per sqrt(d) that counts as none
+LANCZOS_BASIS = 40  # dimension of the Krylov space in which eigenvalues are computed, plus 5 for each eigenvalue
+SETTLED = 1e-4  # largest residual, the drift's root mean square, at which a point counts as a fixed point
+GMRES = lineax.GMRES(rtol=0, atol=0, restart=20, max_steps=2)
+"""One cycle of 20 directions without a tolerance; lineax counts the initial residual as the first of the two steps."""
 
-OnImages = Callable[[jax.Array], jax.Array]  # [B, H, W, C] to the same, each image by itself
-Linear = Callable[[jax.Array], jax.Array]  # [B, d] to the same, each vector by itself
+Image = Float[Array, "height width channels"]
+Rows = Float[Array, "batch dim"]
+"""Images as vectors, one per row."""
+
+OnImages = Callable[[Images], Images]
+"""A function of images that treats each image by itself."""
+
+Linear = Callable[[Rows], Rows]
+"""A linear function of vectors that treats each vector by itself."""
 
 
 class Followed(NamedTuple):
-    """A fixed point at n times."""
+    """A fixed point at several times."""
 
-    points: jax.Array  # [n, H, W, C], y
-    residuals: jax.Array  # [n], the norm of the drift there per sqrt(d); above SETTLED, Newton's method found no zero
-    growth: jax.Array  # [n, k], the leading eigenvalues of the drift's Jacobian per unit of beta, descending
-    asymmetry: jax.Array  # [n], |M - M^T| / |M + M^T|, M the part of P that was looked at: 0 for a true gradient
+    points: Float[Array, "times height width channels"]  # y
+    residuals: Float[Array, "times"]  # root mean square of the drift; no fixed point was found if above SETTLED
+    growth: Float[Array, "times eigenvalues"]  # leading eigenvalues of the drift's Jacobian, beta = 1, descending
+    asymmetry: Float[Array, "times"]  # |M - M^T| / |M + M^T| of P in the Krylov space; 0 if eps / sigma is a gradient
 
 
 @functools.partial(jax.jit, static_argnames="num_eigenvalues")
 def follow(
-    eps_fn: EpsFn, schedule: NoiseSchedule, mean: jax.Array, times: jax.Array, num_eigenvalues: int, rng: jax.Array
+    denoiser: Denoiser, mean: Image, times: Real[Array, "times"], num_eigenvalues: int, rng: RandomKey
 ) -> Followed:
-    """The fixed point at `times` [n], descending from where it is stable and near the mean [H, W, C] of the data.
+    """Follows the central fixed point through descending times, beyond the time at which it becomes unstable.
 
-    Found at the first time by iteration from the mean; then Newton's method goes on from the time before, its linear
-    systems solved by GMRES, and stays with the point when it becomes unstable. The search for eigenvectors goes on from
-    those before. num_eigenvalues is at most H W C. eps_fn is a pytree (see `models.make_eps_fn`).
+    The first time must be one at which the fixed point is stable and close to the mean of the data. There it is found
+    by fixed-point iteration from the mean. At every time Newton's method, with linear systems solved by GMRES, starts
+    from the fixed point at the time before; the search for eigenvectors starts from those at the time before.
+
+    mean: the mean of the data, in the network's range. num_eigenvalues: at most the number of values of an image.
     """
-    schedule, times = schedule.astype(mean.dtype), jnp.asarray(times, mean.dtype)
+    denoiser = denoiser.astype(mean.dtype)
+    schedule = denoiser.schedule
+    times = jnp.asarray(times, mean.dtype)
 
     def one_time(carry, t):
         y, start = carry
-        eps = _eps_at(eps_fn, schedule.signal(t) * mean, t)
+        eps = _eps_at(denoiser, schedule.signal(t) * mean, t)
         y, residual = _newton(lambda y: y / 2 - eps(y) / schedule.sigma(t), y)
-        growth, start, asymmetry = _leading_growth(eps, schedule, t, y, start, num_eigenvalues)
+        growth, start, asymmetry = _leading_growth(eps, schedule, t, y=y, start=start, count=num_eigenvalues)
         return (y, start), Followed(y[0], residual, growth[0], asymmetry[0])
 
-    first = _eps_at(eps_fn, schedule.signal(times[0]) * mean, times[0])
-    y = _iterate(first, schedule, times[0], jnp.zeros_like(mean)[None])
-    return jax.lax.scan(one_time, (y, jax.random.normal(rng, (1, mean.size), mean.dtype)), times)[1]
+    first = _eps_at(denoiser, schedule.signal(times[0]) * mean, times[0])
+    y = _iterate(first, schedule, times[0], y=jnp.zeros_like(mean)[None])
+    start = jax.random.normal(rng, (1, mean.size), mean.dtype)
+    _, followed = jax.lax.scan(one_time, (y, start), times)
+    return followed
 
 
 @functools.partial(jax.jit, static_argnames="num_eigenvalues")
 def typical_growth(
-    eps_fn: EpsFn, schedule: NoiseSchedule, x0: jax.Array, times: jax.Array, num_eigenvalues: int, rng: jax.Array
-) -> jax.Array:
-    """[n, B, k], the leading eigenvalues of the drift's Jacobian where samples are: at noised images x0 [B, H, W, C].
+    denoiser: Denoiser, x0: Images, times: Real[Array, "times"], num_eigenvalues: int, rng: RandomKey
+) -> Float[Array, "times batch eigenvalues"]:
+    """The leading eigenvalues of the drift's Jacobian at noised images x0, per unit of beta, descending.
 
-    A network has never seen an input as quiet as the fixed point; these it was trained on. Noise is the same at all
-    `times` [n]. For Gaussian data both are the same.
+    The network is trained on inputs like these, while the fixed point has far less noise than any input in training.
+    For Gaussian data the eigenvalues are the same at both. The noise is the same at all times.
     """
-    schedule = schedule.astype(x0.dtype)
+    denoiser = denoiser.astype(x0.dtype)
+    schedule = denoiser.schedule
     noise_rng, start_rng = jax.random.split(rng)
     noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
 
     def one_time(starts, t):
         x_t = schedule.diffuse(x0, t, noise)
-        growth, starts, _ = _leading_growth(_eps_at(eps_fn, 0, t), schedule, t, x_t, starts, num_eigenvalues)
+        eps = _eps_at(denoiser, 0, t)
+        growth, starts, _ = _leading_growth(eps, schedule, t, y=x_t, start=starts, count=num_eigenvalues)
         return starts, growth
 
     starts = jax.random.normal(start_rng, (len(x0), x0[0].size), x0.dtype)
-    return jax.lax.scan(one_time, starts, jnp.asarray(times, x0.dtype))[1]
+    _, growth = jax.lax.scan(one_time, starts, jnp.asarray(times, x0.dtype))
+    return growth
 
 
-def critical_times(times: ArrayLike, growth: ArrayLike) -> np.ndarray:
-    """[k], the t from which on, downwards, each column of growth [n, k] is positive for longest, between the times [n].
+def critical_times(
+    times: Real[np.ndarray, "times"], growth: Float[Array | np.ndarray, "times eigenvalues"]
+) -> Float[np.ndarray, "eigenvalues"]:
+    """For each column of growth, the upper end of the longest interval of times with growth > 0.
 
-    times descend. Between them growth is taken to be cubic, but not across rows that hold NaN. NaN where a column
-    never turns positive.
+    times descend. Growth is interpolated by cubic splines, but not across rows with NaN. The result is NaN for a column
+    that is nowhere positive, or whose longest interval reaches the highest time of its spline, where growth is already
+    positive, so that the upper end is unknown.
     """
-    times, growth = np.asarray(times, np.float64)[::-1], np.asarray(growth, np.float64)[::-1]
+    times = np.asarray(times, np.float64)[::-1]
+    growth = np.asarray(growth, np.float64)[::-1]
     known = np.isfinite(growth).all(axis=1)
     pieces = np.split(np.arange(len(times)), np.flatnonzero(np.diff(known)) + 1)
     pieces = [piece for piece in pieces if known[piece[0]] and len(piece) > 1]
@@ -98,21 +124,24 @@ def critical_times(times: ArrayLike, growth: ArrayLike) -> np.ndarray:
 
 
 def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
-    """The upper end of the longest stretch on which a spline is positive, if it turns positive there; else NaN."""
-    stretches = []
+    """The upper end of the longest interval on which a spline is positive; NaN if none, or if the spline ends there."""
+    intervals = []
     for growth in pieces:
         ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
-        stretches += [(b - a, b, b < growth.x[-1]) for a, b in itertools.pairwise(ends) if growth((a + b) / 2) > 0]
-    _, start, turns = max(stretches, default=(0, np.nan, False))
-    return start if turns else np.nan
+        for low, high in itertools.pairwise(ends):
+            if growth((low + high) / 2) > 0:
+                intervals.append((high - low, high, high < growth.x[-1]))
+    _, start, turns_positive = max(intervals, default=(0, np.nan, False))
+    return float(start) if turns_positive else np.nan
 
 
-def _eps_at(eps_fn: EpsFn, offset: ArrayLike, t: jax.Array) -> OnImages:
-    return lambda y: eps_fn(offset + y, jnp.full(len(y), t))
+def _eps_at(denoiser: Denoiser, offset: ArrayLike, t: Float[Array, ""]) -> OnImages:
+    """The network's eps at time t as a function of y = x - offset."""
+    return lambda y: denoiser.eps(offset + y, t)
 
 
-def _iterate(eps: OnImages, schedule: NoiseSchedule, t: jax.Array, y: jax.Array) -> jax.Array:
-    """y <- 2 (y - sigma eps) / (1 + ab), damped by half: its fixed points are the drift's, and attract where stable."""
+def _iterate(eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images) -> Images:
+    """The stable fixed point of the drift near y, by iterating y <- 2 (y - sigma eps) / (1 + ab), damped by half."""
 
     def step(_, y):
         return y / 2 + (y - schedule.sigma(t) * eps(y)) / (1 + schedule.alpha_bar(t))
@@ -120,80 +149,96 @@ def _iterate(eps: OnImages, schedule: NoiseSchedule, t: jax.Array, y: jax.Array)
     return jax.lax.fori_loop(0, ITERATIONS, step, y)
 
 
-def _newton(drift: OnImages, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the zero of the drift that Newton's method reaches from y [1, H, W, C], its residual); the best point where it
-    reaches none.
+class _NewtonState(NamedTuple):
+    count: int | Int[Array, ""]
+    y: Images  # the point with the smallest residual so far
+    residual: Float[Array, ""]
+    change: Images  # the full Newton step from y
+    length: Float[Array, ""]  # the fraction of it to be tried next
 
-    A step that makes the drift larger is not taken, and the next is a quarter as long.
+
+def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
+    """(the zero of the drift near y, or the best point if none is reached; its residual), by damped Newton steps.
+
+    A step that increases the residual is rejected, and the next is a quarter as long. y is a batch of one image.
+
+    Optimistix's Newton solver has no line search, so that it leaves the fixed point that is followed, and its solvers
+    stop by the length of the step, when the residual can still be large.
     """
 
-    def step(state):
-        count, y, residual, change, length = state
-        candidate = y + length * change
+    def step(state: _NewtonState) -> _NewtonState:
+        candidate = state.y + state.length * state.change
         value, jacobian = jax.linearize(drift, candidate)
-        new_residual = jnp.linalg.norm(value) / np.sqrt(y.size)
+        residual = jnp.linalg.norm(value) / np.sqrt(y.size)
 
-        def taken():
-            further = _solve(lambda v: jacobian(v.reshape(y.shape)).reshape(v.shape), -value.reshape(1, -1))
-            return candidate, new_residual, further.reshape(y.shape), jnp.minimum(2 * length, 1)
+        def accept():
+            operator = lineax.FunctionLinearOperator(jacobian, jax.eval_shape(lambda: y))
+            change = lineax.linear_solve(operator, -value, GMRES, throw=False).value
+            length = jnp.minimum(2 * state.length, 1)
+            return _NewtonState(state.count + 1, candidate, residual, change, length)
 
-        return count + 1, *jax.lax.cond(new_residual < residual, taken, lambda: (y, residual, change, length / 4))
+        def reject():
+            return state._replace(count=state.count + 1, length=state.length / 4)
 
-    def unsettled(state):
-        return (state[0] < NEWTON_STEPS) & (state[2] > SETTLED / 10)
+        return jax.lax.cond(residual < state.residual, accept, reject)
 
-    start = 0, y, jnp.asarray(jnp.inf, y.dtype), jnp.zeros_like(y), jnp.ones((), y.dtype)
-    _, y, residual, _, _ = jax.lax.while_loop(unsettled, step, start)
-    return y, residual
+    def unfinished(state: _NewtonState) -> Bool[Array, ""]:
+        return (state.count < NEWTON_STEPS) & (state.residual > SETTLED / 10)
+
+    start = _NewtonState(
+        count=0,
+        y=y,
+        residual=jnp.asarray(jnp.inf, y.dtype),
+        change=jnp.zeros_like(y),
+        length=jnp.ones((), y.dtype),
+    )
+    end = jax.lax.while_loop(unfinished, step, start)
+    return end.y, end.residual
 
 
 def _leading_growth(
-    eps: OnImages, schedule: NoiseSchedule, t: jax.Array, y: jax.Array, start: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(growth [B, count], sum of the eigenvectors [B, d], asymmetry [B]) of the Jacobian's symmetric part at each y.
+    eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images, start: Rows, count: int
+) -> tuple[Float[Array, "batch count"], Rows, Float[Array, "batch"]]:
+    """(growth, sum of the eigenvectors, asymmetry) of the symmetric part of the drift's Jacobian at each y.
 
-    The symmetric part, since a true score is a gradient: what is not symmetric is the network's error. Its eigenvalues
-    are taken on the Krylov space of P and `start` [B, d] (Rayleigh and Ritz), for which derivatives forwards suffice:
-    in a loop on a CPU a derivative backwards takes ten times as long, since XLA has only slow transposed convolutions
-    there.
+    The true score is a gradient, so its Jacobian is symmetric, and the asymmetric part is an error of the network. The
+    eigenvalues are those of P in its Krylov space of `start` (Rayleigh-Ritz), which needs only Jacobian-vector
+    products. A vector-Jacobian product takes ten times as long in a loop on CPUs, since XLA's transposed convolutions
+    are slow there.
     """
     _, derivative = jax.linearize(eps, y)
 
     def apply(vectors):
         return vectors - schedule.sigma(t) * derivative(vectors.reshape(y.shape)).reshape(vectors.shape)
 
-    basis, images = _krylov(apply, start, min(LANCZOS_BASIS + 5 * count, start.shape[1]))
+    basis, images = _krylov(apply, start, size=min(LANCZOS_BASIS + 5 * count, start.shape[1]))
     matrix = basis @ images.mT
-    asymmetry = _norm(matrix - matrix.mT) / _norm(matrix + matrix.mT)
-    values, turns = jnp.linalg.eigh((matrix + matrix.mT) / 2)
-    values, turns = values[:, : -count - 1 : -1], turns[:, :, : -count - 1 : -1]
+    asymmetry = _frobenius(matrix - matrix.mT) / _frobenius(matrix + matrix.mT)
+    values, rotation = jnp.linalg.eigh((matrix + matrix.mT) / 2)
+    values = values[:, : -count - 1 : -1]
+    rotation = rotation[:, :, : -count - 1 : -1]
     growth = (values - (1 + schedule.alpha_bar(t)) / 2) / schedule.sigma(t) ** 2
-    return growth, (turns.mT @ basis).sum(axis=1), asymmetry
+    return growth, (rotation.mT @ basis).sum(axis=1), asymmetry
 
 
-def _norm(matrices: jax.Array) -> jax.Array:
-    """[B], Frobenius's, of matrices [B, n, n]."""
+def _frobenius(matrices: Float[Array, "batch size size"]) -> Float[Array, "batch"]:
+    """The Frobenius norm of each matrix."""
     return jnp.linalg.norm(matrices, axis=(1, 2))
 
 
-def _solve(apply: Linear, b: jax.Array) -> jax.Array:
-    """x [1, d] with apply(x) near b: GMRES."""
-    [basis], [images] = _krylov(apply, b, min(GMRES_BASIS, b.size))
-    return (jnp.linalg.lstsq(images.T, b[0])[0] @ basis)[None]
+def _krylov(
+    apply: Linear, start: Rows, size: int
+) -> tuple[Float[Array, "batch size dim"], Float[Array, "batch size dim"]]:
+    """(an orthonormal basis of span(start, apply(start), apply(apply(start)), ...), apply of each basis vector).
 
-
-def _krylov(apply: Linear, start: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """For each of the vectors [B, d]: an orthonormal basis [B, size, d] of start, apply(start), apply(apply(start)),
-    ..., and apply of each of its vectors.
-
-    A little noise leads on where that space has fewer dimensions.
+    A small random vector is added at each step, so that the basis is complete if that space has fewer dimensions.
     """
     noise = 1e-5 * jax.random.normal(jax.random.key(0), (size, *start.shape), start.dtype) / np.sqrt(start.shape[1])
 
     def step(carry, i):
         basis, vectors = carry
         vectors = _unit(vectors) + noise[i]
-        for _ in range(2):  # once leaves rounding errors that a short remainder makes large
+        for _ in range(2):  # the second pass removes rounding errors of the first, large if the remainder is short
             vectors -= jnp.einsum("bk,bkd->bd", jnp.einsum("bkd,bd->bk", basis, vectors), basis)
         vectors = _unit(vectors)
         images = apply(vectors)
@@ -204,5 +249,6 @@ def _krylov(apply: Linear, start: jax.Array, size: int) -> tuple[jax.Array, jax.
     return basis, images.swapaxes(0, 1)
 
 
-def _unit(vectors: jax.Array) -> jax.Array:
+def _unit(vectors: Rows) -> Rows:
+    """The vectors, scaled to norm 1; a zero vector stays zero."""
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)

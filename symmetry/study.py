@@ -1,22 +1,25 @@
-"""The study of one trained network: experiments, their numbers and pictures, and a report of all."""
+"""The analysis of one trained network (--mode=analyze): measurements, figures, scored runs, and a report of all."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
 import evaluation
-from configs.runs import expand_starts, sweep_configs, unscored
+from configs.runs import expand_starts, sweep_configs, without_scores
 from core import files, tables
 from core.rng import key_for
+from core.shapes import Images
+from evaluation import EvalContext, EvalRun
 from metrics.labels import load_labeller
-from metrics.results import Result, all_finished
+from metrics.results import Result, RunSettings, all_finished
 from sampling.time_grid import AUTO_START
 from symmetry import figures, measurements, report
 from symmetry.critical import NAMES, RULES, leading_times
@@ -24,10 +27,12 @@ from symmetry.measurements import Arrays, Subject
 
 
 class Figure(NamedTuple):
-    name: str  # of the PNG
+    """A figure of the report."""
+
+    name: str  # of the PNG, without its ending
     title: str
     explanation: str
-    draw: Callable[[Path, Arrays, figures.Marks], None]
+    draw: Callable[[Path, Any, figures.Marks], None]  # draws the result of an experiment, or scored runs
 
 
 EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
@@ -35,8 +40,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "cascade",
             "Spectrum and critical times",
-            "Each dot is one direction of the data's covariance: its variance, and when it becomes unstable by each of "
-            "three rules. Broad directions decide first; no network is involved.",
+            "Each dot is one eigenvector of the data's covariance: its variance, and the time at which it becomes "
+            "unstable by each of three rules. Directions of large variance become unstable first. No network is used.",
             figures.draw_cascade,
         ),
     ),
@@ -44,9 +49,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "growth",
             "Measured instability",
-            "The leading eigenvalues of the drift's Jacobian: where one rises above zero, images are pushed apart. "
-            "Left at the network's central fixed point, where it was never trained, so that its numbers there mean "
-            "little (gaps: no fixed point found); right at noised images, where it was.",
+            "The leading eigenvalues of the drift's Jacobian. Where one is positive, small differences between images "
+            "grow. Left: at the network's central fixed point (gaps: none found). The network was not trained on such "
+            "inputs, so these numbers mean little. Right: at noised images, on which it was trained.",
             figures.draw_growth,
         ),
     ),
@@ -54,9 +59,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "agreement",
             "Is the marginal still Gaussian?",
-            "The share of the network's noise prediction that the Gaussian of the data's mean and covariance does "
-            "not explain. While it is small, a late start from that Gaussian loses little. Stars, where there are any, "
-            "are the starts that t_start = auto chose.",
+            "The share of the network's noise prediction that the Gaussian with the data's mean and covariance does "
+            "not explain. At times where it is small, a late start from that Gaussian costs little. Stars are the "
+            "starts that t_start = auto chose.",
             figures.draw_agreement,
         ),
     ),
@@ -64,22 +69,23 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "potential",
             "The potential between two images",
-            "Minus the drift, integrated along a path that keeps mean and variance, between two generated trajectories "
-            "at the same time (mind the scales). Early on it is nearly flat; later each image has a valley of its own.",
+            "The integral of minus the drift along a path between two generated trajectories at the same time; mean "
+            "and variance are constant on the path, and the scales differ between panels. At early times the "
+            "potential is nearly flat. Later each image has its own valley.",
             figures.draw_potential,
         ),
         Figure(
             "strips",
             "Interpolations",
-            "What the network takes the points of the first pair's path to be. Early on it is the same blur for all; "
-            "later each side has an image of its own.",
+            "The network's predictions of x_0 along the path of the first pair. At early times all are the same blur. "
+            "Later the two sides are different images.",
             figures.draw_strips,
         ),
         Figure(
             "pixels",
-            "Pixels on their way",
-            "Three pixels of all trajectories, as distances from their mean in units of their deviation at that time, "
-            "coloured by where they end. Colours mix until the pixel is decided.",
+            "Single pixels",
+            "Three pixels of all trajectories, minus their mean and in units of their standard deviation at that time, "
+            "coloured by the sign of their final value. Once the pixel is decided, the colours no longer mix.",
             figures.draw_pixels,
         ),
     ),
@@ -87,17 +93,17 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "same_noise",
             "Same noise, same picture",
-            "How far the images of late starts lie from those that the full DDIM, asked at every time, makes of the "
-            "same noise. The grey line is the distance between images of different noises.",
+            "The distance between images from late starts and images from the same noise by DDIM with one step for "
+            "every time. The grey line is the distance between images from different noises.",
             figures.draw_same_noise,
         ),
     ),
     measurements.correlation: (
         Figure(
             "correlation",
-            "How long noising remembers",
-            "The correlation of a noised image with the image that it was, and with the noise that it ends in. Thin "
-            "lines are single images.",
+            "Correlation under noising",
+            "The correlation of a noised image with the clean image, and with the final noise. Thin lines are single "
+            "images.",
             figures.draw_correlation,
         ),
     ),
@@ -105,8 +111,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "u_turn",
             "U-turn: is the class decided?",
-            "Images are noised to t and denoised again, and a classifier says whether the class is still the same. "
-            "Where it falls to chance, nothing of the class was left: it is decided below that time.",
+            "Images are noised to t and denoised again, and a classifier checks whether the class is still the same. "
+            "Where the probability falls to chance, x_t holds no information about the class, so generation decides "
+            "the class below that time.",
             figures.draw_u_turn,
         ),
     ),
@@ -117,106 +124,119 @@ SCORES = (
     Figure(
         "full_length",
         "Scores of full-length samplers",
-        "One step for every t, from pure noise (dashed) and from late starts: what the Gaussian costs where steps are "
-        "plenty. Flat down to the critical time, since nothing was decided before; then it rises.",
+        "Scores with one step for every t, from pure noise (dashed) and from late starts: the error of the Gaussian "
+        "without the error of few steps. Down to the critical time the late start costs nothing, then the score rises.",
         figures.draw_scores,
     ),
     Figure(
         "scores",
         "Scores of few steps",
-        "The same with n steps: from pure noise (dashed) most of them are spent before anything is decided. The best "
-        "start lies near the critical time, and the later the fewer steps there are.",
+        "Scores with n steps. From pure noise (dashed) most steps are spent before the critical time. The best start "
+        "is near the critical time, and later for fewer steps.",
         figures.draw_scores,
     ),
 )
 
 
 INTRODUCTION = (
-    "Time runs from noise at the left to data at the right. Vertical lines mark when the data's broadest direction "
-    "becomes unstable, by three rules. The table compares these rules with what the network does, direction by "
-    "direction: when the Jacobian of its drift turns positive at its fixed point, and at noised images."
+    "Time runs from noise at the left to data at the right. Vertical lines mark the time at which the data's direction "
+    "of largest variance becomes unstable, by three rules. The table compares these rules with the network, direction "
+    "by direction: the times at which the eigenvalues of its drift's Jacobian become positive, at its fixed point and "
+    "at noised images."
 )
 
 
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str) -> tuple[str, Path]:
-    """Where symmetry breaks in the network of the workdir: pictures, numbers and a report in workdir/analysis.
+    """Analyzes the network of the workdir: figures, numbers and a report in workdir/analysis.
 
-    Experiments and runs whose numbers are there already are not made again. Returns the table of critical times and
-    the report's path.
+    Stored experiments and runs with the same settings are reused, also the scored runs of an evaluation or a sweep in
+    workdir/eval_folder. Returns the table of critical times and the report's path.
     """
-    own, settings, folder = _analysis_config(config), config.analysis, workdir / "analysis"
-    starts = [t_start for t_start in expand_starts(own.sweep.t_starts) if t_start != AUTO_START]
-    few = sweep_configs(own, (max(own.sweep.n_steps),), starts)
-    full_length = _full_length_runs(own)
-    bench = evaluation.load_bench(own, workdir, [own, *few, *full_length])
-    facts = {"dataset": config.data.dataset, "weights_sha256": bench.weights_sha256}
-    images = datasets.spread(datasets.load(config, "train").images, settings.num_images)
-    x0 = datasets.to_network_range(jnp.asarray(images), config.data.centered)
-    results = {
-        "full_length": _scored(full_length, bench, folder / "scores", "full length"),
-        "scores": _scores_there(config, facts, workdir / eval_folder)
-        or _scored(few, bench, folder / "scores", "few steps"),
-        "auto": [run for run in all_finished(facts, workdir / eval_folder) if run.get("chooses_start")]
-        or _chosen_starts(config, own, bench),
-    }
+    settings = config.analysis
+    folder = workdir / "analysis"
+    run_config = _run_config(config)
+    few_steps = _few_step_runs(run_config)
+    full_length = _full_length_runs(run_config)
+    context = evaluation.load_context(run_config, workdir, [run_config, *few_steps, *full_length])
+    network = {"dataset": config.data.dataset, "weights_sha256": context.weights_sha256}
     labeller = load_labeller(config)
     measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
     subject = Subject(
-        bench.eps_fn,
-        bench.schedule,
-        bench.gaussian,
-        x0,
-        config.data.centered,
-        labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1)),
-        key_for(config.seed, "analysis"),
+        denoiser=context.denoiser,
+        gaussian=context.gaussian,
+        x0=_training_images(config),
+        centered=config.data.centered,
+        predict=labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1)),
+        rng=key_for(config.seed, "analysis"),
         **measured,
     )
-    question = facts | measured | {"seed": config.seed, "num_images": settings.num_images}
-    question |= {"gaussian_sha256": bench.gaussian_sha256, "classifier": labeller.name if labeller else None}
-    title = f"Symmetry breaking: {config.data.dataset}, step {bench.checkpoint_step}"
-    return run(subject, results, question, folder, title), folder / "report.html"
+    scored = {
+        "full_length": _scored(full_length, context, folder / "scores", name="full length"),
+        "scores": _stored_scores(config, network, workdir / eval_folder)
+        or _scored(few_steps, context, folder / "scores", name="few steps"),
+        "auto": [run for run in all_finished(network, workdir / eval_folder) if run.get("chooses_start")]
+        or _automatic_starts(config, run_config, context),
+    }
+    key = network | measured | {"seed": config.seed, "num_images": settings.num_images}
+    key |= {"gaussian_sha256": context.gaussian_sha256, "classifier": labeller.name if labeller else None}
+    title = f"Symmetry breaking: {config.data.dataset}, step {context.checkpoint_step}"
+    return run(subject, scored, key=key, folder=folder, title=title), folder / "report.html"
 
 
-def run(subject: Subject, results: Mapping[str, Sequence[Result]], question: dict, folder: Path, title: str) -> str:
-    """Makes every experiment, unless its numbers for the same question are there; draws them and writes report.html.
+def _training_images(config: ConfigDict) -> Images:
+    """analysis.num_images training images, evenly spaced over the split, in the network's range."""
+    images = datasets.spread(datasets.load(config, "train").images, config.analysis.num_images)
+    return datasets.to_network_range(jnp.asarray(images), config.data.centered)
 
-    results: scored runs of this network for the figures of SCORES, by their names, and, as "auto", runs whose late
-    start was chosen, to be marked; where there are none, nothing is drawn. Returns the table of critical times.
+
+def run(
+    subject: Subject, scored: Mapping[str, Sequence[Result]], *, key: Mapping[str, Any], folder: Path, title: str
+) -> str:
+    """Runs every experiment that is not stored with the same key, draws its figures, and writes report.html.
+
+    scored: scored runs of this network for the figures of SCORES, by the figure's name, and, as "auto", runs with an
+    automatic start to be marked; a figure without runs is left out. Returns the table of critical times.
     """
-    stored = json.dumps(question, sort_keys=True)
-    marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.schedule), results["auto"])
-    entries, table = [], ""
+    stored_key = json.dumps(key, sort_keys=True)
+    marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"])
+    entries = []
+    table = ""
     for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):
         numbers = folder / f"{experiment.__name__}.npz"
-        if (arrays := _kept(numbers, stored)) is None:
+        arrays = _stored(numbers, stored_key)
+        if arrays is None:
             arrays = experiment(subject)
-            files.write_npz(numbers, arrays | {"question": np.array(stored)})
+            files.write_npz(numbers, arrays | {"question": np.array(stored_key)})
         if experiment is measurements.growth:
-            table = comparison(arrays)
+            table = critical_times_table(arrays)
             files.write_json(folder / "critical_times.json", {name: _listed(arrays[name]) for name in COMPARED})
         if arrays.keys() - {"question"}:
-            entries += [_draw(figure, arrays, numbers, folder, marks) for figure in drawn]
-    for figure in (figure for figure in SCORES if results[figure.name]):
-        numbers = folder / f"{figure.name}.json"
-        files.write_json(numbers, {"results": list(results[figure.name])})
-        entries.append(_draw(figure, results[figure.name], numbers, folder, marks))
-    report.write(folder / "report.html", title, INTRODUCTION, table, entries)
+            entries += [_draw(figure, arrays, numbers=numbers, folder=folder, marks=marks) for figure in drawn]
+    for figure in SCORES:
+        if runs := scored[figure.name]:
+            numbers = folder / f"{figure.name}.json"
+            files.write_json(numbers, {"results": list(runs)})
+            entries.append(_draw(figure, runs, numbers=numbers, folder=folder, marks=marks))
+    report.write(folder / "report.html", title, INTRODUCTION, table=table, entries=entries)
     return table
 
 
-def _kept(path: Path, question: str) -> Arrays | None:
-    """The arrays of an earlier analysis that asked the same."""
+def _stored(path: Path, key: str) -> Arrays | None:
+    """The stored arrays of an experiment with the same key, or None."""
     arrays = files.read_npz(path, required={"question"}) if path.exists() else {"question": ""}
-    return arrays if str(arrays["question"]) == question else None
+    return arrays if str(arrays["question"]) == key else None
 
 
-def _draw(figure: Figure, content, numbers: Path, folder: Path, marks: figures.Marks) -> report.Entry:
+def _draw(
+    figure: Figure, content: Arrays | Sequence[Result], *, numbers: Path, folder: Path, marks: figures.Marks
+) -> report.Entry:
+    """Draws a figure and returns its section of the report. numbers: the file that holds its data."""
     picture = folder / f"{figure.name}.png"
     figure.draw(picture, content, marks)
     return report.Entry(figure.title, figure.explanation, picture, numbers)
 
 
-COMPARED = {
+COMPARED = {  # columns of the table of critical times: arrays of `measurements.growth`, by name, and their headings
     "eigenvalues": "variance",
     **{f"t_{rule}": NAMES[rule] for rule in RULES},
     "t_fixed_point": "fixed point",
@@ -224,71 +244,80 @@ COMPARED = {
 }
 
 
-def comparison(arrays: Arrays) -> str:
-    """A row for every leading direction: its variance, three predicted critical times and two measured ones."""
-    rows = [
-        [str(i + 1), f"{variance:.2f}", *("never" if np.isnan(t) else f"{t:.0f}" for t in times)]
-        for i, (variance, *times) in enumerate(zip(*[arrays[name] for name in COMPARED], strict=True))
-    ]
+def critical_times_table(arrays: Arrays) -> str:
+    """A row for each leading direction: its variance, three predicted critical times and two measured ones.
+
+    arrays: the result of `measurements.growth`.
+    """
+    rows = []
+    for i, (variance, *times) in enumerate(zip(*[arrays[name] for name in COMPARED], strict=True)):
+        rows.append([str(i + 1), f"{variance:.2f}", *("never" if np.isnan(t) else f"{t:.0f}" for t in times)])
     return tables.aligned(("direction", *COMPARED.values()), rows)
 
 
-def _listed(values: np.ndarray) -> list[float | None]:
-    """For JSON, which has no NaN."""
+def _listed(values: Float[np.ndarray, "values"]) -> list[float | None]:
+    """The values as a list, with None for NaN, which JSON does not have."""
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-SCORED = ("ddpm", "ddim")  # the samplers whose scores an analysis shows against the start
-AS_IN_THE_PAPER = {"baseline": "", "spacing": "linear", "clip_x0": False}
+SCORED = ("ddpm", "ddim")  # samplers whose scores against the start are part of an analysis
+PAPER_SAMPLING = {"baseline": "", "spacing": "linear", "clip_x0": False}
 
 
-def _analysis_config(config: ConfigDict) -> ConfigDict:
-    """What the runs of an analysis share. They are scored unless eval.enable_fid or analysis.score_samples says no."""
-    own = unscored(config, max(config.analysis.score_samples, 1))
-    own.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
-    own.sampling.update(gls=True, n_steps=1, t_start=own.model.num_scales - 1, **AS_IN_THE_PAPER)
-    own.sweep.samplers = SCORED
-    return own
+def _run_config(config: ConfigDict) -> ConfigDict:
+    """The config of an analysis's runs, which are scored if eval.enable_fid and analysis.score_samples allow it."""
+    run_config = without_scores(config, max(config.analysis.score_samples, 1))
+    run_config.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
+    run_config.sampling.update(gls=True, n_steps=1, t_start=run_config.model.num_scales - 1, **PAPER_SAMPLING)
+    run_config.sweep.samplers = SCORED
+    return run_config
 
 
-def _chosen_starts(config: ConfigDict, own: ConfigDict, bench: evaluation.Bench) -> list[Result]:
-    """What a run with t_start = auto says of its start, for an evaluation of the config's own size."""
-    found = []
-    for sampler in SCORED:
-        run = own.copy_and_resolve_references()
-        run.eval.num_samples = config.eval.num_samples
-        run.sampling.update(sampler=sampler, n_steps=max(own.sweep.n_steps), t_start=AUTO_START)
-        _, choice = evaluation.plan(run, bench)
-        found.append(evaluation.describe(run, bench) | {"auto_start": choice.facts()})
-    return found
+def _few_step_runs(run_config: ConfigDict) -> list[ConfigDict]:
+    """The largest n_steps of config.sweep, from pure noise and from each of its starts that is not automatic."""
+    starts = [t_start for t_start in expand_starts(run_config.sweep.t_starts) if t_start != AUTO_START]
+    return sweep_configs(run_config, (max(run_config.sweep.n_steps),), starts)
 
 
-def _full_length_runs(own: ConfigDict) -> list[ConfigDict]:
-    """One step for every t: from pure noise, and from each of analysis.score_starts with all that lie below it."""
-    last = own.model.num_scales - 1
-    starts = [(last, False), *[(t_start, True) for t_start in own.analysis.score_starts]]
+def _full_length_runs(run_config: ConfigDict) -> list[ConfigDict]:
+    """One step for every t: from pure noise, and from each of analysis.score_starts."""
+    last = run_config.model.num_scales - 1
+    starts = [(last, False), *[(t_start, True) for t_start in run_config.analysis.score_starts]]
     runs = []
     for sampler in SCORED:
         for t_start, gls in starts:
-            run = own.copy_and_resolve_references()
+            run = run_config.copy_and_resolve_references()
             run.sampling.update(sampler=sampler, n_steps=t_start + 1, t_start=t_start, gls=gls)
             runs.append(run)
     return runs
 
 
-def _scored(runs: Sequence[ConfigDict], bench: evaluation.Bench, folder: Path, name: str) -> list[Result]:
-    """The results of runs, each drawn and scored unless it is finished; none without something to score by."""
-    if bench.features is None:
+def _automatic_starts(config: ConfigDict, run_config: ConfigDict, context: EvalContext) -> list[Result]:
+    """The automatic starts for an evaluation of the config's own size, as result.json holds them."""
+    found = []
+    for sampler in SCORED:
+        run = run_config.copy_and_resolve_references()
+        run.eval.num_samples = config.eval.num_samples
+        run.sampling.update(sampler=sampler, n_steps=max(run_config.sweep.n_steps), t_start=AUTO_START)
+        eval_run = EvalRun(run, context)
+        _, chosen = eval_run.plan()
+        found.append(eval_run.settings | {"auto_start": chosen.facts()})
+    return found
+
+
+def _scored(runs: Sequence[ConfigDict], context: EvalContext, folder: Path, *, name: str) -> list[Result]:
+    """The results of runs, each drawn and scored unless it is stored; none where nothing is scored."""
+    if context.features is None:
         return []
-    results = []
+    found = []
     with tqdm(total=sum(run.sampling.n_steps for run in runs), desc=name, unit="step") as progress:
         for run in runs:
-            results.append(evaluation.run_once(run, bench, folder))
+            found.append(EvalRun(run, context).result(folder))
             progress.update(run.sampling.n_steps)
-    return results
+    return found
 
 
-def _scores_there(config: ConfigDict, facts: Result, folder: Path) -> list[Result]:
-    """DDPM's and DDIM's scores that an eval or a sweep left."""
-    facts = facts | AS_IN_THE_PAPER | {"seed": config.seed, "num_samples": config.eval.num_samples}
-    return [result for result in all_finished(facts, folder) if result["sampler"] in SCORED]
+def _stored_scores(config: ConfigDict, network: RunSettings, folder: Path) -> list[Result]:
+    """The stored results of DDPM and DDIM from an eval or a sweep with the settings of the paper."""
+    settings = network | PAPER_SAMPLING | {"seed": config.seed, "num_samples": config.eval.num_samples}
+    return [result for result in all_finished(settings, folder) if result["sampler"] in SCORED]

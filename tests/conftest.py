@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from configs.ddpm import digits
-from core import files
+from core.files import REPOSITORY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +37,7 @@ def rng():
 @pytest.fixture
 def shipped_classifier(config):
     """The classifier of the repository in the test's own assets, so that none is trained."""
-    source = files.REPOSITORY / "assets/classifier/digits_8.npz"
-    target = files.REPOSITORY / config.assets_dir / "classifier" / source.name
+    source = REPOSITORY / "assets/classifier/digits_8.npz"
+    target = REPOSITORY / config.assets_dir / "classifier" / source.name
     target.parent.mkdir(parents=True)
     target.write_bytes(source.read_bytes())

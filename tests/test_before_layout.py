@@ -59,7 +59,7 @@ def test_same_settings_give_the_same_scores_and_images(before):
     config.sampling.update(sampler="unipc_3", n_steps=4, gls=True, t_start=400)
     result = run_lib.evaluate(config, workdir, "again")
     stored = files.read_json(STORED / "run/eval/unipc_3_n4_gls400_step4_num30_seed42/result.json")
-    assert {name for name in stored} <= result.keys()
+    assert set(stored) <= result.keys()
     assert result["score"] == pytest.approx(stored["score"], rel=1e-5)
     assert result["weights_sha256"] == stored["weights_sha256"]
 

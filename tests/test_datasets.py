@@ -1,3 +1,5 @@
+"""Data sets by name, user files, batches, and the conversion between pixels and the network's range."""
+
 import gzip
 import hashlib
 import itertools
@@ -15,7 +17,7 @@ from core.errors import UserError
 
 
 def test_digits_are_scikit_learns(config):
-    """Grey levels 0..16 must fill 0..255 and no image may be lost."""
+    """Catches grey levels 0..16 that are not scaled to 0..255, and lost images."""
     images, labels = datasets.load(config, "train")
     assert images.shape == (1797, 8, 8, 1) and images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
@@ -23,14 +25,15 @@ def test_digits_are_scikit_learns(config):
 
 
 def test_digits_for_the_classifier_do_not_overlap(config):
-    """Held-out accuracy measured on images that were trained on."""
+    """Catches a held-out accuracy that is measured on training images."""
     train, test = datasets.load_labelled(config)
     assert (len(train.images), len(test.images)) == (1438, 359)
     seen = {image.tobytes() for image in train.images}
     assert not any(image.tobytes() in seen for image in test.images)
 
 
-def test_split_that_a_data_set_lacks_is_named(config):
+def test_missing_split_is_named(config):
+    """Catches a traceback, or the training split in place of the test split."""
     with pytest.raises(UserError, match="digits has no test split"):
         datasets.load(config, "test")
 
@@ -50,7 +53,7 @@ def idx_config(tmp_path, rng):
 
 
 def test_idx_files_are_read_plain_and_gzipped(idx_config):
-    """Big-endian sizes read little-endian, or rows and columns swapped."""
+    """Catches big-endian sizes that are read as little-endian, and rows and columns swapped."""
     config, images = idx_config
     split = datasets.load(config, "train")
     np.testing.assert_array_equal(split.images[..., 0], images)
@@ -69,7 +72,7 @@ def test_idx_files_are_read_plain_and_gzipped(idx_config):
     ],
 )
 def test_damaged_idx_file_is_one_line(idx_config, tmp_path, damage):
-    """A cut download that ends in a reshape traceback, or in images without labels."""
+    """Catches an incomplete download that leads to a traceback, or to images without labels."""
     config, _ = idx_config
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
@@ -79,6 +82,7 @@ def test_damaged_idx_file_is_one_line(idx_config, tmp_path, damage):
 
 
 def test_damaged_gzip_is_one_line(idx_config, tmp_path):
+    """Catches a traceback of gzip."""
     config, _ = idx_config
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
@@ -86,7 +90,8 @@ def test_damaged_gzip_is_one_line(idx_config, tmp_path):
         datasets.load(config, "train")
 
 
-def test_missing_files_say_what_to_do(tmp_path):
+def test_message_about_missing_files_says_what_to_do(tmp_path):
+    """Catches a message without the field to set or the command to run."""
     config = fashion_mnist.get_config()
     config.data.path = str(tmp_path / "none")
     prepare = "--mode=prepare --config=configs/ddpm/fashion_mnist.py --config.data.path="
@@ -97,14 +102,14 @@ def test_missing_files_say_what_to_do(tmp_path):
 
 
 def test_digits_refuse_a_path(config, tmp_path):
-    """A path that is read past in silence."""
+    """Catches a path that is ignored without a message."""
     config.data.path = str(tmp_path)
     with pytest.raises(UserError, match="custom.py"):
         datasets.load(config, "train")
 
 
 def test_idx_files_without_the_other_split_or_labels(idx_config, tmp_path):
-    """A missing test split taken for a broken file; images without labels refused."""
+    """Catches a missing test split that is reported as a broken file, and an error for images without labels."""
     config, _ = idx_config
     with pytest.raises(UserError, match="no t10k-images.*the test split is missing"):
         datasets.load(config, "test")
@@ -113,7 +118,7 @@ def test_idx_files_without_the_other_split_or_labels(idx_config, tmp_path):
 
 
 def test_fashion_mnist_of_debian(tmp_path):
-    """The real files, where they are installed: a pixel lost or an order changed on the way through the decoder."""
+    """Catches a lost pixel or a changed order in the decoder, with the real files where they are installed."""
     config = fashion_mnist.get_config()
     config.data.cache_dir = str(tmp_path)
     try:
@@ -127,7 +132,7 @@ def test_fashion_mnist_of_debian(tmp_path):
 
 
 def test_statistics_of_other_images_have_another_name(tmp_path):
-    """Scores against the statistics of a folder that was there before, or of another part of it."""
+    """Catches scores against the statistics of another folder, or of another part of the same folder."""
     config = custom.get_config()
     names = set()
     for path, held_out, channels in [("a", 0.1, 3), ("b", 0.1, 3), ("a", 0.2, 3), ("a", 0.1, 1)]:
@@ -138,14 +143,14 @@ def test_statistics_of_other_images_have_another_name(tmp_path):
 
 
 def numbered(count):
-    """Images that each hold their own index in the left column and nothing elsewhere."""
+    """Images with their index in the left column and 0 elsewhere."""
     images = np.zeros((count, 8, 8, 1), np.uint8)
     images[:, :, 0, 0] = np.arange(count)[:, None]
     return images
 
 
 def test_stream_is_a_function_of_seed_and_step(config):
-    """A resumed run that sees other images than the run it resumes."""
+    """Catches a resumed run that gets other batches than the run without interruption."""
     images = numbered(20)
     whole = list(itertools.islice(datasets.train_batches(images, config, 0), 7))
     resumed = list(itertools.islice(datasets.train_batches(images, config, 4), 3))
@@ -155,7 +160,7 @@ def test_stream_is_a_function_of_seed_and_step(config):
 
 
 def test_stream_of_digits_is_the_one_that_made_the_results(config):
-    """Another order or another kind of shuffling than that of the runs in the README."""
+    """Catches an order or a method of shuffling that differs from that of the published results."""
     config.training.batch_size = 128
     batches = datasets.train_batches(datasets.load(config, "train").images, config, 5)
     digest = hashlib.sha256(b"".join(batch.tobytes() for batch in itertools.islice(batches, 40)))
@@ -170,7 +175,7 @@ def be_process(monkeypatch, index, count):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("flip", [False, True])
 def test_processes_share_the_batch_of_one(config, count, flip, monkeypatch):
-    """Images that two processes see and others that none does, or flips that depend on the number of processes."""
+    """Catches images that two processes or no process get, and flips that depend on the number of processes."""
     config.data.random_flip = flip
     images = numbered(20)
     whole = list(itertools.islice(datasets.train_batches(images, config, 3), 6))
@@ -181,15 +186,16 @@ def test_processes_share_the_batch_of_one(config, count, flip, monkeypatch):
     np.testing.assert_array_equal([np.concatenate(rows) for rows in zip(*parts, strict=True)], whole)
 
 
-def test_batch_that_processes_cannot_share(config, monkeypatch):
+def test_batch_that_processes_cannot_share_evenly(config, monkeypatch):
+    """Catches rows that are lost in the division."""
     be_process(monkeypatch, 1, 3)
     with pytest.raises(ValueError, match="8 does not divide among 3"):
         datasets.train_batches(numbered(20), config, 0)
 
 
 @pytest.mark.parametrize("read", [0, 3])
-def test_one_batch_waits_on_the_host(config, read):
-    """Batches piled up in memory while the device is busy."""
+def test_only_one_batch_is_prefetched(config, read):
+    """Catches batches that accumulate in memory while the device is busy."""
 
     class Counting(np.ndarray):
         fetched = 0
@@ -204,8 +210,8 @@ def test_one_batch_waits_on_the_host(config, read):
     assert Counting.fetched <= read + 1
 
 
-def test_spread_is_even_and_all_where_there_are_no_more():
-    """The first images alone, which in a folder are of one class; one twice, or one beyond the last."""
+def test_spread_is_even_and_has_all_images_if_there_are_fewer():
+    """Catches the first images only, which may all be of one class, an image twice, and an index beyond the last."""
     images = np.arange(100)
     np.testing.assert_array_equal(datasets.spread(images, 4), [0, 33, 66, 99])
     np.testing.assert_array_equal(datasets.spread(images, 100), images)
@@ -213,7 +219,7 @@ def test_spread_is_even_and_all_where_there_are_no_more():
 
 
 def test_each_epoch_sees_each_image_once_in_its_own_order(config):
-    """Sampling with replacement, or the same order in every epoch."""
+    """Catches sampling with replacement, and the same order in every epoch."""
     batches = itertools.islice(datasets.train_batches(numbered(20), config, 0), 5)
     seen = np.concatenate(list(batches))[:, 0, 0, 0]
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
@@ -221,7 +227,7 @@ def test_each_epoch_sees_each_image_once_in_its_own_order(config):
 
 
 def test_half_of_the_images_are_flipped_left_to_right(config):
-    """A flip of the wrong axis, of the whole batch together, or of data that must not be flipped."""
+    """Catches a flip of the wrong axis or of the whole batch together, and a flip although random_flip is false."""
     config.training.batch_size = 200
     images = np.full((200, 8, 8, 1), 0, np.uint8)
     images[:, :, 0] = 255
@@ -237,7 +243,7 @@ def test_half_of_the_images_are_flipped_left_to_right(config):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 30])
 def test_in_order_gives_each_image_once(batch_size):
-    """A last part-batch that is dropped or counted with its padding."""
+    """Catches a last, incomplete batch that is dropped or counted with its padding."""
     images = numbered(20)
     batches = list(datasets.in_order(images, batch_size))
     assert {len(batch) for batch, _ in batches} == {batch_size}
@@ -246,7 +252,7 @@ def test_in_order_gives_each_image_once(batch_size):
 
 @pytest.mark.parametrize("centered", [True, False])
 def test_range_round_trip(centered):
-    """A pixel that does not come back, or a value out of range that wraps around."""
+    """Catches a grey level that changes in the round trip, and a value out of range that wraps around."""
     pixels = np.arange(256, dtype=np.uint8)
     x = datasets.to_network_range(jnp.asarray(pixels), centered)
     assert (float(x[0]), float(x[-1])) == ((-1, 1) if centered else (0, 1))

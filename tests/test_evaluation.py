@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -6,17 +7,28 @@ import pytest
 
 import evaluation
 from core import files
-from core.diffusion import NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
+from evaluation import EvalContext, EvalRun
 from metrics import results, statistics
 from metrics.features import Features
 from metrics.frechet import Reference
 from metrics.labels import Labeller
 from sampling.late_start import DataGaussian
 
-BENCH = evaluation.Bench(7, "weights", None, NoiseSchedule.linear(), None, "sha", None, None, None, None)
+CONTEXT = EvalContext(
+    checkpoint_step=7,
+    weights_sha256="weights",
+    denoiser=Denoiser(lambda x, t: x, NoiseSchedule.linear()),
+    gaussian_sha256="sha",
+)
 
-INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
+INCEPTION = Features(extract=None, dim=2048, name="inception", score_name="FID", note="", digest="", resize="bilinear")
+
+
+def settings_of(config, **changes):
+    """The settings of a run with this config in CONTEXT, some of whose fields are changed."""
+    return EvalRun(config, dataclasses.replace(CONTEXT, **changes)).settings
 
 
 @pytest.mark.parametrize(
@@ -32,11 +44,11 @@ INCEPTION = Features(None, 2048, "inception", "FID", "", "", "bilinear")
         ("seed", 1),
     ],
 )
-def test_every_question_has_a_folder_of_its_own(config, field, value):
-    """A run of another seed, grid or count that replaces a result, or passes for it."""
-    before = evaluation.describe(config, BENCH)
+def test_different_settings_have_different_folders(config, field, value):
+    """Catches a run with another seed, grid or count that replaces a stored result, or is replaced by it."""
+    before = settings_of(config)
     config.update_from_flattened_dict({field: value})
-    after = evaluation.describe(config, BENCH)
+    after = settings_of(config)
     assert before != after
     assert results.folder_name(before) != results.folder_name(after)
 
@@ -53,63 +65,63 @@ def test_every_question_has_a_folder_of_its_own(config, field, value):
         ("pndm", 4, True, "", False),
     ],
 )
-def test_a_result_says_whether_its_solver_knew_the_gaussians_prediction(config, sampler, n_steps, gls, baseline, known):
-    """A late start with a history that passes for one without."""
+def test_settings_include_whether_the_solver_has_a_history(config, sampler, n_steps, gls, baseline, known):
+    """Catches a late start with a history that has the same settings as one without."""
     config.sampling.update(sampler=sampler, n_steps=n_steps, gls=gls, baseline=baseline)
-    assert evaluation.describe(config, BENCH)["history"] is known
+    assert settings_of(config)["history"] is known
 
 
 def test_scores_of_other_weights_are_not_taken(config, tmp_path):
-    """A network trained anew in an old workdir, to the same step, that is given the old one's scores."""
-    question = evaluation.describe(config, BENCH)
-    files.write_json(tmp_path / results.folder_name(question) / "result.json", question)
-    assert results.finished(question, tmp_path) == question
-    assert results.finished(evaluation.describe(config, BENCH._replace(weights_sha256="others")), tmp_path) is None
+    """Catches the scores of an old network used for one that was trained anew, in the same workdir to the same step."""
+    settings = settings_of(config)
+    files.write_json(tmp_path / results.folder_name(settings) / "result.json", settings)
+    assert results.finished(settings, tmp_path) == settings
+    assert results.finished(settings_of(config, weights_sha256="others"), tmp_path) is None
 
 
 def test_what_took_more_work_is_not_replaced(config):
-    """Images by the thousand, a loss, bits per dimension or others' labels, gone with the next run without them."""
+    """Catches a run that replaces another one with more images kept, a loss, bits per dimension or other labels."""
     config.eval.num_samples = 500
-    names = [results.folder_name(evaluation.describe(config, BENCH))]
+    names = [results.folder_name(settings_of(config))]
     for change in ({"eval_loss": 0.5}, {"bits_per_dim": {"ode": 4.0}}, {"labeller": Labeller(None, "faces:smiles")}):
-        names.append(results.folder_name(evaluation.describe(config, BENCH._replace(**change))))
+        names.append(results.folder_name(settings_of(config, **change)))
     config.eval.enable_sampling = True
-    names.append(results.folder_name(evaluation.describe(config, BENCH)))
+    names.append(results.folder_name(settings_of(config)))
     assert len(set(names)) == 5
 
 
-def test_questions_below_one_chosen_grid_differ_by_their_start(config):
-    """A start that is given, and lost where the grid below it is left to a trial: no folder, or one for all starts."""
+def test_given_starts_of_an_automatic_grid_have_different_folders(config):
+    """Catches a given start that the settings lose, or one folder for all starts, where only the grid is automatic."""
     config.sampling.update(n_steps=4, spacing="auto")
-    assert evaluation.describe(config, BENCH)["t_start"] == 999
+    assert settings_of(config)["t_start"] == 999
     config.sampling.update(gls=True, t_start=400)
-    question = evaluation.describe(config, BENCH)
-    assert question["t_start"] == 400 and "t_last" not in question
-    assert "gls400" in results.folder_name(question)
+    settings = settings_of(config)
+    assert settings["t_start"] == 400 and "t_last" not in settings
+    assert "gls400" in results.folder_name(settings)
     config.sampling.t_start = -1
-    assert "t_start" not in evaluation.describe(config, BENCH)
+    assert "t_start" not in settings_of(config)
 
 
-def test_scores_of_other_features_or_statistics_lie_elsewhere(config):
-    """A FID that replaces the distance of a classifier's features, or one against published statistics."""
-    features = Features(None, 3, "classifier", "FD", "", "", "none")
-    reference = Reference(None, None, "f" * 64, "theirs")
-    config.eval.reference = ""
-    benches = [BENCH._replace(features=network, reference=reference) for network in (features, INCEPTION)]
-    names = {results.folder_name(evaluation.describe(config, bench)) for bench in benches}
-    config.eval.reference = "theirs.npz"
-    names |= {results.folder_name(evaluation.describe(config, bench)) for bench in benches}
+def test_scores_of_other_features_or_statistics_have_different_folders(config):
+    """Catches an FID that replaces the distance of classifier features, or a score against published statistics."""
+    classifier = Features(extract=None, dim=3, name="classifier", score_name="FD", note="", digest="", resize="none")
+    reference = Reference(mean=np.zeros(3), cov=np.eye(3), digest="f" * 64, description="theirs")
+    names = set()
+    for path in ("", "theirs.npz"):
+        config.eval.reference = path
+        for features in (classifier, INCEPTION):
+            names.add(results.folder_name(settings_of(config, features=features, reference=reference)))
     assert len(names) == 4
 
 
-def test_analytic_first_step_is_no_evaluation(config):
-    """AFS credited with as many evaluations as the full start, or an adaptive sampler with a number."""
+def test_analytic_first_step_is_not_a_network_evaluation(config):
+    """Catches AFS counted with as many evaluations as a full start, and an NFE for an adaptive sampler."""
     config.sampling.update(sampler="ddim", n_steps=4)
-    assert evaluation.describe(config, BENCH)["nfe"] == 4
+    assert settings_of(config)["nfe"] == 4
     config.sampling.baseline = "afs"
-    assert evaluation.describe(config, BENCH)["nfe"] == 3
+    assert settings_of(config)["nfe"] == 3
     config.sampling.sampler = "ode"
-    assert evaluation.describe(config, BENCH)["nfe"] is None
+    assert settings_of(config)["nfe"] is None
 
 
 @pytest.fixture
@@ -120,7 +132,7 @@ def gaussian_path(config, rng):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("data.dataset", "mnist", "its dataset is digits, this config's mnist"),
         ("data.image_size", 16, "its image_size is 8, this config's 16"),
@@ -129,17 +141,17 @@ def gaussian_path(config, rng):
         ("data.path", "/else", "its path is , this config's /else"),
     ],
 )
-def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch, field, value, says):
-    """A late start from another data set, at another size, or in another range, wherever its file comes from."""
-    monkeypatch.setattr(evaluation, "stats_path", lambda *_: gaussian_path)
+def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch, field, value, message):
+    """Catches a late start from another data set, size or range, even if the file was copied to the right path."""
+    monkeypatch.setattr(statistics, "stats_path", lambda *_: gaussian_path)
     assert evaluation.load_gaussian(config)[0].image_shape == (8, 8, 1)
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=f"{says}: run --mode=fid_stats again"):
+    with pytest.raises(UserError, match=f"{message}: run --mode=fid_stats again"):
         evaluation.load_gaussian(config)
 
 
-def test_gaussian_says_what_it_was_made_of(config, gaussian_path):
-    """A digest of other bytes than those of the images, or a file that says nothing and is taken all the same."""
+def test_file_of_a_gaussian_has_an_origin(config, gaussian_path):
+    """Catches a digest of other bytes than the images, and a file without an origin that is used."""
     arrays = dict(np.load(gaussian_path))
     images = np.random.default_rng(0).integers(0, 256, (99, 8, 8, 1), np.uint8)
     origin = json.loads(str(arrays.pop("origin")))
@@ -147,11 +159,11 @@ def test_gaussian_says_what_it_was_made_of(config, gaussian_path):
     np.savez(gaussian_path, **arrays)
     with pytest.raises(UserError, match="does not say which images.*run --mode=fid_stats again"):
         evaluation.load_gaussian(config)
-    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # as a library call it is not asked
+    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # the library needs no origin
 
 
-def test_damaged_gaussian_is_one_line(config, gaussian_path):
-    """NaN, or arrays that do not fit together, found only when samples come out wrong."""
+def test_damaged_gaussian_is_refused(config, gaussian_path):
+    """Catches NaN and arrays that do not fit together, which would otherwise show only in wrong samples."""
     whole = dict(np.load(gaussian_path))
     for name, broken in [("mean", whole["mean"] * np.nan), ("eigenvalues", np.ones(3)), ("image_shape", np.array("x"))]:
         np.savez(gaussian_path, **whole | {name: broken})

@@ -1,7 +1,6 @@
-"""The examples and a notebook, run for real."""
+"""Runs the examples and the notebook."""
 
 import json
-import runpy
 
 import matplotlib
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 from PIL import Image
 
 import sampling
-from core import files
-
-EXAMPLES = files.REPOSITORY / "examples"
+from core.files import REPOSITORY
+from examples import foreign_eps_fn, one_dimensional
 
 
 @pytest.fixture(autouse=True)
@@ -20,15 +18,15 @@ def no_windows():
 
 
 def test_one_dimensional_makes_the_papers_introduction(tmp_path):
-    """A picture that is not made, a well that never splits, or a late start that does not help."""
-    example = runpy.run_path(str(EXAMPLES / "one_dimensional.py"))
-    example["main"](tmp_path)
+    """Would catch a missing picture, a well that never splits, or a late start that does not help."""
+    one_dimensional.main(tmp_path)
     critical = json.loads((tmp_path / "critical.json").read_text())
     assert critical["theta_c"] == pytest.approx((2**0.5 - 1) ** 0.5, abs=1e-8)
-    numbers, paths = np.load(tmp_path / "bifurcation.npz"), np.load(tmp_path / "paths.npz")
+    numbers = np.load(tmp_path / "bifurcation.npz")
+    paths = np.load(tmp_path / "paths.npz")
     assert (numbers["stable"][numbers["t"] > critical["t_c"]] == 0).all()
     assert (numbers["stable"][numbers["t"] < critical["t_c"] - 1] > 0.05).all()
-    for name in ("backward", "late_backward"):  # all end at the data, on both sides
+    for name in ("backward", "late_backward"):  # all paths end at the data, and both signs occur
         np.testing.assert_allclose(np.abs(paths[name][-1]), 1, atol=0.05)
         assert abs(paths[name][-1].mean()) < 0.4
     for sampler in ("ddpm", "ddim"):
@@ -38,23 +36,23 @@ def test_one_dimensional_makes_the_papers_introduction(tmp_path):
 
 
 def test_every_sampler_comes_nearer_to_a_foreign_models_data(capsys):
-    """Channels put in another order, a Gaussian of other images, or a sampler that is left out of the table."""
-    found = runpy.run_path(str(EXAMPLES / "foreign_eps_fn.py"))["main"]()
-    assert found.keys() == sampling.SAMPLERS.keys()
+    """Would catch axes in a different order, a Gaussian of other images, or a sampler missing from the table."""
+    distances = foreign_eps_fn.main()
+    assert distances.keys() == sampling.SAMPLERS.keys()
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[2:-1]] == list(found)
-    full, late = found.pop("ode")
-    assert max(full, late) < 0.06  # it has as many steps as it needs
-    assert all(late < full / 2 for full, late in found.values())
+    assert [line.split()[0] for line in table[2:-1]] == list(distances)
+    full, late = distances.pop("ode")
+    assert max(full, late) < 0.06  # its steps are adaptive
+    assert all(late < full / 2 for full, late in distances.values())
 
 
-def test_notebook_runs_from_top_to_bottom(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    cells = json.loads((EXAMPLES / "one_dimensional.ipynb").read_text())["cells"]
+def test_notebook_runs_from_top_to_bottom():
+    """Would catch a cell that uses a removed name, and outputs stored in the file."""
+    cells = json.loads((REPOSITORY / "examples/one_dimensional.ipynb").read_text())["cells"]
     names = {}
     for cell in cells:
         if cell["cell_type"] == "code":
-            assert not cell["outputs"]  # made by whoever runs it
+            assert not cell["outputs"]
             exec("".join(cell["source"]), names)
     assert names["alpha_bar"] == pytest.approx(2**0.5 - 1, abs=1e-8)
     names["pyplot"].close("all")

@@ -1,34 +1,28 @@
-"""The table and the comparison of solvers, on a network of a few weights."""
+"""Runs the experiments on a network of few weights."""
 
 import csv
 import itertools
-import runpy
 
 import numpy as np
 import pytest
 
-import evaluation
 import run_lib
 import sampling
 from core import files, moments
+from evaluation import EvalRun
+from experiments import fashion_mnist, regret
 from metrics import frechet
-
-EXPERIMENT, REGRET = (
-    runpy.run_path(str(files.REPOSITORY / f"experiments/{name}.py"), run_name="experiment")
-    for name in ("fashion_mnist", "regret")
-)
 
 
 @pytest.fixture
-def laboratory(config, tmp_path, shipped_classifier, monkeypatch):
-    """Two cells, two solvers and two budgets at small numbers; and what they are asked for in `names`."""
+def experiment(config, tmp_path, shipped_classifier, monkeypatch):
+    """An experiment of two cells, three solvers and two budgets, with few images."""
     config.training.n_iters = 1
     config.training.snapshot_sampling = False
     run_lib.train(config, tmp_path / "run")
     run_lib.fid_stats(config)
-    names = EXPERIMENT["make_table"].__globals__
-    monkeypatch.setitem(names, "PAPER", {("ddim", 2): (6.0, 3.0), ("pndm", 2): (8.0, 2.0)})
     for name, value in {
+        "PAPER": {("ddim", 2): (6.0, 3.0), ("pndm", 2): (8.0, 2.0)},
         "TABLE_SAMPLES": 12,
         "TABLE_SEARCHED": 12,
         "SOLVER_SAMPLES": 12,
@@ -40,8 +34,8 @@ def laboratory(config, tmp_path, shipped_classifier, monkeypatch):
         "SOLVERS": [("ddim", "linear"), ("heun", "linear"), ("pndm", "auto")],
         "REFERENCE": ("ddpm", 20),
     }.items():
-        monkeypatch.setitem(names, name, value)
-    return EXPERIMENT["Laboratory"](config, tmp_path / "run")
+        monkeypatch.setattr(fashion_mnist, name, value)
+    return fashion_mnist.Experiment(config, tmp_path / "run")
 
 
 def read(path):
@@ -49,9 +43,9 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_table_has_every_cell_on_the_same_noise(laboratory, tmp_path):
-    """A start searched on the noise that it is scored on, or the worst of them; other seeds; a gain upside down."""
-    EXPERIMENT["make_table"](laboratory, tmp_path)
+def test_table_has_every_cell_on_the_same_noise(experiment, tmp_path):
+    """Would catch a search on the noise of the scores, the worst start in place of the best, and an inverted gain."""
+    fashion_mnist.make_table(experiment, tmp_path)
     rows = read(tmp_path / "table.csv")
     assert len(rows) == 2 * 3 * 3
     for sampler in ("ddim", "pndm"):
@@ -59,7 +53,7 @@ def test_table_has_every_cell_on_the_same_noise(laboratory, tmp_path):
             cell = [row for row in rows if (row["sampler"], row["start"]) == (sampler, kind)]
             assert [row["seed"] for row in cell] == ["1", "2", "3"]
         best = {int(row["t_start"]) for row in rows if (row["sampler"], row["start"]) == (sampler, "best")}
-        paths = laboratory.folder.glob(f"{sampler}_n2_gls*_num12_seed0/result.json")
+        paths = experiment.folder.glob(f"{sampler}_n2_gls*_num12_seed0/result.json")
         searched = {run["t_start"]: run["score"] for run in map(files.read_json, paths)}
         assert {300, 400} < searched.keys() and best == {min(searched, key=searched.get)}
     lines = (tmp_path / "table.txt").read_text(encoding="utf-8").splitlines()
@@ -72,69 +66,75 @@ def test_table_has_every_cell_on_the_same_noise(laboratory, tmp_path):
     assert (tmp_path / "grid.png").exists()
 
 
-def test_limits_are_distances_between_samples(laboratory, tmp_path):
-    """A distance to the data or to another sampler's limit, one noise for both, or another start's images."""
-    EXPERIMENT["make_limits"](laboratory, tmp_path)
+def test_limits_are_distances_between_samples(experiment, tmp_path):
+    """Would catch a distance to the data or to another sampler's limit, equal noise on both sides, and other images."""
+    fashion_mnist.make_limits(experiment, tmp_path)
     rows = read(tmp_path / "limits.csv")
     assert [(row["sampler"], row["start"]) for row in rows] == list(
         itertools.product(("ddim", "pndm"), ("full", "best"))
     )
 
-    def features(name):
-        images = files.read_npz(laboratory.folder / name / "samples.npz", required={"images"})["images"]
-        return moments.Moments(64).update(np.asarray(laboratory.bench.features.extract(images)))
+    def feature_moments(name):
+        images = files.read_npz(experiment.folder / name / "samples.npz", required={"images"})["images"]
+        return moments.Moments(64).update(np.asarray(experiment.context.features.extract(images)))
 
     for row, limit in zip(rows, ["ddpm_n3", "ddpm_n3", "ipndm_n4", "ipndm_n4"], strict=True):
         start = "full" if row["start"] == "full" else f"gls{row['t_start']}"
-        names = f"{row['sampler']}_n2_{start}_step1_num20_seed1", f"{limit}_full_step1_num20_seed4"
-        (mean1, cov1), (mean2, cov2) = ((found.mean, found.cov) for found in map(features, names))
-        expected = frechet.frechet_distance(mean1, cov1, mean2, cov2)
+        run = feature_moments(f"{row['sampler']}_n2_{start}_step1_num20_seed1")
+        limit_run = feature_moments(f"{limit}_full_step1_num20_seed4")
+        expected = frechet.frechet_distance(run.mean, run.cov, limit_run.mean, limit_run.cov)
         assert float(row["to_limit"]) == pytest.approx(expected, rel=1e-6) != float(row["score"])
     assert len((tmp_path / "limits.txt").read_text(encoding="utf-8").splitlines()) == 2 + 2
 
 
-def test_solvers_are_compared_at_equal_cost(laboratory, tmp_path):
-    """More network calls than the budget has, a solver left out, or one that the budget is too small for."""
-    EXPERIMENT["make_figures"](laboratory, tmp_path)
+def test_solvers_are_compared_at_equal_cost(experiment, tmp_path):
+    """Would catch more network evaluations than the budget allows, and a missing solver."""
+    fashion_mnist.make_figures(experiment, tmp_path)
     *rows, long_run = read(tmp_path / "solvers.csv")
     assert (long_run["sampler"], long_run["n_steps"]) == ("ddpm", "20")
     found = [(row["sampler"], row["nfe"], row["spacing"]) for row in rows if row["start"] == "full"]
-    at_four, at_five = [("ddim", "4"), ("heun", "3"), ("pndm", "4")], [("ddim", "5"), ("heun", "5"), ("pndm", "4")]
-    grids = ["linear", "linear", "auto"] * 2
-    assert found == [(*facts, grid) for facts, grid in zip(at_four + at_five, grids, strict=True)]
+    assert found == [
+        ("ddim", "4", "linear"),
+        ("heun", "3", "linear"),
+        ("pndm", "4", "auto"),
+        ("ddim", "5", "linear"),
+        ("heun", "5", "linear"),
+        ("pndm", "4", "auto"),
+    ]
     assert [row["start"] for row in rows] == ["full", "best"] * 6
     assert (tmp_path / "solvers.png").exists()
     assert len((tmp_path / "solvers.txt").read_text(encoding="utf-8").splitlines()) == 2 + 2 + 2
 
 
 def test_steps_within_a_budget():
-    """One step too many or too few."""
+    """Would catch one step too many or too few."""
     for name, solver in sampling.SAMPLERS.items():
         if solver.nfe(1):
-            n_steps = EXPERIMENT["steps_within"](name, "linear", 15)
+            n_steps = fashion_mnist.steps_within(name, "linear", 15)
             assert solver.nfe(n_steps) <= 15 < solver.nfe(n_steps + 1)
-    assert EXPERIMENT["steps_within"]("pndm", "linear", 3) == 0
-    assert [EXPERIMENT["steps_within"]("ddim", "auto", budget) for budget in (15, 16)] == [15, 0]
+    assert fashion_mnist.steps_within("pndm", "linear", 3) == 0
+    assert [fashion_mnist.steps_within("ddim", "auto", budget) for budget in (15, 16)] == [15, 0]
 
 
-def test_regret_is_what_the_chosen_start_scores_over_the_best(laboratory, tmp_path, monkeypatch):
-    """Scores that are not those of eval, a trial for another size, or the worst start for the best."""
+def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path, monkeypatch):
+    """Would catch scores unlike those of eval, a search for another number of images, and the worst start as best."""
     starts = (300, 500, 700)
-    monkeypatch.setitem(REGRET["sweep"].__globals__, "STARTS", starts)
-    config = laboratory.variant("ddim", 2, seed=3, num=40, t_start=500)
-    swept = REGRET["sweep"](config, laboratory.bench)
-    cell = REGRET["measure"](config, laboratory.bench, swept, 600)
+    monkeypatch.setattr(regret, "STARTS", starts)
+    context = experiment.context
+    config = experiment.variant("ddim", 2, seed=3, num=40, t_start=500)
+    swept = regret.sweep(config, context)
+    cell = regret.measure(config, context, swept, evaluated=600)
 
-    scores = {start: laboratory.score("ddim", 2, seed=3, num=40, t_start=start)["score"] for start in starts}
+    scores = {start: experiment.score("ddim", 2, seed=3, num=40, t_start=start)["score"] for start in starts}
     assert swept == pytest.approx({str(start): score for start, score in scores.items()}, rel=1e-6)
     assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == swept[str(cell["best"])]
-    asked = laboratory.variant("ddim", 2, seed=3, num=600, t_start=-1)
-    choice = evaluation.plan(asked, laboratory.bench)[1]
-    assert (cell["auto"], cell["share_of_evaluation"]) == (choice.timesteps[0], choice.share)
-    chosen = laboratory.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
-    assert cell["regret"] == pytest.approx(chosen / min(scores.values()) - 1, abs=1e-6)
+    auto_config = experiment.variant("ddim", 2, seed=3, num=600, t_start=-1)
+    timesteps, chosen = EvalRun(auto_config, context).plan()
+    assert (cell["auto"], cell["share_of_evaluation"]) == (timesteps[0], chosen.share)
+    auto_score = experiment.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
+    assert cell["regret"] == pytest.approx(auto_score / min(scores.values()) - 1, abs=1e-6)
 
-    REGRET["report"]([cell, cell | {"regret": 0.5}, cell | {"regret": 0.25}], tmp_path / "regret")
+    regret.report([cell, cell | {"regret": 0.5}, cell | {"regret": 0.25}], tmp_path / "regret")
     assert [row["best"] for row in read(tmp_path / "regret.csv")] == 3 * [str(cell["best"])]
     median = sorted([cell["regret"], 0.25, 0.5])[1]
     last = (tmp_path / "regret.txt").read_text(encoding="utf-8").splitlines()[-1]

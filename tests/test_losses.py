@@ -1,24 +1,29 @@
+"""The loss, the optimisers and a train step, against values in closed form."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import losses
-from core.diffusion import NoiseSchedule
-from models import make_eps_fn
+from core.diffusion import Denoiser, NoiseSchedule
+from models import make_denoiser
 from sampling.late_start import DataGaussian
 
 SCHEDULE = NoiseSchedule.linear()
 
 
-def loss_of(predict, x0):
+def loss_of(eps_fn, x0):
     t_key, noise_key = jax.random.split(jax.random.key(0))
     t = jax.random.randint(t_key, x0.shape[:1], 0, 1000)
-    return losses.ddpm_loss(predict, SCHEDULE, x0, t, jax.random.normal(noise_key, x0.shape))
+    return losses.ddpm_loss(Denoiser(eps_fn, SCHEDULE), x0, t=t, noise=jax.random.normal(noise_key, x0.shape))
 
 
 def test_loss_of_the_exact_prediction_on_gaussian_data(rng):
-    """Wrong noise, time or weighting: the best loss on N(0, s^2) is the mean over t of ab s^2 / (ab s^2 + 1 - ab)."""
+    """Catches wrong noise, time or weighting.
+
+    The smallest possible loss on N(0, s^2) is the mean over t of ab s^2 / (ab s^2 + 1 - ab).
+    """
     s2 = 0.25
     x0 = jnp.asarray(rng.standard_normal((4000, 4, 4, 1)), jnp.float32) * s2**0.5
     gaussian = DataGaussian(np.zeros(16), np.eye(16), np.full(16, s2), 0.0, (4, 4, 1))
@@ -28,12 +33,14 @@ def test_loss_of_the_exact_prediction_on_gaussian_data(rng):
     assert float(exact.mean()) == pytest.approx(np.mean(ab * s2 / (ab * s2 + 1 - ab)), rel=0.03)
 
 
-def test_loss_of_predicting_nothing_is_the_noise_variance():
+def test_loss_of_the_prediction_zero_is_the_noise_variance():
+    """Catches a loss that is not a mean over the values of an image."""
     loss = loss_of(lambda x, t: jnp.zeros_like(x), jnp.ones((500, 8, 8, 1)))
     assert float(loss.mean()) == pytest.approx(1, rel=0.02)
 
 
 def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
+    """Catches a cosine that starts before the end of the warm-up, or that does not end at n_iters."""
     config.optim.update(lr=0.5, warmup=10, schedule="constant")
     config.training.n_iters = 110
     assert [float(losses.learning_rate(config)(step)) for step in (0, 5, 10, 109)] == [0, 0.25, 0.5, 0.5]
@@ -43,30 +50,31 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
 
 
 @pytest.mark.parametrize("weighting", [0, 0.5, 1])
-def test_times_weigh_as_asked(config, weighting):
-    """Times weighed the wrong way: a new network predicts v = 0, and so ab eps too little noise in grey images."""
-    config.model.prediction, config.training.weighting = "v", weighting
+def test_loss_is_weighted_by_a_power_of_alpha_bar(config, weighting):
+    """Catches a wrong power: a new network predicts v = 0, so its squared error of eps in grey images is ab^2."""
+    config.model.prediction = "v"
+    config.training.weighting = weighting
     graphdef, state = losses.create_state(config)
-    step = losses.make_train_step(config, graphdef, SCHEDULE)
+    step = losses.make_train_step(config, graphdef)
     _, metrics = step(state, jnp.full((2000, 8, 8, 1), 127, jnp.uint8))
     assert float(metrics["loss"]) == pytest.approx(np.mean(SCHEDULE.alpha_bars ** (2 - weighting)), rel=0.05)
 
 
 @pytest.fixture
 def stepped(config):
-    """(the state before, the state after one step, its metrics, the config) on real digits."""
+    """(the state before, the state after one step, its metrics, the config) on grey images."""
     config.optim.update(warmup=0, schedule="constant", grad_clip=1e-3)
     graphdef, state = losses.create_state(config)
     before = jax.tree.map(np.asarray, state)
-    step = losses.make_train_step(config, graphdef, SCHEDULE)
+    step = losses.make_train_step(config, graphdef)
     after, metrics = step(state, jnp.full((8, 8, 8, 1), 99, jnp.uint8))
     return before, after, metrics, config
 
 
 def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
-    """Clipping after Adam, a lost bias correction or another epsilon: Adam's first step is lr * g / (|g| + eps)."""
+    """Catches clipping after Adam, a lost bias correction or a wrong epsilon: the step is lr * g / (|g| + eps)."""
     before, after, metrics, config = stepped
-    assert float(metrics["gradient_norm"]) > config.optim.grad_clip  # so clipping is at work
+    assert float(metrics["gradient_norm"]) > config.optim.grad_clip  # so the gradient is clipped
     clipped = [np.asarray(nu) ** 0.5 / (1 - 0.999) ** 0.5 for nu in jax.tree.leaves(after.opt_state[2].nu)]
     assert np.sqrt(sum(np.sum(g**2) for g in clipped)) == pytest.approx(config.optim.grad_clip, rel=1e-3)
     moved = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), clipped, strict=True)
@@ -75,7 +83,7 @@ def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
 
 
 def test_muon_step_is_orthogonal_for_kernels_and_adams_for_the_rest(config, rng):
-    """A convolution left to Adam, split into a matrix for each pixel, or scaled unlike Adam; an uphill step."""
+    """Catches a convolution updated by Adam, split into one matrix per pixel, or not scaled as Adam; an uphill step."""
     config.optim.update(optimizer="Muon", lr=0.5, warmup=0, schedule="constant")
     shapes = {"convolution": (3, 3, 4, 8), "product": (6, 5), "bias": (8,)}
     gradient = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
@@ -84,14 +92,14 @@ def test_muon_step_is_orthogonal_for_kernels_and_adams_for_the_rest(config, rng)
     for name, inputs in {"convolution": 36, "product": 6}.items():
         matrix, downhill = (np.asarray(tree[name]).reshape(inputs, -1) for tree in (step, gradient))
         stretches = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 0.5 * inputs**0.5)
-        assert ((stretches > 0.6) & (stretches < 1.3)).all()  # Newton and Schulz's iteration ends near 1
+        assert ((stretches > 0.6) & (stretches < 1.3)).all()  # the Newton-Schulz iteration ends near 1
         assert np.sum(matrix * downhill) < 0
-    looking_ahead = 1 + config.optim.beta1 * (1 - config.optim.beta1) / (1 - config.optim.beta1**2)  # Nesterov's
-    np.testing.assert_allclose(step["bias"], -0.5 * looking_ahead * np.sign(gradient["bias"]), rtol=1e-4)
+    nesterov = 1 + config.optim.beta1 * (1 - config.optim.beta1) / (1 - config.optim.beta1**2)
+    np.testing.assert_allclose(step["bias"], -0.5 * nesterov * np.sign(gradient["bias"]), rtol=1e-4)
 
 
 def test_ema_follows_its_ramp(stepped):
-    """Decay min(rate, (1 + k) / (10 + k)) with k counted from 1, as in the paper's code."""
+    """Catches a wrong decay: it is min(ema_rate, (1 + k) / (10 + k)) with k counted from 1, as in the paper's code."""
     before, after, _, _ = stepped
     assert int(after.step) == 1
     triples = zip(*(jax.tree.leaves(tree) for tree in (before.ema, after.params, after.ema)), strict=True)
@@ -100,37 +108,40 @@ def test_ema_follows_its_ramp(stepped):
 
 
 def test_weight_decay_joins_the_gradient(config):
-    """Decoupled decay (AdamW) in place of the paper's: at zero gradient L2 decay still gives a full Adam step."""
+    """Catches decoupled decay (AdamW): with a zero gradient, L2 decay as in the paper gives a full Adam step."""
     config.optim.update(weight_decay=0.1, warmup=0, schedule="constant")
-    optimizer, params = losses.make_optimizer(config), {"w": jnp.array([2.0, -3.0])}
+    optimizer = losses.make_optimizer(config)
+    params = {"w": jnp.array([2.0, -3.0])}
     updates, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], [-config.optim.lr, config.optim.lr], rtol=1e-4)
 
 
-def test_eval_loss_is_a_function_of_weights_and_image_alone(config):
-    """Dropout left on; a loss tied to a place in the batch; a compilation for every set of weights."""
+def test_eval_loss_depends_on_weights_and_image_only(config):
+    """Catches dropout, a loss that depends on the position in the batch, and a compilation for every set of weights."""
     graphdef, state = losses.create_state(config)
     images = jnp.arange(4 * 64, dtype=jnp.uint8).reshape(4, 8, 8, 1)
     keys = jax.random.split(jax.random.key(1), 4)
-    params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # past the zero initialisation that hides dropout
-    found = losses.eval_loss(make_eps_fn(graphdef, params), SCHEDULE, images, keys, True)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # non-zero in the last layer, so that dropout would show
+    denoiser = make_denoiser(config, graphdef, params)
+    found = losses.eval_loss(denoiser, images, keys, centered=True)
     compiled = losses.eval_loss._cache_size()
-    turned = losses.eval_loss(make_eps_fn(graphdef, params), SCHEDULE, images[::-1], keys[::-1], True)
-    np.testing.assert_allclose(turned[::-1], found, rtol=1e-5)
-    losses.eval_loss(make_eps_fn(graphdef, state.ema), SCHEDULE, images, keys, True)
+    reversed_order = losses.eval_loss(denoiser, images[::-1], keys[::-1], centered=True)
+    np.testing.assert_allclose(reversed_order[::-1], found, rtol=1e-5)
+    losses.eval_loss(make_denoiser(config, graphdef, state.ema), images, keys, centered=True)
     assert losses.eval_loss._cache_size() == compiled
     config.model.dropout = 0.0
-    without, _ = losses.create_state(config)
-    np.testing.assert_allclose(losses.eval_loss(make_eps_fn(without, params), SCHEDULE, images, keys, True), found)
+    without_dropout, _ = losses.create_state(config)
+    denoiser = make_denoiser(config, without_dropout, params)
+    np.testing.assert_allclose(losses.eval_loss(denoiser, images, keys, centered=True), found)
 
 
 def test_dequantization_moves_pixels_by_less_than_one_level(config):
-    """Noise of another scale, or one that shifts the mean: the loss changes, and only a little."""
+    """Catches noise of a wrong scale or with a mean that is not zero: the loss changes by less than 1%."""
     graphdef, state = losses.create_state(config)
-    state = losses.state_of(config, 0, jax.tree.map(lambda leaf: leaf + 0.02, state.params), state.ema)
+    state = losses.state_of(config, 0, jax.tree.map(lambda leaf: leaf + 0.02, state.params), ema=state.ema)
     images = jnp.full((8, 8, 8, 1), 100, jnp.uint8)
     metrics = []
     for config.data.uniform_dequantization in (False, True):
-        _, found = losses.make_train_step(config, graphdef, SCHEDULE)(jax.tree.map(jnp.copy, state), images)
+        _, found = losses.make_train_step(config, graphdef)(jax.tree.map(jnp.copy, state), images)
         metrics.append(float(found["loss"]))
     assert metrics[0] != metrics[1] == pytest.approx(metrics[0], rel=0.01)

@@ -66,7 +66,7 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
         (f"--mode=eval {DIGITS} --workdir={{tmp}} --gls --t_start=1000", "from 1 to 999"),
         (f"--mode=eval {DIGITS} --workdir={{tmp}} --gls --t_start=3 --n_steps=5", "at most 4"),
         (f"--mode=eval {DIGITS} --workdir={{tmp}}", "no checkpoint in"),
-        (f"--mode=sweep {DIGITS} --workdir={{tmp}} --sampler=ddim", "--sampler means nothing to --mode=sweep"),
+        (f"--mode=sweep {DIGITS} --workdir={{tmp}} --sampler=ddim", "--sampler is not used by --mode=sweep"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --compare --trajectory", "and nothing else"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --compare --t_start=2000", "from 1 to 999"),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.ch_mult=('a',)", "each a whole number"),
@@ -77,7 +77,7 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
             "--mode=fid_stats --config=configs/ddpm/cifar10.py --config.data.data_dir={tmp}",
             "run python main.py --mode=pr",
         ),
-        (f"--mode=prepare {DIGITS} --workdir={{tmp}}", "--workdir means nothing to --mode=prepare"),
+        (f"--mode=prepare {DIGITS} --workdir={{tmp}}", "--workdir is not used by --mode=prepare"),
         ("--mode=prepare --config=configs/ddpm/custom.py", "custom needs --config.data.path"),
         (
             "--mode=prepare --config=configs/ddpm/custom.py --config.data.path={tmp}",

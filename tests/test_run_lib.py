@@ -17,6 +17,7 @@ import losses
 import run_lib
 import sampling
 from core import files
+from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
 from metrics.features import load_features
@@ -146,8 +147,8 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert again["score"] == pytest.approx(results[-1]["score"], rel=1e-6)
 
     drawn = []
-    real_run = run_lib.evaluation.run
-    monkeypatch.setattr(run_lib.scoring, "run", lambda *args: drawn.append(args) or real_run(*args))
+    real_run = evaluation.EvalRun.draw_and_score
+    monkeypatch.setattr(evaluation.EvalRun, "draw_and_score", lambda *args: drawn.append(args) or real_run(*args))
     assert run_lib.sweep(config, trained) == results and not drawn
     (folder / "result.json").unlink()
     run_lib.sweep(config, trained)
@@ -169,11 +170,11 @@ from configs.ddpm import digits
 import evaluation, run_lib
 config = digits.get_config()
 config.update(json.loads(Path({str(tmp_path / "config.json")!r}).read_text()))
-observe, evaluation.KEPT_EVERY = evaluation.observe, -1
-def observe_and_die(tally, *rest):
+observe, evaluation.SAVE_SECONDS = evaluation.observe, -1
+def observe_and_die(tally, *rest, **options):
     if tally.count == 15:
         os.kill(os.getpid(), signal.SIGKILL)
-    observe(tally, *rest)
+    observe(tally, *rest, **options)
 evaluation.observe = observe_and_die
 run_lib.evaluate(config, Path({str(trained)!r}))
 """
@@ -185,7 +186,9 @@ run_lib.evaluate(config, Path({str(trained)!r}))
     drawn = []
     real_generate = evaluation.generate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "generate", lambda *args: drawn.append(args[-1]) or real_generate(*args))
+        patch.setattr(
+            evaluation, "generate", lambda *args, **opts: drawn.append(opts["first"]) or real_generate(*args, **opts)
+        )
         resumed, straight = run_lib.evaluate(config, trained), run_lib.evaluate(config, trained, "straight")
     assert drawn == [15, 0]
     timing = {"wall_seconds", "images_per_second"}
@@ -275,7 +278,8 @@ def test_eval_repeats_the_loss_that_training_logged(config, tmp_path, monkeypatc
 
 
 def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
-    monkeypatch.setattr(run_lib, "make_eps_fn", lambda *_: jax.tree_util.Partial(lambda x, t: x * np.nan))
+    broken = Denoiser(lambda x, t: x * np.nan, NoiseSchedule.linear())
+    monkeypatch.setattr(evaluation, "make_denoiser", lambda *_: broken)
     with pytest.raises(UserError, match="NaN or infinity"):
         run_lib.sample(config, trained, 2)
 
@@ -305,9 +309,9 @@ def drawn_images(config, batch_size, sampler="ddpm"):
     graphdef, state = losses.create_state(config)
     params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
     config.sampling.update(sampler=sampler, n_steps=4)
-    eps_fn = run_lib.make_eps_fn(graphdef, params)
-    schedule, shape = run_lib.make_schedule(config), datasets.image_shape(config)
-    batches = generate(config, eps_fn, schedule, None, time_grid(4, 999), shape, 12, batch_size)
+    denoiser = run_lib.make_denoiser(config, graphdef, params)
+    shape = datasets.image_shape(config)
+    batches = generate(config, denoiser, None, time_grid(4, 999), image_shape=shape, num=12, batch_size=batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
@@ -315,17 +319,17 @@ def drawn_images(config, batch_size, sampler="ddpm"):
 def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     """A history lost on the way to the solver, kept where a run is to do without, or of another Gaussian or noise."""
     config.sampling.update(sampler="unipc_2", n_steps=4, gls=True, baseline=baseline)
-    schedule, grid, shape = run_lib.make_schedule(config), time_grid(4, 500), datasets.image_shape(config)
+    grid, shape = time_grid(4, 500), datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
-    eps_fn = jax.tree_util.Partial(lambda x, t: 0.5 * x)
-    [(found, _)] = generate(config, eps_fn, schedule, gaussian, grid, datasets.image_shape(config), 8, 8)
+    denoiser = Denoiser(lambda x, t: 0.5 * x, NoiseSchedule.linear())
+    [(found, _)] = generate(config, denoiser, gaussian, grid, image_shape=shape, num=8, batch_size=8)
     own = gaussian.isotropic() if baseline == "isotropic" else gaussian
-    noise, _ = prior(config, 0, 8, datasets.image_shape(config))
-    x, history = own.sample(noise, schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
+    noise, _ = prior(config.seed, 0, 8, shape)
+    x, history = own.sample(noise, denoiser.schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
     known = {} if baseline == "no_history" else {"history": history}
-    np.testing.assert_allclose(found, sampling.sample("unipc_2", eps_fn, schedule, x, grid, **known), atol=2e-5)
+    np.testing.assert_allclose(found, sampling.sample("unipc_2", denoiser, x, grid, **known), atol=2e-5)
     other = {"history": history} if baseline == "no_history" else {}
-    assert np.abs(found - sampling.sample("unipc_2", eps_fn, schedule, x, grid, **other)).max() > 1e-3
+    assert np.abs(found - sampling.sample("unipc_2", denoiser, x, grid, **other)).max() > 1e-3
 
 
 def test_what_starts_from_pure_noise_has_no_history(config):

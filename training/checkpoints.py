@@ -1,13 +1,12 @@
-"""What a workdir keeps: the resolved config and, through orbax, the train state at chosen steps.
+"""Saving and restoring training: the resolved config and, through orbax, checkpoints with checksums.
 
-A checkpoint holds three items: `ema` alone, so that an evaluation reads nothing else; `train`, the rest of the state;
-and `facts`, which say in JSON how it came to be. Each is committed together with the checksums of its files.
+A checkpoint holds three items: `ema`, the averaged weights, which are all that an evaluation reads; `train`, the rest
+of the train state; and `facts`, the step, config and versions as JSON. Each item is saved atomically, together with
+the checksums of its files. A checkpoint is whole if it is complete and all its files match their checksums.
 """
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
@@ -28,11 +27,15 @@ from models import Params, abstract_params
 
 CHECKSUMS = "checksums.json"
 
-State = TypeVar("State")  # losses.TrainState: a dataclass with step, ema and whatever else training needs
+State = TypeVar("State")
+"""losses.TrainState: a dataclass with the fields `step` and `ema`, and others that are saved under `train`."""
 
 
 def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> None:
-    """Raises UserError where the config stored in a place has another network, naming each field that differs."""
+    """Raises UserError, naming each field that differs, if `stored` describes another network than `config`.
+
+    stored: the config that is stored at `place`, as JSON.
+    """
     wanted = json.loads(config.to_json())
     there = {section: _section(stored, section, place) for section in ("model", "data")}
     fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
@@ -47,16 +50,17 @@ def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> No
 
 
 def _section(stored: dict[str, Any], name: str, place: Path) -> dict[str, Any]:
-    """A field that was not there yet when the config was stored had the value that is now its default."""
-    if not isinstance(section := stored.get(name, {}), dict):
-        raise UserError(f"{place}: {name}={section!r} in the config stored there is no section of one")
+    """A section of the stored config; fields that were added to the config since then have their defaults."""
+    section = stored.get(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{place}: {name}={section!r} in the config stored there should be a JSON object of fields")
     return json.loads(get_default_config()[name].to_json()) | section
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError where the workdir's training cannot go on with this config: another network or optimiser.
+    """Raises UserError if the workdir's training cannot be resumed with this config: another network or optimiser.
 
-    Warns where the images have another path now: they may have moved there, or be others.
+    Warns if data.path has changed: the folder may have moved, or hold other images.
     """
     if not (workdir / "config.json").exists():
         return
@@ -64,38 +68,53 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     check_network(config, stored, workdir)
     if not saved_steps(workdir):
         return
-    optimizer, path = _section(stored, "optim", workdir)["optimizer"], _section(stored, "data", workdir)["path"]
+    optimizer = _section(stored, "optim", workdir)["optimizer"]
     if optimizer != config.optim.optimizer:
-        hint = "another's state cannot take over, so set that one or take a new --workdir"
+        hint = "its saved state fits no other optimiser, so set that one or choose a new --workdir"
         raise UserError(f"{workdir} is trained by optim.optimizer={optimizer}, not {config.optim.optimizer}: {hint}")
+    path = _section(stored, "data", workdir)["path"]
     if path != config.data.path:
-        warn(f"{workdir} goes on with data.path={config.data.path!r}, where it had {path!r} before")
+        warn(f"{workdir} goes on with data.path={config.data.path!r}; it had {path!r} before")
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config to the workdir as config.json."""
     files.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+
+
+def stored_config(workdir: Path) -> ConfigDict:
+    """The config that `write_config` wrote; fields that did not exist then have their defaults.
+
+    Raises UserError where there is none, or it has a field or a value that is not known now.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"no {path}: train or import a network into this workdir first")
+    config = get_default_config()
+    try:
+        config.update(files.read_json(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a config of this version ({error})") from error
+    return config
 
 
 @contextlib.contextmanager
 def only_writer(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and holds its lock, which the system frees when the process dies, however it dies.
+    """Creates the workdir and holds its lock, so that no two runs write to it.
 
-    Raises UserError where another process holds it. Of several processes of one run, the first holds it for all.
+    The operating system releases the lock when the process ends, even if it is killed. In a run of several processes,
+    the first one holds the lock for all. Raises UserError if another run holds it.
     """
     if not parallel.is_first():
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {workdir}: wait for it, or take another --workdir") from error
+    busy = f"another process trains in {workdir}: wait for it, or choose another --workdir"
+    with files.locking(workdir / ".lock", busy, wait=False):
         yield
 
 
 class _Committed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A folder that gets its name last, after the checksums of all that is in it."""
+    """Orbax's temporary folder of an item, renamed only after the checksums of its files are written."""
 
     async def finalize(self) -> None:
         await asyncio.to_thread(_write_checksums, Path(self.get()))
@@ -104,56 +123,57 @@ class _Committed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 def _write_checksums(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("_CHECKPOINT"))
-    (folder / CHECKSUMS).write_text(json.dumps({str(path.relative_to(folder)): _digest(path) for path in paths}))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    checksums = {str(path.relative_to(folder)): files.file_sha256(path) for path in paths}
+    (folder / CHECKSUMS).write_text(json.dumps(checksums))
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint or of one of its items, if anything is.
+    """A description of the first error in the files of a checkpoint, or of one of its items; None if it is whole.
 
-    One without checksums, which an earlier version of this program wrote, has but orbax's mark of a finished save.
+    Checkpoints without checksums, written by an earlier version of this program, need orbax's commit marker.
     """
     if not (folder / CHECKSUMS).exists():
-        return None if (folder / "commit_success.txt").exists() else "it is not whole"
+        return None if (folder / "commit_success.txt").exists() else "it is incomplete"
     try:
-        for name, digest in files.read_json(folder / CHECKSUMS).items():
-            if _digest(folder / name) != digest:
-                return f"{name} is not as it was written"
+        for name, checksum in files.read_json(folder / CHECKSUMS).items():
+            if files.file_sha256(folder / name) != checksum:
+                return f"checksum mismatch in {name}"
     except (OSError, UserError) as error:
         return str(error)
     return None
 
 
 def newest_whole(workdir: Path, item: str = "") -> int | None:
-    """The newest step at which the checkpoint, or the item of it, is as it was written; warns of those after it.
+    """The step of the newest whole checkpoint, or of the newest one whose `item` is whole; warns of newer ones.
 
-    None where the workdir holds no checkpoint; raises UserError where it holds damaged ones alone. All processes get
-    the answer of the first.
+    None if the workdir has no checkpoint. Raises UserError if all its checkpoints are damaged. Only the first process
+    reads the files; all processes return its result.
     """
-    steps, damages = saved_steps(workdir), []
-    found = -1 if steps else 0
+    steps = saved_steps(workdir)
+    found = -1
+    damages = []
     for step in reversed(steps) if parallel.is_first() else ():
-        if (wrong := damage(workdir / "checkpoints" / str(step) / item)) is None:
+        wrong = damage(workdir / "checkpoints" / str(step) / item)
+        if wrong is None:
             found = step
             break
         damages.append(f"the checkpoint of step {step} in {workdir} is damaged ({wrong})")
     found = int(parallel.gather(np.asarray(found))[0])
+    if not steps:
+        return None
     if found == -1:
-        hint = "move them away to start anew"
+        hint = "move them away to start training from step 0"
         raise UserError(f"no checkpoint in {workdir / 'checkpoints'} is whole ({'; '.join(damages[:1])}): {hint}")
     for text in damages:
-        warn(f"{text}; the one of step {found} is taken")
-    return found if steps else None
+        warn(f"{text}; the one of step {found} is used")
+    return found
 
 
 def resume(config: ConfigDict, workdir: Path, state: State) -> State:
-    """The newest whole checkpoint, shaped and sharded like `state`; `state` itself where there is none.
+    """The newest whole checkpoint, shaped and sharded like `state`; `state` itself if there is no checkpoint.
 
-    Damaged ones after it are moved out of the way. Raises UserError where it is of another network.
+    Damaged checkpoints of later steps are moved to the workdir's folder `damaged`. Raises UserError if the checkpoint
+    is of another network.
     """
     step = newest_whole(workdir)
     if step is None:
@@ -164,7 +184,7 @@ def resume(config: ConfigDict, workdir: Path, state: State) -> State:
 
 
 def load(config: ConfigDict, workdir: Path, step: int, state: State) -> State:
-    """The checkpoint of a step, shaped and sharded like `state`. Raises UserError where it is of another network."""
+    """The checkpoint of a step, shaped and sharded like `state`. Raises UserError if it is of another network."""
     _check_facts(config, workdir / "checkpoints" / str(step))
     items = {name: ocp.args.StandardRestore(parallel.abstract(item)) for name, item in _items(state).items()}
     with open_manager(workdir, read_only=True) as manager:
@@ -173,23 +193,25 @@ def load(config: ConfigDict, workdir: Path, step: int, state: State) -> State:
 
 
 def _set_aside(workdir: Path, after: int) -> None:
-    """Moves the damaged checkpoints after a step to the workdir's folder `damaged`, out of the way of their steps."""
-    for step in (step for step in saved_steps(workdir) if step > after and parallel.is_first()):
-        target = workdir / "damaged" / str(step)
-        while target.exists():
-            target = target.with_name(f"{target.name}+")
-        target.parent.mkdir(exist_ok=True)
-        (workdir / "checkpoints" / str(step)).rename(target)
-        warn(f"moved the damaged checkpoint of step {step} to {target}")
-    parallel.gather(np.zeros(1))  # the others go on when it is done
+    """Moves the checkpoints after a step, which are damaged, to the folder `damaged`, so that orbax ignores them."""
+    if parallel.is_first():
+        for step in [step for step in saved_steps(workdir) if step > after]:
+            target = workdir / "damaged" / str(step)
+            while target.exists():
+                target = target.with_name(f"{target.name}+")
+            target.parent.mkdir(exist_ok=True)
+            (workdir / "checkpoints" / str(step)).rename(target)
+            warn(f"moved the damaged checkpoint of step {step} to {target}")
+    parallel.gather(np.zeros(1))  # the other processes wait until this is done
 
 
 def open_manager(
     workdir: Path, *, newest: int = 1, keep_period: int = 1, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Asynchronous, atomic saving. Kept are the newest few and for ever those at multiples of keep_period.
+    """Orbax's manager of the workdir's checkpoints: saves are asynchronous and atomic.
 
-    So is what an earlier run kept: all that is there but its newest few.
+    It keeps the `newest` latest checkpoints, those at multiples of keep_period, and those that an earlier run kept
+    for good: all that exist now except the `newest` latest.
     """
     earlier = policy.CustomSteps(saved_steps(workdir)[:-newest])
     keep = [policy.LatestN(newest), policy.EveryNSteps(keep_period), earlier]
@@ -200,16 +222,17 @@ def open_manager(
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps of all checkpoints, ascending."""
+    """The steps of all checkpoints of a workdir, ascending."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
 @contextlib.contextmanager
 def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None]]:
-    """A function that saves a state without waiting; at the end everything is on the disk.
+    """Yields a function that saves a state in the background; all saves are on disk when the block ends.
 
-    A step that is already there is left as it is. Kept are the newest training.max_to_keep, for ever those at
-    multiples of training.snapshot_freq, and what an earlier run kept. Raises UserError where the disk takes no more.
+    A step that is already saved is not saved again. Kept are the latest training.max_to_keep checkpoints, those at
+    multiples of training.snapshot_freq, and those that an earlier run kept for good. Raises UserError if a file cannot
+    be written.
     """
     training = config.training
     manager = open_manager(workdir, newest=training.max_to_keep, keep_period=training.snapshot_freq)
@@ -218,8 +241,9 @@ def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None
         step = int(state.step)
         if step not in manager.all_steps():
             items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+            facts = ocp.args.JsonSave(_facts(config, step))
             with _disk_trouble(workdir):
-                manager.save(step, args=ocp.args.Composite(facts=ocp.args.JsonSave(_facts(config, step)), **items))
+                manager.save(step, args=ocp.args.Composite(facts=facts, **items))
 
     try:
         yield save
@@ -230,7 +254,7 @@ def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None
 
 @contextlib.contextmanager
 def _disk_trouble(workdir: Path) -> Iterator[None]:
-    """Raises UserError for what orbax and tensorstore raise where a file of this save or the last cannot be written."""
+    """Raises UserError if orbax or tensorstore cannot write a file of this save or of the one before."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -239,7 +263,10 @@ def _disk_trouble(workdir: Path) -> Iterator[None]:
 
 
 def _facts(config: ConfigDict, step: int) -> dict[str, Any]:
-    """How the state came to be. Data and randomness of step k are functions of (seed, k): these are their positions."""
+    """How a state was made: config, versions, devices, and the positions in the streams of data and random keys.
+
+    Both streams are functions of (seed, step), so the step is their position.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "step": step,
@@ -252,13 +279,17 @@ def _facts(config: ConfigDict, step: int) -> dict[str, Any]:
 
 
 def _check_facts(config: ConfigDict, folder: Path) -> None:
-    if (facts := folder / "facts" / "metadata").exists():
+    """Raises UserError if the checkpoint in a folder is of another network."""
+    facts = folder / "facts" / "metadata"
+    if facts.exists():
         check_network(config, files.read_json(facts)["config"], folder)
 
 
 def require(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError where config.eval.checkpoint (-1: the newest) is not there or is of another network."""
-    folder, steps, wanted = workdir / "checkpoints", saved_steps(workdir), config.eval.checkpoint
+    """Raises UserError if the checkpoint config.eval.checkpoint (-1: the newest) is missing or of another network."""
+    folder = workdir / "checkpoints"
+    steps = saved_steps(workdir)
+    wanted = config.eval.checkpoint
     if not steps:
         raise UserError(f"no checkpoint in {folder}: train first, with --mode=train and the same --workdir")
     if wanted != -1 and wanted not in steps:
@@ -267,9 +298,10 @@ def require(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:
-    """(step, the network's definition, its averaged weights on all devices) as config.eval.checkpoint says.
+    """(step, the network's definition, its averaged weights on all devices) of the checkpoint config.eval.checkpoint.
 
-    -1 means the newest whole one. Raises UserError as `require` does, and where the one asked for is damaged.
+    -1 selects the newest checkpoint whose weights are whole. Raises UserError as `require` does, and if the selected
+    checkpoint is damaged.
     """
     require(config, workdir)
     wanted = config.eval.checkpoint
@@ -286,8 +318,10 @@ def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:
         except Exception:
             if damage(folder / "ema") is None or wanted != -1:
                 raise
-    return load_ema(config, workdir)  # a trainer beside this has just replaced it by a newer one
+    return load_ema(config, workdir)  # a training run has replaced it by a newer one in the meantime
 
 
 def _items(state: State) -> dict[str, Any]:
-    return {"train": {name: value for name, value in vars(state).items() if name != "ema"}, "ema": state.ema}
+    """The items of a checkpoint that hold arrays, by name."""
+    train = {name: value for name, value in vars(state).items() if name != "ema"}
+    return {"train": train, "ema": state.ema}

@@ -1,8 +1,9 @@
-"""Training metrics out: metrics.jsonl for machines, TensorBoard files for people."""
+"""The training log: metrics.jsonl for programs, and TensorBoard files."""
 
 import json
 import time
 from pathlib import Path
+from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
@@ -11,23 +12,26 @@ from core.errors import UserError
 
 
 class MetricsWriter:
-    """Appends one JSON line per call. A resumed run first drops the lines that it is going to write again.
+    """A context manager that appends one line of JSON per call of `write` to metrics.jsonl, and logs to TensorBoard.
 
-    Of several processes only the first writes.
+    first_step is the step that training resumes from. The lines of later steps are removed, since they will be written
+    again. If there are several processes, only the first one writes. Raises UserError if metrics.jsonl is not readable.
     """
 
     def __init__(self, workdir: Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._held = _rows_up_to(first_step, self._path)
-        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._held))
-        board = {"logdir": str(workdir / "tensorboard"), "purge_step": first_step + 1}
-        self._board = SummaryWriter(**board, write_to_disk=parallel.is_first())
+        self._earlier_rows = _rows_up_to(first_step, self._path)
+        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._earlier_rows))
+        self._board = SummaryWriter(
+            logdir=str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=parallel.is_first()
+        )
 
     def holds(self, step: int, name: str) -> bool:
-        """Whether an earlier run wrote a value of this step."""
-        return any(row["step"] == step and name in row for row in self._held)
+        """Whether an earlier run wrote a value of this name for this step."""
+        return any(row["step"] == step and name in row for row in self._earlier_rows)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Logs the values of a step, by name."""
         if not parallel.is_first():
             return
         with self._path.open("a") as file:
@@ -39,12 +43,18 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._board.close()
 
 
 def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
-    """The rows of the file, if it is there, without a last line that a kill cut; UserError where another is broken."""
+    """The rows of metrics.jsonl up to a step; none if there is no file.
+
+    A last line without a line break is dropped: the process was killed while it wrote that line. Raises UserError if
+    any other line is not a JSON object with a step.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -54,12 +64,15 @@ def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
 
 
 class Rate:
-    """Steps per second since the last call."""
+    """Steps per second since the last call. `step` is the step at which counting begins."""
 
     def __init__(self, step: int):
-        self._step, self._time = step, time.perf_counter()
+        self._step = step
+        self._time = time.perf_counter()
 
     def __call__(self, step: int) -> float:
-        steps, seconds = step - self._step, time.perf_counter() - self._time
-        self._step, self._time = step, time.perf_counter()
-        return steps / seconds
+        now = time.perf_counter()
+        rate = (step - self._step) / (now - self._time)
+        self._step = step
+        self._time = now
+        return rate

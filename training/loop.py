@@ -1,13 +1,14 @@
-"""One training run: from the newest whole checkpoint to the last step, whatever ends it on the way."""
+"""The training loop: resume, step, log, evaluate, save checkpoints, and stop on a signal."""
 
 import collections
 import contextlib
-import functools
+import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import SupportsFloat
 
 import jax
 import numpy as np
@@ -19,120 +20,158 @@ from tqdm import tqdm
 import datasets
 import losses
 from core import parallel, plots
-from core.diffusion import EpsFn, NoiseSchedule
+from core.diffusion import Denoiser
 from core.errors import Stopped, UserError
 from core.rng import key_for
-from datasets import keyed_batches
-from models import Params, make_eps_fn
+from core.shapes import HostPixels
+from models import Params, make_denoiser
 from sampling.generate import generate, grid_of
 from training import checkpoints
 from training.log import MetricsWriter, Rate
 
-REMEMBERED = 5  # how many losses are told when one is not finite
+LOSSES_SHOWN = 5  # earlier losses in the message about a loss that is not finite
 
 
-def run(
-    config: ConfigDict, workdir: Path, schedule: NoiseSchedule, images: np.ndarray, held_out: np.ndarray | None
-) -> int:
-    """Trains to training.n_iters and returns the step from which it went on.
+def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPixels | None) -> int:
+    """Trains to training.n_iters from the newest whole checkpoint, and returns the step of that checkpoint (or 0).
 
-    images, held_out: uint8 [N, H, W, C]. Raises UserError where another process holds the workdir, its network is
-    another, or a loss or gradient is not finite; Stopped after SIGTERM or SIGINT, when the state is saved.
+    images: the training split. held_out: the images of the loss that is logged every training.eval_freq steps, if any.
+    Raises UserError if another process trains in the workdir, its checkpoint does not fit the config, or a loss or
+    gradient is not finite. Raises Stopped after SIGTERM or SIGINT, once the state is saved.
     """
     training = config.training
     graphdef, state = losses.create_state(config)
-    train_step = losses.make_train_step(config, graphdef, schedule)
-    with checkpoints.only_writer(workdir), catching_signals() as signals:
+    train_step = losses.make_train_step(config, graphdef)
+
+    with contextlib.ExitStack() as stack:
+        # Resume
+        stack.enter_context(checkpoints.only_writer(workdir))
+        signals = stack.enter_context(catching_signals())
         state = checkpoints.resume(config, workdir, losses.place(config, state))
-        reached = int(state.step)
-        with checkpoints.saving(config, workdir) as save, MetricsWriter(workdir, reached) as writer:
-            if reached < training.n_iters:
-                checkpoints.write_config(config, workdir)
-            look = functools.partial(_look, config, workdir, schedule, graphdef, held_out, writer, reached, signals)
-            look(reached, state.ema)  # in case that a signal cut it off
-            batches = map(parallel.shard_batch, datasets.train_batches(images, config, reached))
-            batch, recent, steps_per_second = next(batches), collections.deque(maxlen=REMEMBERED), Rate(reached)
-            steps = range(reached + 1, training.n_iters + 1)
-            for step in (progress := tqdm(steps, "train", training.n_iters, initial=reached, unit="step")):
-                state, metrics = train_step(state, batch)
-                batch = next(batches)  # while the device computes
-                values = _finite(step, metrics, recent)  # waits: a step sent ahead could not be called back by a signal
-                if _due(config, step, training.log_freq):
-                    writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
-                    progress.set_postfix(loss=f"{values['loss']:.4f}")
-                look(step, state.ema)
-                stop = _asked_to_stop(step, signals)
-                if stop or _due(config, step, training.snapshot_freq, training.snapshot_freq_for_preemption):
-                    save(state)
-                if stop:
-                    raise Stopped(step, *signals)
-    return reached
+        first_step = int(state.step)
+        save = stack.enter_context(checkpoints.saving(config, workdir))
+        writer = stack.enter_context(MetricsWriter(workdir, first_step))
+        if first_step < training.n_iters:
+            checkpoints.write_config(config, workdir)
+        evaluation = PeriodicEvaluation(
+            config, workdir, graphdef=graphdef, held_out=held_out, writer=writer, signals=signals, first_step=first_step
+        )
+        evaluation.run(first_step, state.ema)  # a signal may have interrupted it in the previous run
+
+        # Train
+        batches = map(parallel.shard_batch, datasets.train_batches(images, config, first_step))
+        batch = next(batches)
+        recent_losses = collections.deque(maxlen=LOSSES_SHOWN)
+        steps_per_second = Rate(first_step)
+        steps = range(first_step + 1, training.n_iters + 1)
+        progress = tqdm(steps, desc="train", total=training.n_iters, initial=first_step, unit="step")
+        for step in progress:
+            state, metrics = train_step(state, batch)
+            batch = next(batches)  # while the device computes
+            values = _finite(step, metrics, recent_losses)  # blocks: a dispatched step cannot be cancelled by a signal
+            if _due(config, step, training.log_freq):
+                writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
+                progress.set_postfix(loss=f"{values['loss']:.4f}")
+            evaluation.run(step, state.ema)
+
+            # Save and stop
+            stop = _should_stop(step, signals)
+            if stop or _due(config, step, training.snapshot_freq, training.snapshot_freq_for_preemption):
+                save(state)
+            if stop:
+                raise Stopped(step, signals[0] if signals else signal.SIGTERM)
+    return first_step
 
 
 def _due(config: ConfigDict, step: int, *frequencies: int) -> bool:
-    """Whether what happens every so many steps (0: never) happens now; the last step is always one of them."""
+    """Whether `step` is a multiple of one of the frequencies, or the last step. A frequency of 0 means never."""
     last = step == config.training.n_iters
     return step > 0 and any(frequency > 0 and (step % frequency == 0 or last) for frequency in frequencies)
 
 
-def _finite(step: int, metrics: losses.Metrics, recent: collections.deque) -> dict[str, float]:
-    """The metrics, once the device has them; remembers the loss. UserError where it or the gradient is not finite."""
+def _finite(step: int, metrics: Mapping[str, SupportsFloat], recent_losses: collections.deque) -> dict[str, float]:
+    """The metrics as Python floats; waits for the device and appends the loss to recent_losses.
+
+    Raises UserError if the loss or the gradient norm is not finite.
+    """
     values = {name: float(value) for name, value in metrics.items()}
-    loss, norm = values["loss"], values["gradient_norm"]
+    loss = values["loss"]
+    norm = values["gradient_norm"]
     if not np.isfinite([loss, norm]).all():
-        before = f" after {', '.join(recent)}" if recent else ""
+        before = f" (before: {', '.join(recent_losses)})" if recent_losses else ""
         raise UserError(
-            f"step {step}: the loss is {loss}{before}, the gradient's norm {norm}: lower optim.lr and go on from "
-            "the last checkpoint, which is whole, with the same --workdir"
+            f"step {step}: the loss is {loss}{before} and the gradient norm is {norm}, but both must be finite: lower "
+            "optim.lr and run the command again, with the same --workdir; it resumes from the last checkpoint"
         )
-    recent.append(f"{loss:.4g}")
+    recent_losses.append(f"{loss:.4g}")
     return values
 
 
 # Between steps
 
 
-def _look(
-    config: ConfigDict,
-    workdir: Path,
-    schedule: NoiseSchedule,
-    graphdef: nnx.GraphDef,
-    held_out: np.ndarray | None,
-    writer: MetricsWriter,
-    reached: int,
-    signals: Sequence[int],
-    step: int,
-    ema: Params,
-) -> None:
-    """The loss on held-out images and a grid of samples, where they are due and not there; a signal cuts it off."""
-    training, eps_fn = config.training, make_eps_fn(graphdef, parallel.replicate(ema))
-    if _due(config, step, training.eval_freq) and not writer.holds(step, "eval_loss"):
-        loss = mean_loss(config, eps_fn, schedule, held_out, signals)
-        if not signals:
-            writer.write(step, {"eval_loss": loss})
-    path = workdir / f"samples/step_{step:07d}.png"
-    there = step == reached and path.exists()  # a later step's is of an earlier training
-    if training.snapshot_sampling and _due(config, step, training.snapshot_freq) and not (signals or there):
-        size = training.sampling_size
-        grid = grid_of(config, schedule, late=False)
-        [(x0, count)] = generate(config, eps_fn, schedule, None, grid, datasets.image_shape(config), size, size)
-        pixels = parallel.all_rows(datasets.to_uint8(x0, config.data.centered))[:count]
+@dataclasses.dataclass(frozen=True)
+class PeriodicEvaluation:
+    """Writes the loss on held-out images and a grid of samples at the steps where they are due.
+
+    Attributes:
+      config: read for the frequencies and for what `mean_loss` and `generate` need.
+      workdir: the folder that the grids are saved to.
+      graphdef: the network.
+      held_out: the images of the loss; may be None if training.eval_freq is 0.
+      writer: receives the loss.
+      signals: the signals received so far. After the first one, an evaluation ends without a result.
+      first_step: the step that this run resumed from. What the previous run wrote for that step is kept.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    graphdef: nnx.GraphDef
+    held_out: HostPixels | None
+    writer: MetricsWriter
+    signals: Sequence[int]
+    first_step: int
+
+    def run(self, step: int, ema: Params) -> None:
+        """Evaluates the weights `ema` of a step, if an evaluation is due and was not written before."""
+        training = self.config.training
+        if _due(self.config, step, training.eval_freq) and not self.writer.holds(step, "eval_loss"):
+            self._write_loss(step, self._denoiser(ema))
+        path = self.workdir / f"samples/step_{step:07d}.png"
+        exists = step == self.first_step and path.exists()  # a file of a later step is from an earlier training run
+        samples_due = training.snapshot_sampling and _due(self.config, step, training.snapshot_freq)
+        if samples_due and not exists and not self.signals:
+            self._save_samples(path, self._denoiser(ema))
+
+    def _denoiser(self, ema: Params) -> Denoiser:
+        return make_denoiser(self.config, self.graphdef, parallel.replicate(ema))
+
+    def _write_loss(self, step: int, denoiser: Denoiser) -> None:
+        loss = mean_loss(self.config, denoiser, self.held_out, self.signals)
+        if not self.signals:
+            self.writer.write(step, {"eval_loss": loss})
+
+    def _save_samples(self, path: Path, denoiser: Denoiser) -> None:
+        size = self.config.training.sampling_size
+        grid = grid_of(self.config, denoiser.schedule, late=False)
+        shape = datasets.image_shape(self.config)
+        [(x0, count)] = generate(self.config, denoiser, None, grid, image_shape=shape, num=size, batch_size=size)
+        pixels = parallel.all_rows(datasets.to_uint8(x0, self.config.data.centered))[:count]
         plots.save_image(path, plots.image_grid(pixels))
 
 
-def mean_loss(
-    config: ConfigDict, eps_fn: EpsFn, schedule: NoiseSchedule, images: np.ndarray, signals: Sequence[int] = ()
-) -> float:
-    """The loss over a split, every image at the same time and with the same noise at every call.
+def mean_loss(config: ConfigDict, denoiser: Denoiser, images: HostPixels, signals: Sequence[int] = ()) -> float:
+    """The mean loss over a split. The t and the noise of each image are the same in every call.
 
-    Means nothing once there is a signal.
+    Stops as soon as `signals` holds a signal; the result is then not valid.
     """
-    rng, total = key_for(config.seed, "eval_loss"), 0.0
-    for batch, keys, count in keyed_batches(images, parallel.round_up(config.eval.batch_size), rng):
+    rng = key_for(config.seed, "eval_loss")
+    total = 0.0
+    for batch, keys, count in datasets.keyed_batches(images, parallel.round_up(config.eval.batch_size), rng):
         if signals:
             break
-        losses_found = losses.eval_loss(eps_fn, schedule, batch, keys, config.data.centered)
-        total += parallel.all_rows(losses_found)[:count].sum(dtype=np.float64)
+        per_image = losses.eval_loss(denoiser, batch, keys, centered=config.data.centered)
+        total += parallel.all_rows(per_image)[:count].sum(dtype=np.float64)
     return total / len(images)
 
 
@@ -141,17 +180,17 @@ def mean_loss(
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in place of obeying them; the second of a kind is obeyed.
+    """Collects the first SIGTERM and the first SIGINT in a list; a second signal of a kind has its usual effect.
 
-    Where there are several processes JAX takes SIGTERM and tells them all, so SIGINT is passed on as one.
+    With several processes, JAX handles SIGTERM and notifies all of them. SIGINT is then forwarded as SIGTERM.
     """
     received: list[int] = []
 
-    def collect(number, _):
+    def collect(number, frame):
         received.append(number)
         signal.signal(number, previous[number])
 
-    if threading.current_thread() is not threading.main_thread():  # only there does Python allow handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
         handlers = {}
     elif jax.process_count() > 1:
         handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
@@ -165,6 +204,8 @@ def catching_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _asked_to_stop(step: int, signals: Sequence[int]) -> bool:
-    """Whether all processes are to stop at this step; asked once at every step, without waiting."""
-    return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else bool(signals)
+def _should_stop(step: int, signals: Sequence[int]) -> bool:
+    """Whether all processes stop after this step. Does not block; call it exactly once per step."""
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(step)
+    return bool(signals)

@@ -1,14 +1,17 @@
-"""DDPM on images of your own, at 32x32 unless --config.data.image_size says otherwise.
+"""DDPM on your own images, at 32x32 unless --config.data.image_size sets another size.
 
-PATH is a folder of PNG, JPEG or WebP pictures of any depth, a .npy or .npz of uint8, or IDX files.
+PATH is a folder of PNG, JPEG or WebP pictures (with subfolders), a .npy or .npz file of uint8 images, or a folder of
+IDX files.
 
 python main.py --mode=train --config=configs/ddpm/custom.py --config.data.path=PATH --workdir=results/custom
 """
 
+from ml_collections import ConfigDict
+
 from configs.default import get_default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = get_default_config()
     config.data.dataset = "custom"
     return config

@@ -1,14 +1,16 @@
-"""DDPM on scikit-learn's 1,797 digits of 8x8 pixels: the whole job in minutes on a CPU.
+"""DDPM on scikit-learn's 1,797 digits of 8x8 pixels, small enough to train and evaluate in minutes on a CPU.
 
 python main.py --mode=train --config=configs/ddpm/digits.py --workdir=results/digits
 
-3,000 steps take 5 minutes on two cores; the README has the scores.
+Its 3,000 steps take 5 minutes on two cores. The README has the scores.
 """
+
+from ml_collections import ConfigDict
 
 from configs.default import get_default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = get_default_config()
     config.training.n_iters = 3000
     config.training.snapshot_freq = 1000
@@ -26,7 +28,7 @@ def get_config():
     config.optim.schedule = "cosine"
     config.eval.batch_size = 600
     config.eval.num_samples = 1797
-    config.eval.bpd_dataset = "train"  # there is no other
+    config.eval.bpd_dataset = "train"  # the only split
     config.eval.bpd_num_images = 512
     config.analysis.score_samples = 200
     return config

@@ -1,15 +1,17 @@
-"""DDPM on Fashion-MNIST: the paper's MNIST settings with a network small enough to train on a CPU.
+"""DDPM on Fashion-MNIST: the paper's settings for MNIST, but with a network small enough to train on a CPU.
 
-Debian's package dataset-fashion-mnist installs the four IDX files where data.path says; --config.data.path= takes
-them from TFDS.
+Debian's package dataset-fashion-mnist installs the four IDX files in the folder that data.path names. With an empty
+path (--config.data.path=) the images come from TFDS.
 
 python main.py --mode=train --config=configs/ddpm/fashion_mnist.py --workdir=results/fashion_mnist
 """
 
+from ml_collections import ConfigDict
+
 from configs.ddpm import mnist
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = mnist.get_config()
     config.training.n_iters = 8000
     config.training.weighting = 1.0

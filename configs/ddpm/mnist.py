@@ -1,15 +1,17 @@
-"""DDPM on MNIST, the paper's settings but for its random flips, which would make mirrored digits.
+"""DDPM on MNIST, with the paper's settings except random flips, which would make mirrored digits.
 
 python main.py --mode=prepare --config=configs/ddpm/mnist.py
 python main.py --mode=train   --config=configs/ddpm/mnist.py --workdir=results/mnist
 
---config.data.path=FOLDER takes the four IDX files from a folder in place of TFDS.
+With --config.data.path=FOLDER the images come from four IDX files in a folder instead of TFDS.
 """
+
+from ml_collections import ConfigDict
 
 from configs.default import get_default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = get_default_config()
     config.training.n_iters = 500_000
     config.data.dataset = "mnist"

@@ -1,4 +1,4 @@
-"""The rules of a config, apart from the values they refuse: those are in tests/test_bad_input.py."""
+"""The rules of a config. The values that they reject are in tests/test_bad_input.py."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from models.layers import NONLINEARITIES
 NAMES = {"model.name": MODELS, "model.nonlinearity": NONLINEARITIES, "eval.features": FEATURES}
 LIGHT = """
 import sys
-import validation
+import configs.validation
 from jax._src import xla_bridge
 print(sorted({"flax", "optax", "orbax", "grain", "diffrax", "tensorflow", "matplotlib"} & set(sys.modules)))
 print(xla_bridge.backends_are_initialized())
@@ -22,13 +22,16 @@ print(xla_bridge.backends_are_initialized())
 
 
 @pytest.mark.parametrize("field", NAMES)
-def test_the_names_of_networks_are_those_that_there_are(field):
-    """A network that cannot be chosen, or one that can and is not there."""
+def test_names_of_networks_are_those_that_exist(field):
+    """Catches an existing network that a config cannot name, and a name in the rules without a network."""
     assert RULES[field].allowed == f"one of {', '.join(NAMES[field])}"
     assert all(map(RULES[field].holds, NAMES[field]))
 
 
-def test_rules_are_read_without_the_libraries_of_the_networks():
-    """Seconds of imports before a wrong field is told; a device that JAX sets up before models/cpu.py sets its flag."""
+def test_rules_do_not_import_the_libraries_of_the_networks():
+    """Catches seconds of imports before an error in a field is reported.
+
+    Also catches a backend that JAX initialises before models/cpu.py sets its flag.
+    """
     done = subprocess.run([sys.executable, "-c", LIGHT], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr

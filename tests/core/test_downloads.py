@@ -1,4 +1,4 @@
-"""Fetching from a server of the test's own."""
+"""Downloads from a local server that the test starts."""
 
 import hashlib
 import threading
@@ -27,20 +27,21 @@ def address(tmp_path):
 
 
 def test_fetched_once_and_whole(address, tmp_path, capsys):
-    """A file cut between chunks, no progress, or a second download of what is there."""
+    """Catches a file cut between chunks, a missing progress bar, or a second download of an existing file."""
     path = tmp_path / "deep/weights.pth"
     assert fetch(address, path, SHA256) == path
     assert path.read_bytes() == CONTENT
-    assert "fetch weights.pth: 100%" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert address in printed and "100%" in printed
     assert fetch("http://127.0.0.1:1/nobody", path, SHA256) == path
 
 
 def test_other_content_is_refused_and_not_left_behind(address, tmp_path):
-    """Weights changed on the way, trusted from then on."""
+    """Catches a file that was changed during the download and is trusted from then on."""
     path = tmp_path / "weights.pth"
-    with pytest.raises(UserError, match=f"SHA-256 {SHA256}, not 00"):
+    with pytest.raises(UserError, match=f"expected 00 but got {SHA256}.*put the file whose SHA-256 is 00 at"):
         fetch(address, path, "00")
-    assert not path.exists() and not list(tmp_path.glob(".*"))
+    assert not path.exists() and list(tmp_path.iterdir()) == [tmp_path / "served"]
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="damaged or another file"):
         fetch(address, path, SHA256)
@@ -48,7 +49,7 @@ def test_other_content_is_refused_and_not_left_behind(address, tmp_path):
 
 @pytest.mark.parametrize("broken", ["http://127.0.0.1:1/weights.pth", "http://no.such.host.invalid/w.pth", "{}x"])
 def test_offline_says_what_to_put_where(address, tmp_path, broken):
-    """A traceback of urllib, or a message without the address, the checksum or the place."""
+    """Catches a traceback of the HTTP library, or a message without the address, the checksum or the place."""
     url, path = broken.format(address), tmp_path / "weights.pth"
     with pytest.raises(UserError) as error:
         fetch(url, path, SHA256)

@@ -1,3 +1,10 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -6,7 +13,7 @@ from core.errors import UserError
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    """A result lost, or a half-written one left, because writing failed midway."""
+    """Catches a failed write that destroys the old result or leaves a partial file behind."""
     path = tmp_path / "result.json"
     files.write_json(path, {"score": 1})
     with pytest.raises(RuntimeError), files.replacing(path) as temporary:
@@ -17,7 +24,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_npz_is_never_unpickled(tmp_path):
-    """Code in a foreign statistics file must not run."""
+    """Catches a statistics file from elsewhere whose code is run on loading."""
     np.savez(tmp_path / "pickled.npz", mean=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="pickled.npz"):
         files.read_npz(tmp_path / "pickled.npz", {"mean"})
@@ -25,6 +32,7 @@ def test_npz_is_never_unpickled(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04cut", b"plain text"])
 def test_broken_npz_is_one_line(tmp_path, content):
+    """Catches a traceback of NumPy or zipfile in place of a UserError that names the file."""
     path = tmp_path / "broken.npz"
     path.write_bytes(content)
     with pytest.raises(UserError, match="broken.npz"):
@@ -32,6 +40,7 @@ def test_broken_npz_is_one_line(tmp_path, content):
 
 
 def test_npz_of_something_else_names_what_it_lacks(tmp_path):
+    """Catches a KeyError for an .npz file that lacks a required array."""
     files.write_npz(tmp_path / "a.npz", {"mu": np.zeros(2)})
     with pytest.raises(UserError, match="lacks mean; it holds mu"):
         files.read_npz(tmp_path / "a.npz", {"mean"})
@@ -39,6 +48,48 @@ def test_npz_of_something_else_names_what_it_lacks(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
 def test_broken_json_is_one_line(tmp_path, text):
+    """Catches a traceback for a file that is no JSON, no JSON object, or not UTF-8."""
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="a.json"):
         files.read_json(tmp_path / "a.json")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from core.files import locking
+with locking(Path(sys.argv[1]), "busy", wait=False):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_frees_its_lock_for_all_that_wait(tmp_path, capsys):
+    """Catches a lock that outlives its process, two waiting at once inside the block, or a silent wait."""
+    path = tmp_path / "new/lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], cwd=files.REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="busy"), files.locking(path, "busy", wait=False):
+        pass
+    inside = threading.Lock()
+    entered = []
+
+    def wait():
+        with files.locking(path, "waiting", wait=True):
+            entered.append(inside.acquire(blocking=False))
+            time.sleep(0.1)
+            inside.release()
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.5)
+    assert entered == []
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    for thread in threads:
+        thread.join(60)
+    assert entered == [True, True, True]
+    assert capsys.readouterr().out == "waiting\n" * 3

@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import os
-from huge_pages import restart_with_huge_pages
+from core.huge_pages import restart_with_huge_pages
 print(os.getpid())
 restart_with_huge_pages()
 import sys
@@ -23,7 +23,7 @@ print(os.getpid(), os.environ["GLIBC_TUNABLES"], *sys.argv[1:], sys.flags.optimi
     ],
 )
 def test_restarts_once_as_the_same_command(before, after, runs, tmp_path):
-    """An endless restart, lost arguments or flags of Python, another process id, or the user's own choice undone."""
+    """Catches an endless restart, lost arguments or Python flags, a new process id, or an overridden user setting."""
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {"PYTHONPATH": ".", "PYTHONUNBUFFERED": "1"} | ({"GLIBC_TUNABLES": before} if before else {})
     command = [sys.executable, "-O", tmp_path / "program.py", "--flag=a b"]

@@ -1,4 +1,4 @@
-"""Streaming moments against NumPy on the whole array."""
+"""Streaming moments, compared with NumPy on the whole array."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def agrees(moments, vectors, rtol=1e-10):
 @settings(deadline=None)
 @given(order=st.permutations(range(40)), cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_any_batches_in_any_order(order, cuts):
-    """Catches a batch, an empty one among them, that is weighted or centred wrongly."""
+    """Catches a batch, possibly empty, that is weighted or centred wrongly."""
     moments = Moments(5)
     for batch in np.split(VECTORS[order], sorted(cuts)):
         moments.update(batch)
@@ -30,13 +30,13 @@ def test_any_batches_in_any_order(order, cuts):
 @settings(deadline=None)
 @given(cuts=st.tuples(st.integers(0, 40), st.integers(0, 40)))
 def test_merge(cuts):
-    """Catches a cross term lost between accumulators with different shifts, and empty ones on either side."""
+    """Catches a missing cross term between accumulators with different shifts, and errors of empty accumulators."""
     first, second, third = (Moments(5).update(batch) for batch in np.split(VECTORS, sorted(cuts)))
     agrees(third.merge(first.merge(second)), VECTORS)
 
 
 def test_a_large_mean_costs_no_digits():
-    """Catches sums about zero, which would leave the covariance 4 digits here; float32 input is summed in float64."""
+    """Catches sums about zero, which leave only 4 digits of this covariance, and float32 input summed in float32."""
     far = VECTORS + 1e6
     moments = Moments(5).update(far[:7]).merge(Moments(5).update(far[7:]))
     np.testing.assert_allclose(moments.cov, np.cov(VECTORS, rowvar=False), rtol=1e-8)
@@ -45,10 +45,11 @@ def test_a_large_mean_costs_no_digits():
 
 
 def test_pixels_are_summed_without_rounding():
-    """Sums in float32 beyond the integers that it has; two orders of the same pixels must agree in every bit."""
+    """Catches float32 sums beyond 2^24. Two orders of the same pixels must agree in every bit."""
     pixels = np.random.default_rng(1).choice(np.uint8([0, 1, 200, 255]), (9000, 3), p=[0.1, 0.1, 0.1, 0.7])
     whole = Moments(3).update(pixels)
-    count, integers = len(pixels), pixels.astype(np.int64)
+    count = len(pixels)
+    integers = pixels.astype(np.int64)
     products = count * integers.T @ integers - np.outer(integers.sum(axis=0), integers.sum(axis=0))
     np.testing.assert_allclose(whole.cov, products / (count * (count - 1)), rtol=1e-13)
     pieces = Moments(3).update(pixels[5000:])
@@ -57,13 +58,13 @@ def test_pixels_are_summed_without_rounding():
 
 
 def test_pixels_after_other_vectors():
-    """Pixels summed about MIDDLE where what came before was summed about its own mean."""
+    """Catches pixels that are summed about MIDDLE after vectors that were summed about their own mean."""
     pixels = np.random.default_rng(2).integers(0, 256, (30, 5), np.uint8)
     agrees(Moments(5).update(VECTORS).update(pixels), np.concatenate([VECTORS, pixels]))
 
 
 def test_errors():
-    """Bad input is refused before it spoils the sums; moments that do not exist are not made up."""
+    """Catches bad input that is added to the sums, and a mean or covariance of too few vectors."""
     moments = Moments(5)
     for bad, message in [
         (np.zeros((2, 4)), r"expected vectors \[B, 5\], got \[2, 4\]"),

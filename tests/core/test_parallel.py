@@ -1,4 +1,4 @@
-"""One run on many devices and in many processes, on this machine: virtual devices, and processes over sockets."""
+"""One run on several virtual devices, and in several processes that communicate over sockets."""
 
 import contextlib
 import json
@@ -25,7 +25,8 @@ ON_DEVICES = """
 import json, re
 import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
-import datasets, losses, parallel, run_lib
+import datasets, losses, run_lib
+from core import parallel
 from jax.sharding import Mesh
 from tests import tiny
 
@@ -35,7 +36,8 @@ def losses_on(devices, config, steps=4):
     graphdef, state = losses.create_state(config)
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     state, step = losses.place(config, state), losses.make_train_step(config, graphdef, run_lib.make_schedule(config))
-    batches, found = datasets.train_batches(datasets.load(config, "train").images, config, 0), []
+    batches = datasets.train_batches(datasets.load(config, "train").images, config, 0)
+    found = []
     step = step.lower(state, parallel.shard_batch(next(batches))).compile()
     for _ in range(steps):
         state, metrics = step(state, parallel.shard_batch(next(batches)))
@@ -71,13 +73,13 @@ def on_devices():
 
 @pytest.mark.parametrize("devices", ["2", "4", "8", "sharded"])
 def test_losses_are_those_of_one_device(on_devices, devices):
-    """Dropout, noise or flips drawn per device; a mean over a device's share; a state that is split and not joined."""
+    """Catches dropout, noise or flips drawn per device, a mean over one device's rows, or an ungathered state."""
     np.testing.assert_allclose(on_devices[devices]["losses"], on_devices["1"]["losses"], rtol=2e-5)
 
 
 @pytest.mark.parametrize("devices", ["2", "4", "8"])
 def test_the_step_reduces_the_gradient_and_the_loss_and_nothing_else(on_devices, devices):
-    """Random numbers, batches or activations that travel between devices."""
+    """Catches random numbers, batches or activations that are sent between devices."""
     assert on_devices["1"]["operations"] == []
     operations = on_devices[devices]["operations"]
     assert {name for _, name in operations} == {"all-reduce"}
@@ -85,12 +87,13 @@ def test_the_step_reduces_the_gradient_and_the_loss_and_nothing_else(on_devices,
 
 
 def elements(shapes):
-    """How many numbers an HLO type such as (f32[3,3]{1,0}, f32[]) holds."""
+    """The number of values in an HLO type such as (f32[3,3]{1,0}, f32[])."""
     found = re.findall(r"\w+\[([\d,]*)\]", shapes)
     return sum(int(np.prod([int(length) for length in shape.split(",") if length])) for shape in found)
 
 
 def test_a_sharded_state_takes_an_eighth(on_devices):
+    """Catches training.shard_state leaving most arrays replicated."""
     assert on_devices["sharded"]["share"] < 0.15 * on_devices["8"]["share"]
 
 
@@ -99,12 +102,12 @@ def test_a_sharded_state_takes_an_eighth(on_devices):
 
 def run_one(arguments, log, environment):
     os.environ.update(environment)
-    jax.config.update("jax_disable_most_optimizations", True)  # it is the communication that is tested
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles faster; only communication is tested
     test_bad_input.run_main(arguments, log)
 
 
 def by_flags(count):
-    """What tells each of several processes who it is, (flags, environment): every flag."""
+    """(flags, environment) for each of `count` processes that are configured by flags."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         together = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--process_count={count}"]
@@ -112,7 +115,7 @@ def by_flags(count):
 
 
 def by_slurm(count):
-    """The same as `srun` does it on one machine, where JAX meets at the port 61440 + SLURM_JOB_ID % 4096."""
+    """The same for `srun` on one machine, where JAX uses the port 61440 + SLURM_JOB_ID % 4096."""
     for job in range(os.getpid(), os.getpid() + 4096):
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("localhost", 61440 + job % 4096))
@@ -123,7 +126,7 @@ def by_slurm(count):
 
 
 def begin(folder, count, *arguments, invite=by_flags):
-    """`count` processes of the program at work together, one device each; their output goes to the folder's logs."""
+    """Starts `count` processes of one run, with one device each; their output goes to the folder's logs."""
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,14 +156,14 @@ def losses_of(workdir):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process makes."""
+    """The workdir of a run of one process."""
     folder = tmp_path_factory.mktemp("alone")
     finish(begin(folder / "logs", 1, "--mode=train", f"--workdir={folder}/run"), folder / "logs")
     return folder
 
 
 def test_two_processes_train_and_score_as_one_does(alone, tmp_path):
-    """Rows read twice or not at all, a mean of means, a file that both write, noise that belongs to a process."""
+    """Catches rows read twice or not at all, a mean of means, a file that both write, or noise drawn per process."""
     arguments = ("--mode=train", f"--workdir={tmp_path}/run")
     logs = finish(begin(tmp_path / "logs", 2, *arguments, invite=by_slurm), tmp_path / "logs")
     assert "trained to step 12" in logs[0] and "trained" not in logs[1]
@@ -186,7 +189,7 @@ def test_two_processes_train_and_score_as_one_does(alone, tmp_path):
 
 
 def test_when_one_of_four_is_killed_all_end_and_the_restart_goes_on(alone, tmp_path):
-    """Processes that wait for ever for a dead one, a traceback in place of a reason, a checkpoint that is not whole."""
+    """Catches processes that wait forever for a dead one, a traceback without a reason, or an incomplete checkpoint."""
     arguments = ("--mode=train", f"--workdir={tmp_path}/run")
     processes = begin(tmp_path / "logs", 4, *arguments)
     metrics = tmp_path / "run/metrics.jsonl"
@@ -208,6 +211,7 @@ def test_when_one_of_four_is_killed_all_end_and_the_restart_goes_on(alone, tmp_p
 
 
 def test_a_batch_that_does_not_divide_is_refused_up_front(tmp_path):
+    """Catches a batch size that fails only after the workdir is created and the step is compiled."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     command = [sys.executable, "main.py", "--mode=train", "--config=tests/tiny.py", f"--workdir={tmp_path}/run"]
     done = subprocess.run(command, env=os.environ | flags, cwd=files.REPOSITORY, capture_output=True, text=True)

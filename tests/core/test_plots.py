@@ -9,7 +9,7 @@ from metrics import figures
 
 
 def test_grid_holds_every_image_in_reading_order():
-    """Tiles transposed, an image lost from the last row, or a size that does not show."""
+    """Catches transposed tiles, an image missing from the last row, or a wrong size."""
     images = np.stack([np.full((8, 8, 3), 10 * i, np.uint8) for i in range(1, 6)])
     grid = plots.image_grid(images)
     assert grid.shape == (2 * 34, 3 * 34, 3)
@@ -17,6 +17,7 @@ def test_grid_holds_every_image_in_reading_order():
 
 
 def test_saved_picture_has_the_same_pixels(tmp_path):
+    """Catches a channel axis that is dropped, or a lossy format."""
     for channels in (1, 3):
         image = np.arange(64 * channels, dtype=np.uint8).reshape(8, 8, channels)
         plots.save_image(tmp_path / "a.png", image)
@@ -24,6 +25,7 @@ def test_saved_picture_has_the_same_pixels(tmp_path):
 
 
 def test_comparison_is_a_picture_with_a_row_each(tmp_path):
+    """Catches a missing row, or rows that share a fixed height."""
     rows = [(f"row {i}", np.zeros((4, 8, 8, 1), np.uint8)) for i in range(3)]
     plots.save_comparison(tmp_path / "a.png", rows)
     plots.save_comparison(tmp_path / "b.png", rows[:1])
@@ -33,7 +35,7 @@ def test_comparison_is_a_picture_with_a_row_each(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of every picture that `panels` makes."""
+    """Collects the axes of every picture that `panels` makes."""
     panels, pictures = plots.panels, []
 
     @contextlib.contextmanager
@@ -53,7 +55,7 @@ def scored(sampler, n_steps, t_start, score, **other):
 
 
 def test_scores_are_a_panel_a_sampler_and_a_line_an_n(tmp_path, drawn):
-    """A line through another sampler's scores, a baseline's, or those of the full start; starts joined out of order."""
+    """Catches a line that joins scores of another sampler, a baseline or the full start, or starts out of order."""
     results = [scored("ddim", 3, t, s) for t, s in ((400, 2.0), (300, 4.0), (500, 3.0), (999, 50.0))]
     results += [scored("ddim", 3, 350, 2.5, chooses_start=True), scored("ddim", 3, 300, 9.0, baseline="afs")]
     results += [scored("ddpm", t + 1, t, s) for t, s in ((200, 6.0), (999, 1.0), (100, 7.0))]  # one step for every t
@@ -71,11 +73,13 @@ def test_scores_are_a_panel_a_sampler_and_a_line_an_n(tmp_path, drawn):
 
 
 def test_every_sampler_has_its_panel(tmp_path, drawn):
+    """Catches a grid of panels with fewer panels than samplers."""
     samplers = [f"s{i}" for i in range(11)]
     figures.draw_scores(tmp_path / "a.png", [scored(name, 3, 400, 2.0) for name in samplers], {})
     assert [axis.get_title() for axis in drawn[0].flat if axis.figure] == samplers
 
 
 def test_tables_align_and_quote():
+    """Catches misaligned columns, trailing spaces, and an unquoted comma."""
     assert tables.aligned(("name", "n"), [("a", "10"), ("bcdef", "3")]) == "name    n\n-----  --\na      10\nbcdef   3"
     assert tables.to_csv(("a", "b"), [("x,y", 1.5)]) == 'a,b\n"x,y",1.5\n'

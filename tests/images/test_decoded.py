@@ -18,7 +18,7 @@ FORM = Form((4, 4, 1))
 
 
 def levels(count, trouble=None, label=lambda i: i % 7):
-    """A source of pictures that are grey level i all over; trouble(i) may raise."""
+    """A source of uniform pictures: picture i has grey level i. trouble(i) may raise an exception."""
 
     def open_one(i):
         if trouble:
@@ -29,11 +29,11 @@ def levels(count, trouble=None, label=lambda i: i % 7):
 
 
 def never():
-    raise AssertionError("read again")
+    raise AssertionError("the source was read again")
 
 
-def test_array_and_manifest_say_the_same(tmp_path):
-    """An order shuffled by threads, a chunk lost at the end, a manifest that describes something else."""
+def test_array_and_manifest_agree(tmp_path):
+    """Catches an order shuffled by threads, a chunk lost at the end, and a manifest of another array."""
     count = 3 * decoded.CHUNK + 5
     split = open_split(levels(count, lambda i: time.sleep(0.002 * (i % 3 == 0))), "train", FORM, tmp_path, False)
     assert isinstance(split.images, np.memmap) and split.images.dtype == np.uint8
@@ -41,33 +41,39 @@ def test_array_and_manifest_say_the_same(tmp_path):
         split.images, np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1) + np.zeros(FORM.shape, np.uint8)
     )
     np.testing.assert_array_equal(split.labels, np.arange(count) % 7)
-    [home] = tmp_path.glob("train-*")
-    manifest = json.loads((home / "manifest.json").read_text())
+    [folder] = tmp_path.glob("train-*")
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["name"] == "levels" and manifest["count"] == count and manifest["skipped"] == []
     assert manifest["source"] == {"count": count} and manifest["form"] == {"shape": [4, 4, 1], "crop": 0}
     assert manifest["sha256"] == hashlib.sha256(split.images.tobytes()).hexdigest()
 
 
 def test_second_opening_reads_nothing(tmp_path):
+    """Catches a split that is decoded again at every start."""
     first = open_split(levels(5), "train", FORM, tmp_path, False)
     again = open_split(levels(5)._replace(read=never), "train", FORM, tmp_path, False)
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.labels, again.labels)
 
 
-def test_another_question_gets_an_array_of_its_own(tmp_path):
-    """Images of another size, crop, split or source taken for these."""
-    questions = [(levels(5), "train", FORM)]
-    questions += [(levels(6), "train", FORM), (levels(5), "test", FORM), (levels(5), "train", Form((2, 2, 1)))]
-    questions += [(levels(5), "train", Form((4, 4, 3))), (levels(5), "train", Form((4, 4, 1), crop=2))]
-    for source, split, form in questions:
+def test_every_setting_has_its_own_array(tmp_path):
+    """Catches a cached array that is used for another size, crop, split or source."""
+    settings = [
+        (levels(5), "train", FORM),
+        (levels(6), "train", FORM),
+        (levels(5), "test", FORM),
+        (levels(5), "train", Form((2, 2, 1))),
+        (levels(5), "train", Form((4, 4, 3))),
+        (levels(5), "train", Form((4, 4, 1), crop=2)),
+    ]
+    for source, split, form in settings:
         open_split(source, split, form, tmp_path, False)
-    assert len(list(tmp_path.glob("t*-*"))) == len(questions)
+    assert len(list(tmp_path.glob("t*-*"))) == len(settings)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_interrupted_decoding_leaves_nothing(tmp_path, error):
-    """Half an array that the next run takes for a whole one."""
+    """Catches an incomplete array that the next run uses."""
 
     def stop(i):
         if i == 100:
@@ -88,8 +94,8 @@ open_split(levels(10**6, lambda i: time.sleep(0.01)), "train", FORM, pathlib.Pat
 """
 
 
-def test_killed_decoding_is_cleared_by_the_next(tmp_path):
-    """Gigabytes left behind for ever, or a lock that is never let go."""
+def test_next_run_cleans_up_after_a_killed_one(tmp_path):
+    """Catches gigabytes that are never deleted, and a lock that is never released."""
     process = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path], stdout=subprocess.PIPE, cwd=files.REPOSITORY)
     process.stdout.readline()
     while not (left := list(tmp_path.glob(".train-*.partial"))):
@@ -102,9 +108,10 @@ def test_killed_decoding_is_cleared_by_the_next(tmp_path):
     assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["lock", "train-"]
 
 
-def test_of_two_processes_one_decodes(tmp_path, capsys):
-    """The same work done twice, or one folder written by two."""
-    reads, source = [], levels(300, lambda i: time.sleep(0.001))
+def test_only_one_of_several_runs_decodes(tmp_path, capsys):
+    """Catches the same work done twice, and a folder that two runs write at once."""
+    reads = []
+    source = levels(300, lambda i: time.sleep(0.001))
     source = source._replace(read=lambda read=source.read: reads.append(1) or read())
     threads = [threading.Thread(target=open_split, args=(source, "train", FORM, tmp_path, False)) for _ in range(3)]
     for thread in threads:
@@ -114,8 +121,8 @@ def test_of_two_processes_one_decodes(tmp_path, capsys):
     assert len(reads) == 1 and "waiting" in capsys.readouterr().out
 
 
-def test_skipped_pictures_take_their_labels_along(tmp_path):
-    """Labels that shift by one behind every skipped picture; a second decoding where the first would do."""
+def test_labels_of_skipped_pictures_are_skipped(tmp_path):
+    """Catches labels shifted by one after every skipped picture, and a second decoding that is not needed."""
 
     def trouble(i):
         if i % 3 == 1:
@@ -129,14 +136,15 @@ def test_skipped_pictures_take_their_labels_along(tmp_path):
     np.testing.assert_array_equal(split.labels, kept % 7)
 
 
-def test_labels_that_some_lack_are_none(tmp_path):
+def test_labels_are_none_if_one_picture_has_none(tmp_path):
+    """Catches the placeholder NO_LABEL used as a class."""
     source = levels(5, label=lambda i: NO_LABEL if i == 3 else 1)
     assert open_split(source, "train", FORM, tmp_path, False).labels is None
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
-def test_damaged_array_is_one_line(tmp_path, name):
-    """A disk that was full, and a bus error in the middle of training."""
+def test_damaged_array_is_an_error_of_one_line(tmp_path, name):
+    """Catches a bus error in the middle of training, after the array was cut short by a full disk."""
     open_split(levels(5), "train", FORM, tmp_path, False)
     [path] = tmp_path.glob(f"train-*/{name}")
     path.write_bytes(path.read_bytes()[:-9])
@@ -150,7 +158,7 @@ import resource, sys, pathlib
 sys.path[:0] = ["."]
 import numpy as np
 from PIL import Image
-from datasets.decoded import Form, Pictures, Source, open_split
+from images.decoded import Form, Pictures, Source, open_split
 page = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 def decode(count):
     read = lambda: Pictures(range(count), lambda i: (Image.fromarray(np.roll(page, i)), i))
@@ -161,7 +169,7 @@ print(decode(1000), decode(int(sys.argv[2])))
 
 
 def test_memory_does_not_grow_with_the_split(tmp_path):
-    """A split that is held in memory while it is decoded: 245 MB here, 16 GB for ImageNet at 64x64."""
+    """Catches a split that is kept in memory during decoding: 245 MB here, 16 GB for ImageNet at 64x64."""
     command = [sys.executable, "-c", MEASURE, tmp_path, "20000"]
     result = subprocess.run(command, cwd=files.REPOSITORY, check=True, capture_output=True, text=True)
     few, many = map(int, result.stdout.split())

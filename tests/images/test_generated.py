@@ -4,7 +4,9 @@ from PIL import Image
 
 from core.errors import UserError
 from images import generated
+from images.decoded import Form, open_split
 from images.generated import open_images
+from images.local import source
 
 SHAPE = (4, 5, 3)
 
@@ -22,11 +24,12 @@ def read(path, shape=SHAPE):
 
 
 def test_folder_and_npz_hold_the_same(images, tmp_path, monkeypatch):
-    """Files out of order, a chunk lost, other files taken for images."""
+    """Catches files out of order, a lost chunk, and other files that are read as images."""
     monkeypatch.setattr(generated, "CHUNK", 3)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
     (tmp_path / "grid.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
     np.savez(tmp_path / "ours.npz", images=images, labels=np.zeros(7))
     np.savez(tmp_path / "theirs.npz", images)
     for path in (tmp_path, tmp_path / "ours.npz", tmp_path / "theirs.npz"):
@@ -40,21 +43,48 @@ def test_grey_and_jpg_files(tmp_path, rng):
         read(tmp_path)
 
 
-def test_what_is_not_such_images_is_named(images, tmp_path):
-    """A resize, a change of mode or a wrong array, made in silence."""
+def test_grey_array_may_lack_the_channel_axis(images, tmp_path):
+    """Catches arrays that training accepts and scoring refuses."""
+    np.save(tmp_path / "grey.npy", images[..., 0])
+    np.testing.assert_array_equal(read(tmp_path / "grey.npy", (4, 5, 1)), images[..., :1])
+
+
+def test_scoring_and_training_read_a_folder_alike(tmp_path, rng):
+    """Catches two readers that differ in orientation, subfolders, formats, hidden files or the order of pictures."""
+    shape = (4, 4, 3)
+    folder = tmp_path / "images"
+    (folder / "b/deep").mkdir(parents=True)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    kinds = {"c.png": {}, "a.jpg": {"exif": rotated}, "b/deep/x.webp": {"lossless": True}, "b/.hidden.png": {}}
+    for name, options in kinds.items():
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name, **options)
+    training = open_split(source(folder, "train", 0.0), "train", Form(shape), tmp_path / "decoded", False)
+    assert len(training.images) == 3
+    np.testing.assert_array_equal(read(folder, shape), training.images)
+
+
+def test_unusable_images_are_refused_by_name(images, tmp_path):
+    """Catches a resize, a colour conversion or a wrong array without an error."""
     empty = tmp_path / "empty"
     empty.mkdir()
     np.savez(tmp_path / "float.npz", images=images / 255)
     np.savez(tmp_path / "two.npz", a=images, b=images)
-    Image.fromarray(images[0]).resize((9, 9)).save(tmp_path / "large.png")
-    (empty.parent / "broken").mkdir()
+    np.save(tmp_path / "small.npy", images[:, :2])
+    (tmp_path / "large").mkdir()
+    Image.fromarray(images[0]).resize((9, 9)).save(tmp_path / "large/large.png")
+    (tmp_path / "broken").mkdir()
     (tmp_path / "broken/b.png").write_bytes(b"\x89PNG nonsense")
-    for path, says in [
+    (tmp_path / "unread").mkdir()
+    (tmp_path / "unread/c.gif").touch()
+    for path, message in [
         (empty, "holds no images"),
-        (tmp_path / "float.npz", "expected uint8"),
-        (tmp_path / "two.npz", "one called images"),
-        (tmp_path, "large.png"),
+        (tmp_path / "float.npz", "images are uint8"),
+        (tmp_path / "small.npy", r"expected uint8 \[N, 4, 5, 3\], got uint8 \[7, 2, 5, 3\]"),
+        (tmp_path / "two.npz", 'needs an array "images"'),
+        (tmp_path / "large", "large.png: a RGB image of 9 x 9 pixels"),
         (tmp_path / "broken", "not a readable image"),
+        (tmp_path / "unread", "c.gif: .gif is not read"),
     ]:
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             read(path)

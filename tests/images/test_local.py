@@ -1,4 +1,4 @@
-"""Images of the user's own: every kind that is read, and every one that is refused."""
+"""The user's own images: every kind that is read, and every one that is refused."""
 
 import io
 import os
@@ -42,8 +42,8 @@ def encoded(image, form="PNG", **options):
     return file.getvalue()
 
 
-def test_pictures_of_any_depth_are_read_in_the_order_of_their_names(config, photos):
-    """A folder or an ending that is passed over; an order that depends on the disk."""
+def test_pictures_at_any_depth_are_read_in_the_order_of_their_names(config, photos):
+    """Catches a subfolder or an ending that is skipped, and an order that depends on the file system."""
     kinds = {"b/c/d/deep.webp": "WEBP", "a.PNG": "PNG", "b/x.jpg": "JPEG", "b/y.JpEg": "JPEG", "c d/ü 猫.png": "PNG"}
     for i, (name, form) in enumerate(kinds.items()):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_pictures_of_any_depth_are_read_in_the_order_of_their_names(config, phot
 
 
 def test_class_folders_are_labels(config, photos):
-    """Labels of another order, or of the wrong level of folders."""
+    """Catches labels in another order, and labels from the wrong level of folders."""
     for name in ("dogs/1.png", "cats/old/2.png", "cats/1.png"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         picture().save(photos / name)
@@ -65,7 +65,7 @@ def test_class_folders_are_labels(config, photos):
     assert datasets.load(config, "train").labels is None
 
 
-# Each a file or a trap, made in the folder beside one good picture, and what the line about it says.
+# Unusable files by name: a function that creates the file, and a pattern for the reason in the error message.
 
 
 def animated(form):
@@ -83,7 +83,7 @@ def cut(form):
 
 
 def bomb(path):
-    """A PNG that says it has 50,000 x 50,000 pixels."""
+    """Writes a PNG whose header declares 50,000 x 50,000 pixels."""
     content = bytearray(encoded(picture()))
     content[16:24] = (50_000).to_bytes(4, "big") * 2
     path.write_bytes(content)
@@ -103,7 +103,7 @@ REFUSED = {
     "scan.TIFF": (write(b"II*\0"), r"\.tiff is not read"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "self.png": (lambda path: path.symlink_to(path.name), "symbolic links"),
-    "loop": (lambda path: path.symlink_to(path.parent), "a link to a folder that it lies in"),
+    "loop": (lambda path: path.symlink_to(path.parent), "a link to a folder that contains it"),
     "pipe.png": (os.mkfifo, "not a regular file"),
     "猫\n.png": (write(b"?"), "not a PNG, JPEG or WebP"),
     os.fsdecode(b"latin\xe9.png"): (write(b"?"), "not a PNG, JPEG or WebP"),
@@ -111,11 +111,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_picture_that_cannot_be_used_is_named_and_counted(config, photos, capsys, name):
-    """Silently dropped images, a traceback, an endless walk, and a line of many lines."""
-    make, reason = REFUSED[name]
+def test_unusable_picture_is_named_and_counted(config, photos, capsys, name):
+    """Catches silently dropped images, a traceback, endless recursion, and a message of several lines."""
+    create, reason = REFUSED[name]
     picture().save(photos / "good.png")
-    make(photos / name)
+    create(photos / name)
     with pytest.raises(UserError, match=rf"1 of 2 pictures cannot be used.*{reason}.*skip_bad=true") as error:
         datasets.load(config, "train")
     assert "\n" not in str(error.value) and repr(name) in str(error.value)
@@ -125,20 +125,20 @@ def test_picture_that_cannot_be_used_is_named_and_counted(config, photos, capsys
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_may_not_be_read_is_named(config, photos, folder):
-    """A folder without permission that os.walk passes over."""
+def test_file_or_folder_without_permission_is_named(config, photos, folder):
+    """Catches a folder without permission that is silently skipped, as os.walk does."""
     picture().save(photos / "good.png")
     locked = photos / "locked"
     locked.mkdir() if folder else picture().save(locked := photos / "locked.png")
     locked.chmod(0)
     if os.access(locked, os.R_OK):
-        pytest.skip("root may read everything")
+        pytest.skip("root can read every file")
     with pytest.raises(UserError, match="1 of 2 .*'locked.*Permission denied"):
         datasets.load(config, "train")
 
 
-def test_unreadable_folder_without_help_of_permissions(config, photos, monkeypatch):
-    """The same where tests run as root: the system's error, made by hand."""
+def test_unreadable_folder_is_named_when_tests_run_as_root(config, photos, monkeypatch):
+    """Catches the same bug where permissions have no effect: os.scandir is patched to raise the error."""
     picture().save(photos / "good.png")
     (photos / "locked").mkdir()
     scandir = os.scandir
@@ -155,8 +155,8 @@ def test_unreadable_folder_without_help_of_permissions(config, photos, monkeypat
             datasets.load(config, split)
 
 
-def test_mended_picture_is_decoded_again(config, photos):
-    """A refusal that outlives its cause."""
+def test_repaired_picture_is_decoded_again(config, photos):
+    """Catches an error that is cached after its cause is gone."""
     picture(10).save(photos / "a.png")
     (photos / "b.png").write_bytes(b"?")
     with pytest.raises(UserError, match="b.png"):
@@ -169,15 +169,16 @@ def test_mended_picture_is_decoded_again(config, photos):
     ("names", "message"),
     [([], "no PNG, JPEG or WebP pictures$"), (["a.txt", "b.csv", "c.txt"], r"1 of \*.csv, 2 of \*.txt")],
 )
-def test_folder_without_pictures_is_one_line(config, photos, names, message):
+def test_folder_without_pictures_is_an_error(config, photos, names, message):
+    """Catches an empty training set, and a message that omits the ignored files."""
     for name in names:
         (photos / name).touch()
     with pytest.raises(UserError, match=message):
         datasets.load(config, "train")
 
 
-def test_nothing_is_kept_of_pictures_that_all_fail(config, photos):
-    """A passing trouble of the disk remembered for ever; an empty array that cannot be mapped."""
+def test_no_cache_is_left_if_all_pictures_fail(config, photos):
+    """Catches a temporary disk error that is cached forever, and an empty array that cannot be mapped."""
     config.data.skip_bad = True
     (photos / "a.png").write_bytes(b"?")
     with pytest.raises(UserError, match="1 of 1 pictures"):
@@ -185,7 +186,8 @@ def test_nothing_is_kept_of_pictures_that_all_fail(config, photos):
     assert [path.name for path in (photos.parent / "decoded").glob("*/*")] == ["lock"]
 
 
-def test_one_picture_trains_but_leaves_nothing_to_hold_out(config, photos):
+def test_single_picture_is_a_training_split_without_a_test_split(config, photos):
+    """Catches an empty test split that is returned without an error."""
     picture().save(photos / "only.png")
     assert datasets.load(config, "train").images.shape == (1, 4, 4, 3)
     with pytest.raises(UserError, match="no test split: data.held_out=0"):
@@ -199,14 +201,15 @@ def test_one_picture_trains_but_leaves_nothing_to_hold_out(config, photos):
     st.integers(0, 2**32), st.sampled_from(["PNG", "JPEG", "WEBP"]), st.floats(0, 1), st.binary(min_size=1, max_size=9)
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_damage_ends_in_a_traceback(tmp_path_factory, seed, form, place, garbage):
-    """Pillow raises SyntaxError, struct.error and others at broken files."""
+def test_damaged_pictures_give_an_error_of_one_line(tmp_path_factory, seed, form, place, garbage):
+    """Catches a traceback: Pillow raises SyntaxError, struct.error and others for damaged files."""
     content = bytearray(
         encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)), form)
     )
     start = int(place * len(content))
     content[start : start + len(garbage)] = garbage
-    config, root = custom.get_config(), tmp_path_factory.mktemp("fuzz")
+    config = custom.get_config()
+    root = tmp_path_factory.mktemp("fuzz")
     config.data.update(path=str(root), image_size=4, held_out=0.0, cache_dir=str(root / ".decoded"))
     (root / "a.png").write_bytes(content)
     try:
@@ -216,7 +219,7 @@ def test_no_damage_ends_in_a_traceback(tmp_path_factory, seed, form, place, garb
 
 
 def test_held_out_split_is_stable(config, photos):
-    """A test image that turns into a training image when others are added, or where accents are spelled apart."""
+    """Catches a test image that becomes a training image when others are added or accents are stored as NFD."""
     config.data.held_out = 0.3
 
     def split_of_each():
@@ -230,7 +233,8 @@ def test_held_out_split_is_stable(config, photos):
         picture(i).save(photos / f"{i}.png")
     before = split_of_each()
     assert 0 < sum(before.values()) < 20
-    train, test = levels("train"), levels("test")
+    train = levels("train")
+    test = levels("test")
     assert sorted(train + test) == list(range(20))
     for i in range(20, 40):
         picture(i).save(photos / f"{i}.png")
@@ -241,7 +245,7 @@ def test_held_out_split_is_stable(config, photos):
 
 
 def test_held_out_share_is_met():
-    """A hash that is not uniform: 0.1 within 5 standard deviations."""
+    """Catches a hash that is not uniform: the share must be 0.1 within 5 standard deviations."""
     assert abs(sum(local.is_held_out(f"{i}.jpg", 0.1) for i in range(20_000)) - 2000) < 5 * 42.4
 
 
@@ -259,9 +263,10 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
         ("x-images-idx3-ubyte", ARRAYS[..., 0], False),
     ],
 )
-def test_arrays_are_split_and_nothing_is_lost(config, tmp_path, name, images, labelled):
-    """Channels mixed up, labels that stay behind, an image in both splits or in none."""
-    path, labels = tmp_path / name, np.arange(9) % 3
+def test_arrays_are_split_without_loss(config, tmp_path, name, images, labelled):
+    """Catches mixed up channels, labels of other images, and an image in both splits or in none."""
+    path = tmp_path / name
+    labels = np.arange(9) % 3
     if name.endswith("npy"):
         np.save(path, images)
     elif name.endswith("npz"):
@@ -283,7 +288,7 @@ def save_npz(**arrays):
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "message"),
+    ("name", "create", "message"),
     [
         (
             "a.npy",
@@ -296,36 +301,38 @@ def save_npz(**arrays):
         ("a.npy", lambda path: np.save(path, np.array([None])), "not a readable .npy"),
         ("a.npy", write(b"\x93NUMPY"), "not a readable .npy"),
         ("a.npz", write(b"PK"), "not a readable .npz"),
-        ("a.npz", save_npz(x=ARRAYS, y=ARRAYS), 'needs an array "images"; it holds x, y'),
+        ("a.npz", save_npz(x=ARRAYS, y=ARRAYS), 'needs an array "images", or exactly one array; it holds x, y'),
         ("a.npz", save_npz(images=ARRAYS, labels=np.arange(8)), "one for each of 9 images"),
-        ("a.npz", save_npz(images=ARRAYS, labels=np.full(9, 0.5)), "labels are integers"),
+        ("a.npz", save_npz(images=ARRAYS, labels=np.full(9, 0.5)), "labels must be integers"),
         ("a-images-idx3-ubyte", write(b"\0\0\x09"), "not an IDX file"),
-        ("a.tar", write(b""), "not a kind that is read"),
+        ("a.tar", write(b""), "unsupported file type"),
     ],
 )
-def test_array_that_cannot_be_used_is_one_line(config, tmp_path, name, make, message):
-    make(tmp_path / name)
+def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, message):
+    """Catches a traceback, and an array that is converted or cut without an error."""
+    create(tmp_path / name)
     config.data.path = str(tmp_path / name)
     with pytest.raises(UserError, match=message) as error:
         datasets.load(config, "train")
     assert "\n" not in str(error.value)
 
 
-def test_home_folder_is_found(config, photos, monkeypatch):
-    """--config.data.path=~/photos, which no shell expands after an equals sign."""
+def test_tilde_is_the_home_folder(config, photos, monkeypatch):
+    """Catches --config.data.path=~/photos, which shells do not expand after an equals sign, taken literally."""
     monkeypatch.setenv("HOME", str(photos.parent))
     picture().save(photos / "a.png")
     config.data.path = "~/photos"
     assert len(datasets.load(config, "train").images) == 1
 
 
-def test_statistics_see_every_image_once_and_unflipped(config, tmp_path):
-    """A last part-batch lost or padded with zeros, or the flips of training in the mean of lopsided images."""
+def test_statistics_use_every_image_once_and_unflipped(config, tmp_path):
+    """Catches a last batch that is dropped or padded with zeros, and training flips in the mean of the images."""
     images = np.random.default_rng(1).integers(0, 256, (23, 4, 4, 3), np.uint8)
     images[:, :, :2] //= 4
     np.save(tmp_path / "a.npy", images)
     config.data.update(path=str(tmp_path / "a.npy"), random_flip=True)
-    config.assets_dir, config.model.ch_mult, config.model.attn_resolutions = str(tmp_path), (1,), ()
+    config.assets_dir = str(tmp_path)
+    config.model.update(ch_mult=(1,), attn_resolutions=())
     config.eval.update(enable_fid=False, batch_size=5)
     run_lib.fid_stats(config)
     gaussian = DataGaussian.load(statistics.stats_path(config, "gaussian"))

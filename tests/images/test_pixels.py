@@ -9,8 +9,8 @@ from images.pixels import open_picture, to_pixels
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_pixels_of_the_right_size_stay(rng, mode, channels):
-    """A filter that blurs where there is nothing to resize."""
+def test_pictures_of_the_requested_size_are_unchanged(rng, mode, channels):
+    """Catches a filter that blurs pictures that already have the requested size."""
     pixels = rng.integers(0, 256, (7, 7, channels), np.uint8)
     picture = Image.fromarray(pixels.squeeze(), mode)
     np.testing.assert_array_equal(to_pixels(picture, (7, 7, channels)), pixels)
@@ -18,7 +18,10 @@ def test_pixels_of_the_right_size_stay(rng, mode, channels):
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_celeba_is_cropped_and_resized_as_in_score_sde(size):
-    """A crop off the centre, or a resize without antialiasing. TensorFlow rounds once, Pillow twice: one level."""
+    """Catches a crop off the centre and a resize without antialiasing.
+
+    TensorFlow rounds once, Pillow twice, so the results differ by up to one level.
+    """
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8))
     expected = np.load(Path(__file__).parents[1] / "data/tf_resize.npz")[f"size_{size}"]
     found = to_pixels(picture, (size, size, 3), crop=140)
@@ -26,10 +29,11 @@ def test_celeba_is_cropped_and_resized_as_in_score_sde(size):
 
 
 @pytest.mark.parametrize("size", [(30, 20), (20, 30), (20, 20), (21, 20)])
-def test_the_square_is_the_centre(size):
-    """Width and height swapped, or the corner in place of the centre."""
+def test_the_crop_is_centred(size):
+    """Catches width and height swapped, and a crop at the corner."""
     picture = Image.new("L", size, 0)
-    left, top = (size[0] - 20) // 2, (size[1] - 20) // 2
+    left = (size[0] - 20) // 2
+    top = (size[1] - 20) // 2
     picture.paste(255, (left, top, left + 20, top + 20))
     assert to_pixels(picture, (10, 10, 1)).min() == 255
 
@@ -39,17 +43,17 @@ def test_small_pictures_are_enlarged():
     assert to_pixels(picture, (4, 4, 1))[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
 
 
-def test_crop_that_does_not_fit():
-    with pytest.raises(ValueError, match="100x139 pixels hold no square of 140"):
+def test_crop_larger_than_the_picture_is_refused():
+    with pytest.raises(ValueError, match="100x139 pixels, smaller than the crop of 140x140"):
         to_pixels(Image.new("RGB", (100, 139)), (32, 32, 3), crop=140)
 
 
-def of_one(mode, value):
+def uniform(mode, value):
     return Image.new(mode, (2, 2), value)
 
 
 def palette(transparent=False):
-    picture = of_one("P", 1)
+    picture = uniform("P", 1)
     picture.putpalette([0, 0, 0, 200, 100, 50])
     if transparent:
         picture.info["transparency"] = 1
@@ -63,50 +67,50 @@ def sixteen_bits(level):
 @pytest.mark.parametrize(
     ("picture", "rgb", "grey"),
     [
-        (of_one("L", 90), [90, 90, 90], 90),
-        (of_one("1", 1), [255, 255, 255], 255),
-        (of_one("RGB", (255, 0, 0)), [255, 0, 0], 76),  # ITU-R 601: 0.299
-        (of_one("RGB", (0, 255, 0)), [0, 255, 0], 150),
-        (of_one("RGBA", (255, 0, 0, 0)), [255, 255, 255], 255),
-        (of_one("RGBA", (255, 0, 0, 255)), [255, 0, 0], 76),
-        (of_one("RGBA", (0, 0, 0, 51)), [204, 204, 204], 204),
-        (of_one("LA", (0, 0)), [255, 255, 255], 255),
-        (of_one("LA", (90, 255)), [90, 90, 90], 90),
+        (uniform("L", 90), [90, 90, 90], 90),
+        (uniform("1", 1), [255, 255, 255], 255),
+        (uniform("RGB", (255, 0, 0)), [255, 0, 0], 76),  # ITU-R 601: 0.299
+        (uniform("RGB", (0, 255, 0)), [0, 255, 0], 150),
+        (uniform("RGBA", (255, 0, 0, 0)), [255, 255, 255], 255),
+        (uniform("RGBA", (255, 0, 0, 255)), [255, 0, 0], 76),
+        (uniform("RGBA", (0, 0, 0, 51)), [204, 204, 204], 204),
+        (uniform("LA", (0, 0)), [255, 255, 255], 255),
+        (uniform("LA", (90, 255)), [90, 90, 90], 90),
         (palette(), [200, 100, 50], 124),
         (palette(transparent=True), [255, 255, 255], 255),
         (sixteen_bits(65535), [255, 255, 255], 255),
         (sixteen_bits(257 * 90), [90, 90, 90], 90),
         (sixteen_bits(300), [1, 1, 1], 1),
-        (of_one("CMYK", (0, 0, 0, 0)), [255, 255, 255], 255),
-        (of_one("CMYK", (255, 255, 0, 0)), [0, 0, 255], 29),
+        (uniform("CMYK", (0, 0, 0, 0)), [255, 255, 255], 255),
+        (uniform("CMYK", (255, 255, 0, 0)), [0, 0, 255], 29),
     ],
 )
 @pytest.mark.parametrize("saved", [False, True])
 def test_colours(picture, rgb, grey, saved):
-    """Hidden colours under transparency, palette numbers taken for grey levels, 16 bits that saturate at 255."""
+    """Catches colours hidden by transparency, palette numbers read as grey levels, and 16 bits clipped at 255."""
     if saved:
         file = io.BytesIO()
-        picture.save(file, "JPEG" if picture.mode == "CMYK" else "PNG", **({"quality": 100} if saved == "JPEG" else {}))
+        picture.save(file, "JPEG" if picture.mode == "CMYK" else "PNG")
         picture = open_picture(file)
     tolerance = 2 if picture.format == "JPEG" else 0
     np.testing.assert_allclose(to_pixels(picture, (2, 2, 3))[0, 0], rgb, atol=tolerance)
     np.testing.assert_allclose(to_pixels(picture, (2, 2, 1))[0, 0], [grey], atol=tolerance)
 
 
-def test_a_camera_on_its_side():
-    """Photographs that lie: EXIF's orientation 6 means that the right side of the pixels is the bottom."""
-    picture = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(2, 0).repeat(2, 1)[:, :2])
+def test_exif_orientation_is_applied():
+    """Catches photographs that stay rotated: with EXIF orientation 6, the right side of the stored pixels is below."""
     picture = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
-    file, exif = io.BytesIO(), Image.Exif()
+    file = io.BytesIO()
+    exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(file, "PNG", exif=exif)
     assert to_pixels(open_picture(file), (2, 2, 1))[..., 0].tolist() == [[30, 10], [40, 20]]
 
 
-def test_jpeg_with_a_preview_is_one_picture():
-    """Photographs of many cameras hold a small copy of themselves and are no animation."""
+def test_jpeg_with_a_preview_is_read():
+    """Catches a JPEG with an embedded preview (MPO, written by many cameras) that is refused as an animation."""
     file = io.BytesIO()
-    of_one("RGB", (9, 9, 9)).save(file, "MPO", save_all=True, append_images=[of_one("RGB", (200, 0, 0))])
+    uniform("RGB", (9, 9, 9)).save(file, "MPO", save_all=True, append_images=[uniform("RGB", (200, 0, 0))])
     picture = open_picture(file)
     assert picture.n_frames == 2
     assert to_pixels(picture, (2, 2, 3)).max() < 20

@@ -1,4 +1,4 @@
-"""TFDS's own code: reading array_record files without TensorFlow, and, where it is installed, preparing them."""
+"""Reading TFDS's array_record files without TensorFlow, and preparing them if TensorFlow is installed."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ needs_tensorflow = pytest.mark.skipif(
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """SVHN's config, which finds the generated data set under that name."""
+    """The config of SVHN, where the name svhn stands for the generated data set."""
     monkeypatch.setitem(tfds_source.DATA_SETS, "svhn", GENERATED)
     config = svhn.get_config()
     config.data.update(data_dir=str(STORED), image_size=16, cache_dir=str(tmp_path / "decoded"))
@@ -34,7 +34,7 @@ def config(tmp_path, monkeypatch):
 
 
 def assert_generated(split, name):
-    """Every image once, of whatever order, with its own label; 20x16 pixels are cropped to the centre's 16x16."""
+    """Checks that the split has every image once, in any order, with its own label, cropped from 20x16 to 16x16."""
     expected = {tfds_generated.image(name, i)[2:18].tobytes(): i % 4 for i in range(tfds_generated.COUNTS[name])}
     found = {image.tobytes(): label for image, label in zip(*split, strict=True)}
     assert found == expected and len(split.images) == len(expected)
@@ -42,18 +42,19 @@ def assert_generated(split, name):
 
 @pytest.mark.parametrize("name", tfds_generated.COUNTS)
 def test_prepared_images_are_read(config, name):
-    """Images lost between shards, labels of other images, a second encoding that loses."""
+    """Catches images lost between shards, labels of other images, and a lossy second encoding."""
     assert_generated(datasets.load(config, name), name)
 
 
-def test_default_folder_is_tfdss(config, monkeypatch):
-    """TFDS_DATA_DIR passed over (TFDS reads it into this constant)."""
+def test_default_folder_is_that_of_tfds(config, monkeypatch):
+    """Catches TFDS_DATA_DIR being ignored (TFDS reads it into this constant)."""
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(STORED))
     config.data.data_dir = ""
     assert len(datasets.load(config, "test").images) == 7
 
 
-def test_missing_data_name_the_one_command(config, tmp_path):
+def test_error_about_missing_data_has_the_command(config, tmp_path):
+    """Catches a message without the command, or without the data_dir of the config in it."""
     config.data.data_dir = str(tmp_path)
     message = f"generated is not prepared in {tmp_path}: run python main.py --mode=prepare "
     with pytest.raises(UserError, match=f"{message}--config=configs/ddpm/svhn.py --config.data.data_dir={tmp_path}$"):
@@ -61,8 +62,8 @@ def test_missing_data_name_the_one_command(config, tmp_path):
 
 
 @pytest.mark.parametrize("name", tfds_source.DATA_SETS)
-def test_command_of_every_data_set_is_its_own(name):
-    """A command that prepares another data set, or names a config that is not there."""
+def test_command_of_every_data_set_prepares_that_data_set(name):
+    """Catches a command that prepares another data set, or names a config file that does not exist."""
     config = svhn.get_config()
     config.data.dataset = name
     path, *overrides = tfds_source.command(config).split("--config=")[1].split()
@@ -76,8 +77,8 @@ def test_command_of_every_data_set_is_its_own(name):
     assert named.data.dataset == name and named.data.path == ""
 
 
-def test_files_that_only_tensorflow_reads_are_named(config, tmp_path):
-    """NotImplementedError of TFDS, a page long."""
+def test_files_that_only_tensorflow_reads_are_an_error(config, tmp_path):
+    """Catches the NotImplementedError of TFDS, whose text is a page long."""
     folder = tmp_path / "generated/1.0.0"
     folder.mkdir(parents=True)
     stored = STORED / "generated/1.0.0"
@@ -92,26 +93,30 @@ def test_files_that_only_tensorflow_reads_are_named(config, tmp_path):
             call()
 
 
-def test_split_that_tfds_lacks(config, monkeypatch):
+def test_missing_split_is_an_error(config, monkeypatch):
+    """Catches a KeyError of TFDS without the names of the splits."""
     monkeypatch.setitem(tfds_source.DATA_SETS, "svhn", GENERATED._replace(test="validation"))
     with pytest.raises(UserError, match="generated has no test split; TFDS has"):
         datasets.load(config, "test")
 
 
-def test_imagenet_of_another_size_is_one_line(config):
+def test_imagenet_of_another_size_is_an_error(config):
+    """Catches a builder name that TFDS does not have."""
     config.data.update(dataset="imagenet", image_size=48)
-    with pytest.raises(UserError, match="data.image_size=48: the downsampled ImageNet has 32 and 64"):
+    with pytest.raises(UserError, match="data.image_size=48: the downsampled ImageNet exists only in sizes 32 and 64"):
         datasets.load(config, "train")
 
 
-def test_preparing_without_tensorflow_says_what_to_install(config, tmp_path, monkeypatch):
+def test_preparing_without_tensorflow_is_an_error(config, tmp_path, monkeypatch):
+    """Catches an ImportError in place of the command that installs TensorFlow."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.data.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="pip install -r requirements-prepare.txt"):
         datasets.prepare(config)
 
 
-def test_what_is_prepared_needs_no_tensorflow_to_decode(config, monkeypatch):
+def test_decoding_a_prepared_data_set_needs_no_tensorflow(config, monkeypatch):
+    """Catches --mode=prepare requiring TensorFlow for data that are prepared already."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert len(datasets.prepare(config).images) == 30
 
@@ -119,8 +124,8 @@ def test_what_is_prepared_needs_no_tensorflow_to_decode(config, monkeypatch):
 COMMAND = """
 import sys
 import main
-from datasets import prepared
-prepared.DATA_SETS["svhn"] = prepared.DataSet("generated", "svhn.py")
+from images import tfds_source
+tfds_source.DATA_SETS["svhn"] = tfds_source.DataSet("generated", "svhn.py")
 preparing = "--mode=prepare" in sys.argv
 if preparing:
     from tests import tfds_generated
@@ -131,7 +136,7 @@ sys.exit(0 if imported == preparing else f"tensorflow imported: {imported}")
 
 
 def run(data_dir, tmp_path, *flags):
-    """One command of main.py on the generated data set, in a process of its own that says if it saw TensorFlow."""
+    """Runs main.py on the generated data set in a new process; only --mode=prepare may import TensorFlow."""
     config = ("--config=configs/ddpm/svhn.py", "--config.data.image_size=8", f"--config.data.cache_dir={tmp_path}/dec")
     process = subprocess.run(
         [sys.executable, "-c", COMMAND, *config, *flags],
@@ -152,16 +157,18 @@ TINY = (
 
 
 def test_training_and_statistics_never_import_tensorflow(tmp_path):
-    """Seconds of import and a GPU's memory gone; also that TFDS_DATA_DIR is honoured."""
-    workdir, statistics = tmp_path / "run", "--config.eval.enable_fid=false"
+    """Catches an import of TensorFlow, which takes seconds and GPU memory, and TFDS_DATA_DIR being ignored."""
+    workdir = tmp_path / "run"
     assert "trained to step 2" in run(STORED, tmp_path, "--mode=train", f"--workdir={workdir}", *TINY)
-    printed = run(STORED, tmp_path, "--mode=fid_stats", statistics, f"--config.assets_dir={tmp_path}")
-    assert "the Gaussian of 30 images" in printed
+    printed = run(
+        STORED, tmp_path, "--mode=fid_stats", "--config.eval.enable_fid=false", f"--config.assets_dir={tmp_path}"
+    )
+    assert "Gaussian of 30 images" in printed
 
 
 @needs_tensorflow
-def test_a_data_set_is_really_prepared_and_read_back(tmp_path, config):
-    """Another file format, a download from Google, TensorFlow still needed afterwards."""
+def test_prepared_data_set_is_read_back(tmp_path, config):
+    """Catches another file format, a download from Google, and a need for TensorFlow afterwards."""
     assert "30 training images" in run(tmp_path / "tfds", tmp_path, "--mode=prepare")
     config.data.data_dir = str(tmp_path / "tfds")
     for name in tfds_generated.COUNTS:
@@ -169,8 +176,8 @@ def test_a_data_set_is_really_prepared_and_read_back(tmp_path, config):
 
 
 @needs_tensorflow
-def test_failed_preparation_is_one_line(config, tmp_path, monkeypatch):
-    """No network, a moved file, a quota: what TFDS raises is no traceback here."""
+def test_failed_preparation_is_an_error_of_one_line(config, tmp_path, monkeypatch):
+    """Catches a traceback of TFDS when the network is down, a file has moved or a quota is used up."""
 
     def fail(self, split):
         raise ConnectionError("no network\nand more")
@@ -184,8 +191,8 @@ def test_failed_preparation_is_one_line(config, tmp_path, monkeypatch):
 
 @needs_tensorflow
 @pytest.mark.parametrize("name", tfds_source.DATA_SETS)
-def test_every_data_set_has_the_features_that_are_read(name):
-    """A misspelt builder or class, images under another name, CelebA's crop beyond its border."""
+def test_every_data_set_has_an_image_and_its_labels(name):
+    """Catches a misspelt builder or class, images under another name, and a crop larger than CelebA's images."""
     import tensorflow_datasets as tfds
 
     entry = tfds_source.DATA_SETS[name]

@@ -1,4 +1,4 @@
-"""The card beside every score."""
+"""The evaluation report, and the table of metrics that it prints."""
 
 import numpy as np
 import pytest
@@ -8,15 +8,39 @@ from metrics.features import Features
 from metrics.frechet import Reference
 from metrics.tally import Tally
 
-FEATURES = Features(None, 3, "inception", "FID", "Inception-v3", "f" * 64, "bilinear to 299 x 299")
+FEATURES = Features(
+    extract=None,
+    dim=3,
+    name="inception",
+    score_name="FID",
+    note="Inception-v3",
+    digest="f" * 64,
+    resize="bilinear to 299 x 299",
+)
 
 
 @pytest.fixture
-def result(rng):
+def tally(rng):
     tally = Tally(3)
-    tally.update(rng.standard_normal((60, 3)), [20, 40])
-    reference = Reference(np.zeros(3), np.eye(3), "a" * 64, "digits, train split, 99 images", tally.reservoir, [1, 1])
-    asked = {
+    tally.update(rng.standard_normal((60, 3)), np.array([20, 40]))
+    return tally
+
+
+def reference_with(features=None, label_counts=None):
+    return Reference(
+        mean=np.zeros(3),
+        cov=np.eye(3),
+        digest="a" * 64,
+        description="digits, train split, 99 images",
+        features=features,
+        label_counts=label_counts,
+    )
+
+
+@pytest.fixture
+def result(tally):
+    reference = reference_with(tally.reservoir, np.array([1, 1]))
+    settings = {
         "sampler": "pndm",
         "n_steps": 5,
         "nfe": 14,
@@ -34,13 +58,13 @@ def result(rng):
         "seed": 3,
         "num_samples": 60,
     }
-    return asked | results.facts(FEATURES, reference) | scores.scores(tally, reference)
+    return settings | results.score_settings(FEATURES, reference) | scores.scores(tally, reference)
 
 
 def test_card_names_all_that_makes_fids_differ(result):
-    """A score that another cannot repeat."""
-    text = card.text(result)
-    for said in (
+    """Catches a report that leaves out a setting which someone else needs to repeat the score."""
+    text = card.card(result)
+    for expected in (
         f"FID  {'':24}{result['score']:.4g} ± {result['score_error']:.2g} (jackknife, 10 groups)",
         "60, seed 3",
         "digits, train split, 99 images (SHA-256 aaaaaaaaaaaaaaaa)",
@@ -52,14 +76,32 @@ def test_card_names_all_that_makes_fids_differ(result):
         "step 9, EMA 0.9999 (SHA-256 eeeeeeeeeeeeeeee)",
         "33.3 66.7",
     ):
-        assert said in text, said
-    assert "t = 400 to 0, Gaussian late start (isotropic)" in card.text(result | {"baseline": "isotropic"})
-    trial = {"network_calls": 77, "share_of_evaluation": 0.123}
-    assert "late start, chosen by a trial of 77 network calls (12.3% more)" in card.text(result | {"auto_start": trial})
+        assert expected in text, expected
+    assert "t = 400 to 0, Gaussian late start (isotropic)" in card.card(result | {"baseline": "isotropic"})
+    cost = {"network_calls": 77, "share_of_evaluation": 0.123}
+    expected = "late start, chosen automatically with 77 network calls (12.3% more)"
+    assert expected in card.card(result | {"auto_start": cost})
 
 
-def test_card_of_what_was_not_scored_or_not_drawn_here(result):
-    """A made-up sampler for images from elsewhere, or a score that there is none of."""
+def test_card_prints_only_what_there_is(result):
+    """Catches a sampler printed for images generated elsewhere, or a score where none was computed."""
     elsewhere = {name: value for name, value in result.items() if name not in ("sampler", "seed")}
     assert "sampler" not in card.card(elsewhere | {"source": "theirs.npz"})
-    assert "FID" not in card.card(result | results.facts(None, None) | {"score": None})
+    assert "FID" not in card.card(result | results.score_settings(None, None) | {"score": None})
+
+
+def test_missing_data_leave_their_metrics_out(tally):
+    """Catches an error, or a number, for metrics whose data the reference or the samples lack."""
+    found = scores.scores(tally, reference_with())
+    assert found["score"] > 0 and found["kid"] is None and found["coverage"] is None
+    assert "label_entropy" not in found
+    few = scores.scores(tally, reference_with(tally.reservoir[:5], np.array([1, 1])))
+    assert few["num_compared"] is None and few["precision"] is None and few["label_distance"] == pytest.approx(1 / 6)
+
+
+def test_each_metric_is_stored_in_fields_of_its_own():
+    """Catches two rows of METRICS that fill the same field, and a printed field that no metric fills."""
+    fields = [field for metric in scores.METRICS for field in metric.fields]
+    assert len(set(fields)) == len(fields)
+    assert card.SCORE_ROWS.keys() <= set(fields)
+    assert {metric.needs for metric in scores.METRICS} <= scores.AVAILABLE.keys()

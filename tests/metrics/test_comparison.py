@@ -1,19 +1,34 @@
+"""The comparison of a sweep's runs, and which runs a sweep has."""
+
 from configs.runs import sweep_configs
 from configs.validation import validate
 from metrics import comparison
 
 
 def run(sampler, start, score, nfe=3, baseline=""):
-    facts = {"sampler": sampler, "n_steps": 3, "nfe": nfe, "gls": start != 999, "t_start": start, "score": score}
-    return facts | {"baseline": baseline, "chooses_start": False}
+    return {
+        "sampler": sampler,
+        "n_steps": 3,
+        "nfe": nfe,
+        "gls": start != 999,
+        "t_start": start,
+        "score": score,
+        "baseline": baseline,
+        "chooses_start": False,
+    }
 
 
-RESULTS = [run("ddim", 999, 100.0), run("ddim", 300, 20.0), run("ddim", 400, 10.0), run("ode", 999, 4.0, nfe=None)]
-RESULTS += [run("ode", 300, 8.0, nfe=None)]
+RESULTS = [
+    run("ddim", 999, 100.0),
+    run("ddim", 300, 20.0),
+    run("ddim", 400, 10.0),
+    run("ode", 999, 4.0, nfe=None),
+    run("ode", 300, 8.0, nfe=None),
+]
 
 
 def test_each_run_is_compared_with_its_own_best_late_start():
-    """The best of another sampler, the first or the worst start, or a gain upside down."""
+    """Catches the best start of another sampler, the first or the worst start, and an inverted gain."""
     assert [(full["score"], late["score"]) for full, late in comparison.compare(RESULTS)] == [(100, 10), (4, 8)]
     lines = comparison.comparison_table(comparison.compare(RESULTS)).splitlines()
     assert [line.split() for line in lines[2:]] == [
@@ -25,11 +40,11 @@ def test_each_run_is_compared_with_its_own_best_late_start():
 
 
 def test_baselines_stand_beside_the_late_start():
-    """A baseline taken for the late start or for the run from pure noise, or an NFE of 0 for one that is unknown."""
+    """Catches a baseline shown as the late start or as the run from pure noise."""
     others = [
-        run("ddim", 999, 50.0, 2, "afs"),
-        run("ddim", 300, 15.0, 3, "isotropic"),
-        run("ddim", 400, 14.0, 3, "isotropic"),
+        run("ddim", 999, 50.0, nfe=2, baseline="afs"),
+        run("ddim", 300, 15.0, baseline="isotropic"),
+        run("ddim", 400, 14.0, baseline="isotropic"),
     ]
     [cell, _] = comparison.compare(others + RESULTS)
     assert [(r["score"], r["baseline"]) for r in cell] == [(100, ""), (50, "afs"), (14, "isotropic"), (10, "")]
@@ -51,8 +66,8 @@ def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
         validate(each)
 
 
-def test_only_what_has_a_history_runs_without_it(config):
-    """A sweep that stops at the first sampler which keeps no history."""
+def test_only_samplers_with_a_history_run_without_it(config):
+    """Catches a sweep that fails at a sampler without a history, for which the baseline no_history does not exist."""
     config.sweep.samplers = ("ddim", "unipc_3")
     runs = sweep_configs(config, [4], [300], ["no_history"])
     cells = [(r.sampling.sampler, r.sampling.gls, r.sampling.baseline) for r in runs]
@@ -63,7 +78,7 @@ def test_only_what_has_a_history_runs_without_it(config):
 
 
 def test_baselines_run_where_they_change_something(config):
-    """A sweep that stops at a sampler which has nothing to do without, or draws the same images under two names."""
+    """Catches a sweep that fails where a baseline does not exist, and a baseline that repeats another run."""
     config.sweep.samplers = ("ddim", "unipc_3", "ode")
     runs = sweep_configs(config, [3, 4], [300], ["no_history", "afs"])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.baseline) for r in runs if r.sampling.baseline]

@@ -11,7 +11,7 @@ from metrics.features import load_features, rebatched
 @settings(deadline=None, max_examples=30)
 @given(counts=st.lists(st.integers(0, 7), max_size=5), size=st.integers(1, 9))
 def test_every_image_once_and_in_order(counts, size):
-    """An image lost, doubled or padded at the seam of two batches."""
+    """Catches an image that is lost, repeated or padded where two batches meet."""
     images = np.arange(1, sum(counts) + 1, dtype=np.uint8)[:, None]
     batches = np.split(images, np.cumsum(counts)[:-1]) if counts else []
     padded = [(jnp.pad(jnp.asarray(batch), ((0, 2), (0, 0))), len(batch)) for batch in batches]
@@ -21,8 +21,8 @@ def test_every_image_once_and_in_order(counts, size):
     np.testing.assert_array_equal(np.concatenate([np.zeros((0, 1)), *kept]), images)
 
 
-def test_inception_file_is_asked_for_by_name(config, monkeypatch):
-    """Offline, an error that does not say what to put where."""
+def test_error_names_the_missing_inception_file(config, monkeypatch):
+    """Catches an error without the file and the path that a machine without network needs."""
     monkeypatch.setattr("metrics.features.INCEPTION_URL", "http://127.0.0.1:1/weights.pth")
     config.eval.features = "inception"
     with pytest.raises(UserError, match=r"127.0.0.1:1.*6726825d0af5.*inception/pt_inception-2015-12-05-6726825d.pth"):

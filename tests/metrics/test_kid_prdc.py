@@ -14,13 +14,13 @@ def golden():
 
 
 def test_squared_mmd_is_that_of_torch_fidelity(golden):
-    """A biased estimate, another kernel, or its scale left out."""
+    """Catches a biased estimate, another kernel, and a missing scale."""
     found = squared_mmd(golden["real"][:200].astype(np.float64), golden["fake"].astype(np.float64))
     assert found == pytest.approx(golden["kid_first_200"], rel=1e-9)
 
 
 def test_kid_over_subsets_is_that_of_torch_fidelity(golden):
-    """Subsets drawn with replacement, or a spread that is divided by the number of subsets; four standard errors."""
+    """Catches subsets drawn with replacement and a spread divided by their number. Tolerance: 4 standard errors."""
     found = kid(golden["real"], golden["fake"], subsets=400, subset_size=50)
     assert abs(found.mean - golden["kid_50_mean"]) < 4 * golden["kid_50_std"] * (2 / 400) ** 0.5
     assert found.std == pytest.approx(golden["kid_50_std"], rel=0.2)
@@ -28,7 +28,7 @@ def test_kid_over_subsets_is_that_of_torch_fidelity(golden):
 
 
 def test_kid_of_all_samples_has_no_spread(golden):
-    """Rounding for an error bar where every subset is all of both sets; a size that the smaller set does not have."""
+    """Catches an error bar made of rounding where each subset is both whole sets, and subsets larger than a set."""
     real, fake = golden["real"][:50], golden["fake"][:50]
     found = kid(real, fake)
     assert found.mean == pytest.approx(squared_mmd(real, fake)) and found.std is None
@@ -37,7 +37,7 @@ def test_kid_of_all_samples_has_no_spread(golden):
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity_and_prdc(golden, monkeypatch):
-    """The two exchanged, a sample counted as its own neighbour, or a block of rows lost."""
+    """Catches precision and recall exchanged, a sample counted as its own neighbour, and a block of rows lost."""
     monkeypatch.setattr(kid_prdc, "BLOCK", 33)
     found = precision_recall(golden["real"], golden["fake"])
     assert found == pytest.approx((golden["tf_precision"], golden["tf_recall"]), abs=1e-6)
@@ -51,8 +51,8 @@ def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
         assert density_coverage(golden["real"], golden["fake"], k) == pytest.approx(expected, rel=1e-12)
 
 
-def test_radii_known_from_elsewhere_change_nothing(golden):
-    """The neighbours of one k taken for those of another, or the samples themselves counted among them."""
+def test_precomputed_radii_change_nothing(golden):
+    """Catches radii of another k, and samples counted as their own neighbours."""
     real, fake = golden["real"], golden["fake"]
     radii = squared_radii(real)
     distances = np.sort(((real[:20, None].astype(np.float64) - real) ** 2).sum(axis=2), axis=1)
@@ -62,7 +62,7 @@ def test_radii_known_from_elsewhere_change_nothing(golden):
 
 
 def test_too_few_samples_are_refused(golden):
-    """A distance to a neighbour that is not there, or a division by zero."""
+    """Catches a distance to a neighbour that does not exist, and a division by zero."""
     few = golden["fake"][:3]
     for score in (precision_recall, density_coverage):
         with pytest.raises(ValueError, match="more than"):

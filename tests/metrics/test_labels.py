@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,17 +9,17 @@ from metrics.labels import label_scores, load_labeller
 
 
 def test_label_scores_in_closed_form():
-    """Another logarithm, a distance that is not halved, NaN for a label that never occurs."""
-    found = label_scores([2, 2, 0, 0], [1, 1, 1, 1])
-    assert found["label_entropy"] == 1 and found["data_label_entropy"] == 2 and found["label_distance"] == 0.5
-    assert label_scores([7], [7])["label_entropy"] == 0
+    """Catches another base of the logarithm, a total variation without its half, NaN for a label that never occurs."""
+    found = label_scores(np.array([2, 2, 0, 0]), np.array([1, 1, 1, 1]))
+    assert found.entropy == 1 and found.data_entropy == 2 and found.distance == 0.5
+    assert label_scores(np.array([7]), np.array([7])).entropy == 0
 
 
 def test_digits_are_labelled_by_the_shipped_classifier(config):
-    """Logits of another layer, padding that is counted, or the classifier of another data set."""
+    """Catches logits of another layer, padding that is counted, and a classifier used for another data set."""
     config.assets_dir = "assets"
     images, labels = datasets.load(config, "train")
-    counts = load_labeller(config).count(images[:500], 300)
+    counts = load_labeller(config).count(jnp.asarray(images[:500]), 300)
     assert counts.sum() == 300
     assert np.abs(counts - np.bincount(labels[:300])).sum() < 12
     config.data.dataset = "cifar10"
@@ -34,7 +35,7 @@ def flat(images):
 
 
 def test_a_classifier_is_plugged_in_by_name(config, rng):
-    images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
+    images = jnp.asarray(rng.integers(0, 256, (20, 8, 8, 1), np.uint8))
     config.eval.classifier = "tests.metrics.test_labels:brightest_half"
     expected = np.bincount(brightest_half(images[:15]).argmax(axis=1), minlength=2)
     assert load_labeller(config).count(images, 15).tolist() == expected.tolist()
@@ -50,8 +51,9 @@ def test_what_cannot_be_plugged_in_is_named(config, entry):
 
 
 def test_a_classifier_of_another_shape_is_refused(config, rng):
-    """Labels where scores belong, counted as if they were scores."""
+    """Catches a function that returns labels where scores are expected, and a negative zero for the entropy."""
     config.eval.classifier = "tests.metrics.test_labels:flat"
+    images = jnp.asarray(rng.integers(0, 256, (4, 8, 8, 1), np.uint8))
     with pytest.raises(UserError, match=r"expected finite scores \[4, K\], got \[4\]"):
-        load_labeller(config).count(rng.integers(0, 256, (4, 8, 8, 1), np.uint8), 4)
+        load_labeller(config).count(images, 4)
     assert labels.entropy(np.array([1.0])) == 0

@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 
@@ -26,19 +27,19 @@ def golden():
 
 
 def test_full_rank_distance_is_that_of_pytorch_fid(golden):
-    """A wrong root, trace or normalisation of the covariance."""
+    """Catches a wrong square root, trace or normalisation of the covariance."""
     moments = [golden[f"full_{kind}_{side}"] for side in "ab" for kind in ("mean", "cov")]
     assert frechet_distance(*moments) == pytest.approx(float(golden["full_fid"]), rel=1e-6)
 
 
 def test_rank_deficient_distance_is_that_of_pytorch_fid(golden):
-    """A Cholesky factor that fails, or a fallback that adds to the covariance, with fewer samples than dimensions."""
+    """Catches a failing Cholesky factor, and a fallback that adds to the covariance, for too few samples."""
     distance = frechet_distance(*moments_of(golden["deficient_a"]), *moments_of(golden["deficient_b"]))
     assert distance == pytest.approx(float(golden["deficient_fid"]), rel=1e-6)
 
 
 def test_distance_of_gaussians_in_closed_form(rng):
-    """For commuting covariances the distance is a sum over directions."""
+    """If the covariances commute, the distance is a sum over their common eigenvectors."""
     basis = scipy.linalg.qr(rng.standard_normal((6, 6)))[0]
     a, b = rng.uniform(0.1, 4, (2, 6))
     mean = rng.standard_normal(6)
@@ -55,17 +56,17 @@ def test_distance_is_symmetric_and_zero_to_itself(rng):
 
 @pytest.mark.parametrize("broken", [{"cov1": np.full((2, 2), np.nan)}, {"mean2": np.zeros(3)}, {"cov2": np.eye(3)}])
 def test_distance_refuses_moments_that_give_no_number(broken):
-    """A NaN that travels into a table, or moments of another feature network."""
+    """Catches NaN in a table of scores, and moments of two feature networks."""
     moments = {"mean1": np.zeros(2), "cov1": np.eye(2), "mean2": np.zeros(2), "cov2": np.eye(2)}
     with pytest.raises(ValueError, match="NaN|fit together"):
         frechet_distance(**moments | broken)
 
 
-FEATURES = Features(None, 3, "classifier", "FD", "", "one", "none")
+FEATURES = Features(extract=None, dim=3, name="classifier", score_name="FD", note="", digest="one", resize="none")
 LABELLER = Labeller(None, "digits")
 
 
-def tally_of(vectors, labels=(), **options):
+def tally_of(vectors, labels=None, **options):
     tally = Tally(vectors.shape[1], **options)
     tally.update(vectors, labels)
     return tally
@@ -74,8 +75,8 @@ def tally_of(vectors, labels=(), **options):
 @pytest.fixture
 def stored(config, rng):
     """The statistics of ten vectors in the test's own folder."""
-    tally = tally_of(rng.standard_normal((10, 3)), [4, 6], groups=1)
-    return statistics.save_reference(config, FEATURES, tally, LABELLER)
+    tally = tally_of(rng.standard_normal((10, 3)), np.array([4, 6]), groups=1)
+    return statistics.save_reference(config, FEATURES, tally, labeller=LABELLER)
 
 
 def test_statistics_come_back_as_they_were_saved(config, stored):
@@ -90,7 +91,7 @@ def test_statistics_come_back_as_they_were_saved(config, stored):
     ("field", "value"), [("dataset", "mnist"), ("split", "test"), ("image_size", 9), ("statistics", 1)]
 )
 def test_statistics_of_anything_else_are_refused(config, stored, field, value):
-    """A number from statistics of another data set, split, size or version."""
+    """Catches a score from statistics of another data set, split, size or version."""
     arrays = dict(np.load(stored))
     arrays["origin"] = np.asarray(json.dumps(json.loads(str(arrays["origin"])) | {field: value}))
     np.savez(stored, **arrays)
@@ -99,7 +100,7 @@ def test_statistics_of_anything_else_are_refused(config, stored, field, value):
 
 
 def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rng):
-    """Late starts and scores, in silence, from what lay in a folder before more came."""
+    """Catches late starts and scores from statistics that were made before images were added to the folder."""
     photos = tmp_path / "photos"
     photos.mkdir()
     images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
@@ -107,7 +108,10 @@ def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rn
     config.data.update(dataset="custom", path=str(photos))
     statistics.save_gaussian(config, DataGaussian.fit([images]), images)
     statistics.save_reference(config, FEATURES, tally_of(rng.standard_normal((10, 3)), groups=1))
-    loads = (lambda: statistics.load_gaussian(config), lambda: statistics.load_reference(config, FEATURES))
+    loads = (
+        functools.partial(statistics.load_gaussian, config),
+        functools.partial(statistics.load_reference, config, FEATURES),
+    )
     for load in loads:
         load()
     Image.fromarray(images[1, ..., 0]).save(photos / "2.png")
@@ -116,11 +120,11 @@ def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rn
             load()
     shutil.rmtree(photos)
     for load in loads:
-        load()  # what is gone may have been the same
+        load()  # without the images, there is nothing to compare
 
 
 def test_statistics_of_other_features_or_labels_are_refused(config, stored):
-    """A score between features of two networks, or labels of two classifiers."""
+    """Catches scores between features of two networks, and between labels of two classifiers."""
     with pytest.raises(UserError, match="features_sha256 is one, this config's two"):
         statistics.load_reference(config, FEATURES._replace(digest="two"))
     config.eval.classifier = "faces:attributes"
@@ -129,8 +133,8 @@ def test_statistics_of_other_features_or_labels_are_refused(config, stored):
 
 
 @pytest.mark.parametrize("mean", [np.array(["a", "b", "c"]), np.full(3, np.nan)])
-def test_published_statistics_that_are_no_numbers_are_refused(config, tmp_path, mean):
-    """A traceback from inside numpy, or NaN for a score."""
+def test_published_statistics_that_are_not_numbers_are_refused(config, tmp_path, mean):
+    """Catches a traceback from numpy, and a score of NaN."""
     np.savez(tmp_path / "theirs.npz", mu=mean, sigma=np.eye(3))
     config.eval.reference = str(tmp_path / "theirs.npz")
     with pytest.raises(UserError, match="not all finite numbers"):
@@ -139,7 +143,7 @@ def test_published_statistics_that_are_no_numbers_are_refused(config, tmp_path, 
 
 @pytest.mark.parametrize("name", ["sigma", "cov"])
 def test_published_statistics_are_read(config, tmp_path, rng, name):
-    """pytorch-fid's and EDM's mu and sigma, and the paper's mu and cov."""
+    """pytorch-fid and EDM write mu and sigma, the paper's code writes mu and cov."""
     mean, cov = moments_of(rng.standard_normal((50, 3)))
     np.savez(tmp_path / "theirs.npz", mu=mean, **{name: cov})
     config.eval.reference = str(tmp_path / "theirs.npz")
@@ -152,12 +156,12 @@ def test_published_statistics_are_read(config, tmp_path, rng, name):
 
 def repeated(rng, repeats, count, dim):
     """Distances of `repeats` sets of standard normal vectors to a Gaussian of mean 0.3 and variance 2."""
-    reference = Reference(np.full(dim, 0.3), 2 * np.eye(dim), "", "")
+    reference = Reference(mean=np.full(dim, 0.3), cov=2 * np.eye(dim), digest="", description="")
     return [frechet.distance(tally_of(rng.standard_normal((count, dim))).groups, reference) for _ in range(repeats)]
 
 
 def test_error_bar_is_the_spread_of_repeated_runs(rng):
-    """An error bar that is wrong by the number of groups, or by its root. 300 runs know their spread to 4%."""
+    """Catches an error that is wrong by the number of groups or its square root. 300 runs give the spread within 4%."""
     found = repeated(rng, 300, 200, 5)
     error = np.sqrt(np.mean([run.error**2 for run in found]))
     assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
@@ -165,7 +169,7 @@ def test_error_bar_is_the_spread_of_repeated_runs(rng):
 
 
 def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
-    """A line through the wrong points, or not in 1/N: 200 samples in 20 dimensions have a large bias."""
+    """Catches a line through other points, or not in 1/N: with 200 samples in 20 dimensions the bias is large."""
     found, dim = repeated(rng, 40, 200, 20), 20
     truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)
     bias = np.mean([run.value for run in found]) - truth
@@ -173,9 +177,9 @@ def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
     assert abs(np.mean([run.at_infinity for run in found]) - truth) < 0.15 * bias
 
 
-def test_what_samples_cannot_tell_is_not_told(rng):
-    """A number where there are fewer samples than features, or groups of one; nothing said of a singular covariance."""
-    reference = Reference(np.zeros(20), np.eye(20), "", "")
+def test_too_few_samples_give_no_error_and_no_limit(rng):
+    """Catches an error or a limit computed from too few samples, and a singular covariance without a warning."""
+    reference = Reference(mean=np.zeros(20), cov=np.eye(20), digest="", description="")
     found = frechet.distance(tally_of(rng.standard_normal((70, 20))).groups, reference)
     assert found.error is not None and found.at_infinity is None
     with pytest.warns(UserWarning, match="15 samples for 20 features"):

@@ -7,7 +7,7 @@ from metrics.tally import Tally
 
 @pytest.mark.parametrize("cuts", [(), (1, 2, 30), (13, 29)])
 def test_same_tally_for_any_batches_and_after_a_pause(rng, cuts, monkeypatch):
-    """A group, or a place in the reservoir, that depends on the batch; anything lost between saving and loading."""
+    """Catches groups or a reservoir that depend on the batches, and a field that saving or loading loses."""
     monkeypatch.setattr(tally_module, "RESERVOIR", 9)
     vectors, labels = rng.standard_normal((40, 3)), rng.integers(0, 5, 40)
     tally = Tally(3, groups=4, stride=3)

@@ -11,7 +11,7 @@ DEFAULT = digits.get_config()
 
 
 def test_saved_classifier_gives_the_same_features(tmp_path, monkeypatch):
-    """Weights stored under the wrong name or in another order; training that learns nothing."""
+    """Catches weights stored under the wrong name or in another order, and training that learns nothing."""
     monkeypatch.setattr(classifier, "TRAINING_IMAGES", 40_000)
     train_set, test_set = datasets.load_labelled(DEFAULT)
     trained = classifier.train(train_set, test_set, seed=0)
@@ -24,8 +24,8 @@ def test_saved_classifier_gives_the_same_features(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("config", "least"), [(DEFAULT, 0.97), (fashion_mnist.get_config(), 0.90)])
-def test_shipped_classifier_is_as_good_as_it_says(config, least, tmp_path):
-    """Weights that do not belong to the accuracy printed beside every score, or to the held-out images."""
+def test_shipped_classifier_has_its_stored_accuracy(config, least, tmp_path):
+    """Catches weights whose accuracy on the held-out images differs from the stored one, printed with every score."""
     config.data.cache_dir = str(tmp_path)
     path = files.REPOSITORY / "assets/classifier" / f"{datasets.slug(config)}.npz"
     stored = classifier.load(path, datasets.image_shape(config))
@@ -38,7 +38,8 @@ def test_shipped_classifier_is_as_good_as_it_says(config, least, tmp_path):
     assert classifier._accuracy(stored.network, held_out) == pytest.approx(stored.accuracy, abs=1e-3)
 
 
-def test_broken_classifier_file_is_named(tmp_path):
+def test_damaged_classifier_file_is_named(tmp_path):
+    """Catches a traceback of zipfile."""
     path = tmp_path / "broken.npz"
     path.write_bytes(b"not a zip")
     with pytest.raises(UserError, match="broken.npz"):
@@ -46,7 +47,7 @@ def test_broken_classifier_file_is_named(tmp_path):
 
 
 def test_classifier_of_other_images_is_refused():
-    """A grey classifier that is shown colours: a traceback from inside a convolution."""
+    """Catches a grey classifier applied to colour images: a traceback from inside a convolution."""
     path = files.REPOSITORY / "assets/classifier/digits_8.npz"
     with pytest.raises(UserError, match=r"of shape \[8, 8, 1\], not \[8, 8, 3\]"):
         classifier.load(path, (8, 8, 3))

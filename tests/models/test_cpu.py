@@ -13,14 +13,14 @@ from models.layers import Upsample, dropout, group_norm
 
 
 def plain(monkeypatch):
-    """The path that other backends take."""
+    """Selects the implementations for other backends."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("shape", [(3, 5, 8, 4), (2, 1, 1, 3)])
 def test_doubled_convolution_equals_the_plain_one(shape, x64, rng, monkeypatch):
-    """Values, both gradients and forward-mode derivatives, at odd sizes and images of one pixel."""
+    """Catches errors in values, both gradients and forward-mode derivatives, at odd sizes and images of one pixel."""
     with jax.enable_x64(x64) if x64 else contextlib.nullcontext():
         dtype = jnp.float64 if x64 else jnp.float32
         graphdef, params = nnx.split(Upsample(shape[-1], with_conv=True, rngs=nnx.Rngs(0)), nnx.Param)
@@ -42,20 +42,21 @@ def test_doubled_convolution_equals_the_plain_one(shape, x64, rng, monkeypatch):
 
 
 def test_network_equals_the_plain_one(config, rng, monkeypatch):
-    """Values, and the gradient of every weight and of the input; in float64, where rounding hides nothing."""
+    """Catches errors in values and in the gradients of every weight and of the input; float64 keeps rounding small."""
     config.model.update(ch_mult=(1, 1))
     graphdef, params = create_model(config, jax.random.key(0))
     with jax.enable_x64():
-        # The last layers of branches begin as almost nothing and would hide what comes before them.
+        # The last layers of residual branches are almost zero at first, which would hide errors in earlier layers.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.05 * rng.standard_normal(leaf.shape)), params)
-        x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1))), jnp.array([3.0, 900.0])
+        x = jnp.asarray(rng.standard_normal((2, 8, 8, 1)))
+        t = jnp.array([3.0, 900.0])
 
         def loss(params, x):
             eps = apply_model(graphdef, params, x, t, jax.random.key(1))
             return jnp.sum(eps**2), eps
 
         def everything():
-            # A new function each time, since jit would remember the other path's trace.
+            # A new function each time, since jit would reuse the trace of the other implementation.
             return jax.tree.leaves(jax.jit(jax.grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))(params, x))
 
         fast = everything()
@@ -69,7 +70,7 @@ def test_network_equals_the_plain_one(config, rng, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 64), (3, 1, 1, 32), (2, 15, 96)])
 def test_group_norm_equals_the_plain_one(shape, rng, monkeypatch):
-    """Groups of one or several channels, one pixel, and the derivative forward as well as backward."""
+    """Catches errors in values and derivatives, with groups of one or several channels, and with a single pixel."""
     norm = group_norm(shape[-1], 32, rngs=nnx.Rngs(0))
     with jax.enable_x64():
         scale, bias, x, dx = (jnp.asarray(rng.standard_normal(s)) for s in [shape[-1:], shape[-1:], shape, shape])
@@ -86,14 +87,15 @@ def test_group_norm_equals_the_plain_one(shape, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_bfloat16_computes_in_it_and_keeps_float32_weights(config, rng, backend, monkeypatch):
-    """float32 weights promoting everything back, weights or averages in bfloat16, or a float32 network unasked."""
+def test_bfloat16_network_keeps_float32_weights(config, rng, backend, monkeypatch):
+    """Catches computation promoted to float32, weights or gradients in bfloat16, and bfloat16 without the option."""
     if backend == "gpu":
         plain(monkeypatch)
     config.model.update(dtype="bfloat16")
     graphdef, params = create_model(config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32), params)
-    x, t = jnp.asarray(rng.standard_normal((2, 8, 8, 1)), jnp.float32), jnp.array([3.0, 900.0])
+    x = jnp.asarray(rng.standard_normal((2, 8, 8, 1)), jnp.float32)
+    t = jnp.array([3.0, 900.0])
 
     def loss(params):
         return jnp.sum(apply_model(graphdef, params, x, t) ** 2)
@@ -113,18 +115,21 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(config, rng, backend,
 
 @pytest.mark.parametrize("rate", [0.1, 0.75])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    """Catches a wrong rate or scale, correlated values, and a mask that does not depend on the key."""
     x = jnp.ones((50, 8, 8, 64))
     y = dropout(x, rate, jax.random.key(0))
     kept = np.asarray(y) > 0
     np.testing.assert_allclose(np.asarray(y)[kept], 1 / (1 - rate), rtol=1e-6)
     assert kept.mean() == pytest.approx(1 - rate, abs=4e-3)
-    # Two values share a random word and must not share their fate.
+    # The two values of a random word must be independent.
     assert np.corrcoef(kept[..., ::2].ravel(), kept[..., 1::2].ravel())[0, 1] == pytest.approx(0, abs=0.012)
     np.testing.assert_array_equal(y, dropout(x, rate, jax.random.key(0)))
     assert (y != dropout(x, rate, jax.random.key(1))).any()
 
 
-def test_flag_keeps_convolutions_from_the_slow_library():
+def test_flag_keeps_convolutions_off_the_slow_library():
+    """Catches a flag that XLA no longer has, or that is set too late."""
+
     def conv(x, w):
         return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -137,6 +142,7 @@ def test_flag_keeps_convolutions_from_the_slow_library():
     [("", f"{cpu.FLAG}="), ("--other=1", f"--other=1 {cpu.FLAG}="), (f"{cpu.FLAG}=MINE", f"{cpu.FLAG}=MINE")],
 )
 def test_flag_is_added_unless_the_user_set_it(before, after, monkeypatch):
+    """Catches a user's XLA_FLAGS being overwritten."""
     monkeypatch.setenv("XLA_FLAGS", before)
     runpy.run_path(cpu.__file__)
     assert os.environ["XLA_FLAGS"] == after

@@ -1,4 +1,4 @@
-"""Weights of the paper's PyTorch code and of diffusers: the same function here as there, and nothing else let in."""
+"""Weights of the paper's PyTorch code and of diffusers: equal predictions, and refusal of all other files."""
 
 import json
 import random
@@ -23,6 +23,7 @@ UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], 
 
 
 def make_config(sizes: dict, **changes) -> ConfigDict:
+    """A config with the given fields of data and model; `changes` are named data.x or model.x."""
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
     model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
@@ -34,16 +35,16 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
 
 
 def make_params(config: ConfigDict, seed: int) -> nnx.State:
-    """Parameters that are nowhere zero, as after training."""
+    """Parameters without zeros, as after training."""
     leaves, tree = jax.tree.flatten(abstract_params(config)[1])
     return tree.unflatten([jnp.array(rule(seed + i, leaf.shape)) for i, leaf in enumerate(leaves)])
 
 
-run = jax.jit(apply_model, static_argnums=0)  # compiled once for each network
+run = jax.jit(apply_model, static_argnames="graphdef")  # compiled once per network
 
 
 def eps(config: ConfigDict, params: nnx.State, x_nchw: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The noise that our network predicts, in torch's axes."""
+    """The noise prediction of our network, with axes in torch's order."""
     graphdef, fresh = abstract_params(config)
     assert jax.tree.structure(params) == jax.tree.structure(fresh)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), fresh)
@@ -52,15 +53,17 @@ def eps(config: ConfigDict, params: nnx.State, x_nchw: np.ndarray, t: np.ndarray
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    """To 1e-5 of the largest value; 2e-6 were measured."""
+    """Checks equality to 1e-5 of the largest value; the measured difference is 2e-6."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def bits(params: nnx.State) -> list[bytes]:
+    """The bytes of every parameter, to compare without rounding."""
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
 
 
 def refusal(path: Path, config: ConfigDict) -> str:
+    """The error message for a file that must be refused; it must be one line."""
     with pytest.raises(UserError) as error:
         load_foreign(path, config)
     assert "\n" not in str(error.value)
@@ -68,10 +71,11 @@ def refusal(path: Path, config: ConfigDict) -> str:
 
 
 @pytest.mark.parametrize(("name", "step"), [("grey8", 1234), ("rgb32", 1234), ("rgb8_plain", 70000)])
-def test_the_papers_networks_give_the_same_eps(tmp_path, name, step):
+def test_networks_of_the_paper_give_the_same_eps(tmp_path, name, step):
     """Catches a wrong name, order or layout of any weight, EMA and raw weights confused, and a lost step.
 
-    Grey and colour, with attention at one level or none, with `module.` before the names or (plain) without.
+    The networks are for grey or colour images, with attention at one level or none, and with or without the prefix
+    `module.` in their names.
     """
     sizes, golden = write_paper_checkpoint(tmp_path / "x.pth", name)
     config = make_config(sizes)
@@ -82,7 +86,7 @@ def test_the_papers_networks_give_the_same_eps(tmp_path, name, step):
 
 
 def write_unet(folder: Path, rename=str) -> dict:
-    """A folder as diffusers writes it, with weights by rule; what its network takes and gives."""
+    """Writes a folder as diffusers does, with generated weights; returns inputs and outputs of its network."""
     with np.load(Path(__file__).parents[1] / "data/diffusers_unet.npz") as file:
         golden = {key: file[key] for key in file}
     folder.mkdir()
@@ -94,17 +98,19 @@ def write_unet(folder: Path, rename=str) -> dict:
 
 
 def test_diffusers_network_gives_the_same_eps(tmp_path):
-    """Catches a wrong name or layout, above all of the time embedding, the 1x1 convolutions and the attention."""
-    golden, config = write_unet(tmp_path / "unet"), make_config(UNET)
+    """Catches a wrong name or layout, for example in the time embedding, the 1x1 convolutions or the attention."""
+    golden = write_unet(tmp_path / "unet")
+    config = make_config(UNET)
     checkpoint = load_foreign(tmp_path / "unet", config)
     assert checkpoint.step == 0 and bits(checkpoint.params) == bits(checkpoint.ema)
     assert_close(eps(config, checkpoint.params, golden["x"], golden["t"]), golden["eps"])
 
 
 def test_reads_old_names_and_bin_files(tmp_path):
-    """Catches folders of before diffusers 0.17, such as google/ddpm-cifar10-32, that cannot be read."""
+    """Catches an error for folders written before diffusers 0.17, such as google/ddpm-cifar10-32."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    config, params = make_config(TINY), make_params(make_config(TINY), 1)
+    config = make_config(TINY)
+    params = make_params(config, 1)
     export_diffusers(tmp_path / "new", config, params)
     folder = tmp_path / "old"
     folder.mkdir()
@@ -128,8 +134,8 @@ def test_reads_old_names_and_bin_files(tmp_path):
         ("data.num_channels", 3, "config.data.num_channels is 3, the file's is 1"),
     ],
 )
-def test_names_the_field_that_disagrees_with_a_checkpoint(tmp_path, field, value, expected):
-    """Catches a field read wrongly from the shapes, and an error that tells a shape where a field is meant."""
+def test_field_that_differs_from_a_checkpoint_is_named(tmp_path, field, value, expected):
+    """Catches a field derived wrongly from the shapes, and a message about a shape in place of the field."""
     sizes, _ = write_paper_checkpoint(tmp_path / "x.pth", "grey8")
     text = refusal(tmp_path / "x.pth", make_config(sizes, **{field: value}))
     assert expected in text and text.count("config.") == 1
@@ -149,10 +155,10 @@ def test_names_the_field_that_disagrees_with_a_checkpoint(tmp_path, field, value
             {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
             "config.model.attn_resolutions is (8,), the file's is ()",
         ),
-        ({"out_channels": 2}, "out_channels is 2, supported is only 1"),
-        ({"act_fn": "gelu"}, "act_fn is 'gelu', supported is only 'silu'"),
-        ({"downsample_padding": 1}, "downsample_padding is 1, supported is only 0"),
-        ({"attention_head_dim": 8}, "attention_head_dim is 8, supported is only None"),
+        ({"out_channels": 2}, "out_channels is 2; only 1 is supported"),
+        ({"act_fn": "gelu"}, "act_fn is 'gelu'; only 'silu' is supported"),
+        ({"downsample_padding": 1}, "downsample_padding is 1; only 0 is supported"),
+        ({"attention_head_dim": 8}, "attention_head_dim is 8; only None is supported"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'"),
         ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types is ['UpBlock2D']"),
@@ -164,16 +170,16 @@ def test_names_the_field_that_disagrees_with_a_checkpoint(tmp_path, field, value
         ({"down_block_types": None}, "not the settings of a UNet2DModel"),
     ],
 )
-def test_names_what_disagrees_or_is_unsupported_in_a_folder(tmp_path, changes, expected):
-    """Catches a setting that is ignored, so that another function would come out, and one that is misnamed."""
+def test_settings_that_differ_or_are_unsupported_are_named(tmp_path, changes, expected):
+    """Catches an unsupported setting that is ignored and changes the predictions, and a message with a wrong name."""
     config = make_config(TINY)
     settings = foreign._unet_config(config) | changes
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert expected in refusal(tmp_path, config)
 
 
-def test_what_a_folder_leaves_out_is_diffusers_default(tmp_path):
-    """Catches silence taken for agreement: without freq_shift diffusers would embed time in another way."""
+def test_missing_setting_has_the_default_of_diffusers(tmp_path):
+    """Catches a missing setting that is ignored: diffusers' default of freq_shift gives another time embedding."""
     config = make_config(TINY)
     for key, expected in (("freq_shift", "freq_shift is 0"), ("layers_per_block", "KeyError('layers_per_block')")):
         settings = foreign._unet_config(config)
@@ -197,19 +203,21 @@ def test_what_a_folder_leaves_out_is_diffusers_default(tmp_path):
         (lambda weights: weights | {"extra": np.zeros(1)}, "holds ['extra'], which the network of the config lacks"),
     ],
 )
-def test_every_weight_is_used_and_fits(tmp_path, changes, expected):
-    """Catches weights that are missing, left over, broadcast into shape or turned from integers to floats."""
+def test_every_weight_is_used_and_has_the_expected_shape(tmp_path, changes, expected):
+    """Catches weights that are missing, left over, broadcast to the shape, or converted from integers."""
     config = make_config(TINY)
     export_diffusers(tmp_path / "unet", config, make_params(config, 0))
     save_file(changes(load_file(tmp_path / "unet" / WEIGHTS)), tmp_path / "unet" / WEIGHTS)
     assert expected in refusal(tmp_path / "unet", config)
 
 
-def test_refuses_what_is_no_checkpoint_of_the_paper(tmp_path):
-    """Catches a traceback on the many other things that a .pth can hold."""
-    config, path, one = make_config(TINY), tmp_path / "x.pth", tensor("0", "float32", 1, (1,), (1,))
+def test_other_pth_files_are_refused(tmp_path):
+    """Catches a traceback for a .pth that is not a checkpoint of the paper's code."""
+    config = make_config(TINY)
+    path = tmp_path / "x.pth"
+    one = tensor("0", "float32", 1, (1,), (1,))
     write_state_dict(path, {"conv.weight": np.zeros((1, 1))})
-    assert "which is a dict of model, ema" in refusal(path, config)
+    assert "which is a dict of model, step and ema" in refusal(path, config)
     head = b"}(" + body("step") + body(3) + body("ema") + b"}" + body("shadow_params") + b"]" + one + b"as"
     for model in (body({}), body({"all_modules.9999.weight": 1}), b"}" + body("all_modules.0.weight") + one + b"s"):
         write_zip(path, pickled(head + body("model") + model + b"u"), {"0": bytes(4)})
@@ -225,7 +233,7 @@ def test_refuses_what_is_no_checkpoint_of_the_paper(tmp_path):
     ],
 )
 def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
-    """Catches a transpose that is not undone, an array written as it lies in memory, and a block left out."""
+    """Catches a transpose that is not undone, an array written in memory order, and a missing block."""
     config = make_config(sizes, **changes)
     params = make_params(config, 3)
     export_diffusers(tmp_path / "new/unet", config, params)
@@ -234,8 +242,8 @@ def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["unet"]
 
 
-def test_attention_once_a_level_is_refused(tmp_path):
-    """Catches a checkpoint of score_sde, which attends once a level on the way up, loaded into another network."""
+def test_attention_once_per_level_is_refused(tmp_path):
+    """Catches a checkpoint of score_sde, which has attention once per level of `up`, loaded into this network."""
     names = {"D": ["weight"], "C": ["weight"], "N": ["weight"], "R": ["Conv_1.weight"], "A": ["NIN_3.W"], "S": []}
     shapes = {"D": (2, 2), "C": (32, 1, 3, 3), "N": (32,), "R": (32, 32, 3, 3), "A": (32, 32)}
     weights = {
@@ -243,7 +251,7 @@ def test_attention_once_a_level_is_refused(tmp_path):
         for index, letter in enumerate("DDCRARARRRANC")
         for name in names[letter]
     }
-    with pytest.raises(UserError, match="does not follow every block of a level"):
+    with pytest.raises(UserError, match="a level has attention after some blocks only"):
         foreign._paper_fields(tmp_path, weights, 8)
 
 
@@ -258,15 +266,15 @@ def test_attention_once_a_level_is_refused(tmp_path):
     ],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
-    """Catches a folder that loads in diffusers and is another function."""
+    """Catches a folder that diffusers can load but whose network predicts something else."""
     config = make_config(TINY, **{f"model.{field}": value})
     with pytest.raises(UserError, match=f"config.model.{field} is {value}, that of every UNet2DModel is"):
         export_diffusers(tmp_path / "unet", config, make_params(config, 0))
     assert not (tmp_path / "unet").exists()
 
 
-def test_export_is_whole_or_absent(tmp_path, monkeypatch):
-    """Catches a half-written folder after a full disk, and an earlier export overwritten."""
+def test_export_is_atomic(tmp_path, monkeypatch):
+    """Catches an incomplete folder after a full disk, and an earlier export that is overwritten."""
     config = make_config(TINY)
     params = make_params(config, 0)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
@@ -278,9 +286,10 @@ def test_export_is_whole_or_absent(tmp_path, monkeypatch):
         export_diffusers(tmp_path / "unet", config, params)
 
 
-def test_damaged_folders_end_with_one_line(tmp_path):
-    """Catches an exception of safetensors, of numpy or of our own that reaches the user as a traceback."""
-    config, rng = make_config(TINY), random.Random(0)
+def test_damaged_folders_give_an_error_of_one_line(tmp_path):
+    """Catches a traceback of safetensors, numpy or this project."""
+    config = make_config(TINY)
+    rng = random.Random(0)
     assert "config.json" in refusal(tmp_path, config)
     (tmp_path / "config.json").write_text(json.dumps(foreign._unet_config(config)))
     assert WEIGHTS in refusal(tmp_path, config)

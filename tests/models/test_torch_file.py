@@ -1,4 +1,4 @@
-"""The reader of torch.save's files: right on real ones, harmless and short of words on all others."""
+"""The reader of files of torch.save: exact for real files, safe and with an error of one line for all others."""
 
 import os
 import pickle
@@ -22,6 +22,7 @@ REAL = ("torch_zip.pth", "torch_legacy.pth")
 
 
 def refusal(path: Path) -> str:
+    """The error message for a file that must be refused; it must be one line."""
     with pytest.raises(UserError) as error:
         read_pth(path)
     text = str(error.value)
@@ -30,10 +31,11 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_reads_what_torch_wrote(name):
-    """Catches a wrong dtype, stride, offset, operation or storage order: both files are torch 2.13's own."""
+def test_reads_files_of_torch(name):
+    """Catches a wrong dtype, stride, offset, operation or storage order. Both files were written by torch 2.13."""
     value = read_pth(DATA / name)
-    base, few = np.arange(24, dtype=np.float32).reshape(2, 3, 4), [0.5, -2, 3]
+    base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    few = [0.5, -2, 3]
     expected = {
         "float32": base,
         "transposed": base.transpose(2, 0, 1),
@@ -60,7 +62,7 @@ def test_reads_what_torch_wrote(name):
 
 
 class Call:
-    """Pickles as a call, which the standard unpickler would make."""
+    """An object whose pickle makes Python's unpickler call a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -72,9 +74,10 @@ class Call:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 @pytest.mark.parametrize("write", [write_zip, lambda path, pickle_bytes: path.write_bytes(pickle_bytes)])
 @pytest.mark.parametrize("function", [os.system, eval, os.unlink, getattr])
-def test_executes_nothing(tmp_path, function, write, protocol):
-    """Catches a reader that hands any part of the file to pickle: the canary would be touched."""
-    canary, path = tmp_path / "canary", tmp_path / "x.pth"
+def test_executes_no_code(tmp_path, function, write, protocol):
+    """Catches a reader that passes any part of the file to pickle: the canary file would be created or deleted."""
+    canary = tmp_path / "canary"
+    path = tmp_path / "x.pth"
     arguments = {os.system: f"touch {canary}", eval: f"open({str(canary)!r}, 'w')", os.unlink: str(canary)}
     payload = pickle.dumps({"model": Call(function, arguments.get(function, canary))}, protocol=protocol)
     if function is os.unlink:
@@ -85,8 +88,8 @@ def test_executes_nothing(tmp_path, function, write, protocol):
 
 
 @pytest.mark.parametrize("operations", [b"cposix\nsystem\n", b"cbuiltins\neval\n(" + body("1") + b"tR"])
-def test_names_what_it_refuses(tmp_path, operations):
-    """Catches a refusal that leaves the user guessing what is wrong with the file."""
+def test_refused_function_is_named(tmp_path, operations):
+    """Catches a message that does not say what is wrong with the file."""
     module, name = operations[1:].split(b"\n")[:2]
     for path in (write_zip(tmp_path / "zip.pth", pickled(operations)), tmp_path / "legacy.pth"):
         if not path.exists():
@@ -97,8 +100,8 @@ def test_names_what_it_refuses(tmp_path, operations):
 @pytest.mark.parametrize(
     "operations", [b"\x81", b"\x92", b"i" + b"posix\nsystem\n", b"o", b"\x93", b"\x82\x01", b"P1\n"]
 )
-def test_refuses_other_ways_to_call(tmp_path, operations):
-    """Catches a case added for NEWOBJ, NEWOBJ_EX, INST, OBJ, STACK_GLOBAL, EXT1 or PERSID."""
+def test_refuses_other_call_operations(tmp_path, operations):
+    """Catches support for NEWOBJ, NEWOBJ_EX, INST, OBJ, STACK_GLOBAL, EXT1 or PERSID."""
     call = b"(" + body("posix") + body("system")
     assert "which torch.save's default protocol does not" in refusal(
         write_zip(tmp_path / "x.pth", pickled(call + operations))
@@ -109,7 +112,7 @@ def test_refuses_other_ways_to_call(tmp_path, operations):
     ("shape", "strides", "offset"),
     [
         ((5,), (1,), 0),
-        ((2, 2), (3, 1), 0),  # reaches number 4 of 4
+        ((2, 2), (3, 1), 0),  # ends at element 4, one past the last
         ((2,), (1,), 3),
         ((4,), (0,), -1),
         ((4,), (-1,), 3),
@@ -118,9 +121,9 @@ def test_refuses_other_ways_to_call(tmp_path, operations):
         ((2**62, 2**62), (0, 0), 0),
         ((0, 2**70), (1, 1), 0),
         ((2,), (2**64,), 0),
-        ((4,), ((2**64 + 8) // 12,), 0),  # in 64 bits the last number would lie 8 bytes from the first
+        ((4,), ((2**64 + 8) // 12,), 0),  # with 64-bit overflow, the last element would be 8 bytes from the first
         ((2**64,), (0,), 0),
-        ((100,), (0,), 0),  # one number shown a hundred times: legal in torch, a bomb at 2**40
+        ((100,), (0,), 0),  # one element repeated 100 times: valid in torch, but 2**40 times would fill the memory
         ((2.0,), (1,), 0),
         (("2",), (1,), 0),
         ([2], [1], 0),
@@ -130,21 +133,21 @@ def test_refuses_other_ways_to_call(tmp_path, operations):
     ],
 )
 def test_tensors_stay_inside_their_storage(tmp_path, shape, strides, offset):
-    """Catches a view of memory that is not the file's, and one too large to copy."""
+    """Catches a view of memory outside the file's, and a view that is too large to copy."""
     operations = tensor("0", "float32", 4, shape, strides, offset)
     assert "cannot be read" in refusal(write_zip(tmp_path / "x.pth", pickled(operations), {"0": bytes(16)}))
 
 
-def test_a_tensor_is_no_storage(tmp_path):
-    """Catches bounds taken from a tensor's size: a view of one number, repeated, would pass for a large storage."""
+def test_tensor_cannot_serve_as_storage(tmp_path):
+    """Catches bounds taken from a tensor's size: a repeated view of one element would count as a large storage."""
     first = tensor("0", "float32", 4, (4,), (0,)) + b"0"
     second = b"ctorch._utils\n_rebuild_tensor_v2\n(" + tensor("0", "float32", 4, (4,), (0,)) + body(0) + body((4,))
     path = write_zip(tmp_path / "x.pth", pickled(first[:-1] + second + body((1,)) + b"tR"), {"0": bytes(16)})
-    assert "the wrong parts" in refusal(path)
+    assert "invalid arguments" in refusal(path)
 
 
-def test_takes_strides_of_short_axes(tmp_path):
-    """Catches a refusal of real files: torch leaves any stride on an axis of length 1."""
+def test_accepts_any_stride_on_axes_of_length_one(tmp_path):
+    """Catches refusal of real files: torch writes arbitrary strides for axes of length 1."""
     operations = tensor("0", "float32", 4, (1, 4), (10**12, 1))
     path = write_zip(tmp_path / "x.pth", pickled(operations), {"0": np.arange(4, dtype="<f4").tobytes()})
     np.testing.assert_array_equal(read_pth(path), [[0, 1, 2, 3]])
@@ -158,17 +161,18 @@ def nested_key(depth: int) -> bytes:
     "pickle_bytes",
     [
         pickled(b"]" * 3_000_000),
-        pickled(b"Nr\xff\xff\xff\xff"),  # the standard unpickler would make a memo of 2**32 entries
+        pickled(b"Nr\xff\xff\xff\xff"),  # Python's unpickler would allocate a memo of 2**32 entries
         b"\x80\x02X\xff\xff\xff\xffabc.",
         b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",
-        pickled(nested_key(100)),  # a tuple that takes 2**100 steps to hash
-        pickled(b"(" * 200_000 + b"t" * 200_000),  # deeper than any recursion
+        pickled(nested_key(100)),  # hashing this tuple takes 2**100 steps
+        pickled(b"(" * 200_000 + b"t" * 200_000),  # nested deeper than any recursion limit
         pickled(tensor("0", "float32", 2**60, (4,), (1,))),
     ],
 )
-def test_bombs_do_not_go_off(tmp_path, pickle_bytes):
-    """Catches time or memory without bound, in either format. Two of these are valid and small: they may be read."""
-    zipped, old = write_zip(tmp_path / "zip.pth", pickle_bytes), tmp_path / "legacy.pth"
+def test_time_and_memory_are_bounded(tmp_path, pickle_bytes):
+    """Catches unlimited time or memory, in either format. Two of these pickles are valid and small and may be read."""
+    zipped = write_zip(tmp_path / "zip.pth", pickle_bytes)
+    old = tmp_path / "legacy.pth"
     old.write_bytes(legacy(pickle_bytes[2:-1]))
     tracemalloc.start()
     start = time.monotonic()
@@ -183,7 +187,7 @@ def test_bombs_do_not_go_off(tmp_path, pickle_bytes):
 
 
 def test_refuses_zip_bombs(tmp_path):
-    """Catches a part that unpacks to more than the file: compressed, or one stretch of bytes listed many times."""
+    """Catches parts larger than the file: compressed ones, or the same bytes listed several times."""
     packed = write_zip(tmp_path / "packed.pth", pickled(b"N"), {"0": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED)
     assert "compressed" in refusal(packed)
     data = bytearray(write_zip(tmp_path / "claims.pth", pickled(b"N"), {"0": bytes(1000)}).read_bytes())
@@ -193,8 +197,8 @@ def test_refuses_zip_bombs(tmp_path):
     assert "more bytes than the file" in refusal(tmp_path / "claims.pth")
 
 
-def test_refuses_damage_in_plain_words(tmp_path):
-    """Catches files that are no files, of another kind, cut short, or written on a big-endian machine."""
+def test_damaged_files_are_refused(tmp_path):
+    """Catches a traceback for files that are missing, of another kind, cut short, or big-endian."""
     path = tmp_path / "x.pth"
     assert "No such file" in refusal(path)
     for data in (b"", b"<!DOCTYPE html>", b"PK", b"PK\x05\x06" + bytes(18), legacy(b"N")[:-1], pickle.dumps([1, 2])):
@@ -210,7 +214,7 @@ def test_refuses_damage_in_plain_words(tmp_path):
 
 
 def mutations(data: bytes, rng: random.Random, count: int):
-    """Flips, cuts, repeats and operations spliced in, one to four at a time."""
+    """Yields `count` copies of data with one to four random changes: flips, cuts, repeats, inserted operations."""
     splices = [bytes([code]) for code in range(256)] + [
         b"cposix\nsystem\n",
         b"r\xff\xff\xff\x7f",
@@ -228,10 +232,13 @@ def mutations(data: bytes, rng: random.Random, count: int):
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, on names with a backslash
 @pytest.mark.parametrize("name", [*REAL, "pickle"])
-def test_fuzzed_files_give_a_value_or_one_line(tmp_path, name):
-    """Catches any exception but UserError. Inside a zip the checksum would hide most changes to the pickle, so there
-    the pickle is changed before it is zipped."""
-    rng, path = random.Random(name), tmp_path / "x.pth"
+def test_fuzzed_files_give_a_value_or_an_error_of_one_line(tmp_path, name):
+    """Catches exceptions other than UserError.
+
+    In a zip, the checksum would detect most changes to the pickle. So the case "pickle" changes it before it is zipped.
+    """
+    rng = random.Random(name)
+    path = tmp_path / "x.pth"
     storages = {}
     if name == "pickle":
         with zipfile.ZipFile(DATA / REAL[0]) as archive:

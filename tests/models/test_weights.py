@@ -1,4 +1,4 @@
-"""Weights in a file of our own, there and back."""
+"""Weights files: what is read equals what was written, and damaged files are refused."""
 
 import jax
 import numpy as np
@@ -19,8 +19,8 @@ def saved(config, tmp_path):
     return tmp_path / "weights.npz", params
 
 
-def test_import_after_export_is_the_same_network(config, tmp_path, saved):
-    """A weight that lands in another layer, or a step that is lost, on the way into a workdir and out again."""
+def test_import_after_export_gives_the_same_network(config, tmp_path, saved):
+    """Catches a weight assigned to another layer, and a lost step, in import followed by export."""
     path, params = saved
     run_lib.import_weights(config, tmp_path / "run", path)
     step, _, ema = load_ema(config, tmp_path / "run")
@@ -36,7 +36,8 @@ def test_import_after_export_is_the_same_network(config, tmp_path, saved):
         run_lib.export_weights(config, tmp_path / "run", path)
 
 
-def test_another_network_is_refused_by_name(config, tmp_path, saved):
+def test_weights_of_another_network_are_refused(config, tmp_path, saved):
+    """Catches weights imported into a network of another architecture."""
     config.model.patch_size = 2
     with pytest.raises(UserError, match="model.patch_size is 2, there 1"):
         run_lib.import_weights(config, tmp_path / "run", saved[0])
@@ -55,7 +56,7 @@ def test_another_network_is_refused_by_name(config, tmp_path, saved):
     ],
 )
 def test_damaged_weights_are_refused(config, tmp_path, saved, change, message):
-    """Noise, or a layer of zeros, sampled from as if it were a network."""
+    """Catches damaged, missing or additional weights that are loaded without an error."""
     arrays = read_npz(saved[0], set())
     change(arrays)
     write_npz(tmp_path / "changed.npz", arrays)

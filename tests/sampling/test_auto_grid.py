@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core.diffusion import NoiseSchedule
+from core.diffusion import Denoiser, NoiseSchedule
 from sampling import sample
 from sampling.auto_grid import cheapest_grid, fine_times, least_start, walk
 from sampling.late_start import DataGaussian
@@ -24,7 +24,7 @@ def gaussian():
 
 
 def exact(model):
-    return jax.tree_util.Partial(lambda x, t: model.eps(x, SCHEDULE.alpha_bar(t)))
+    return Denoiser(lambda x, t: model.eps(x, SCHEDULE.alpha_bar(t)), SCHEDULE)
 
 
 def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussian, rng):
@@ -34,7 +34,9 @@ def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussia
         x = gaussian.sample(noise, SCHEDULE.alpha_bar(600))
         end = gaussian.sample(noise, 1.0)
         missed = [
-            np.abs(walk(exact(gaussian), SCHEDULE, gaussian, x, time_grid(n, 600, "logsnr"), 8)[0] - end).max()
+            np.abs(
+                walk(exact(gaussian), gaussian, x, time_grid(n, 600, "logsnr", SCHEDULE), num_measured=8)[0] - end
+            ).max()
             for n in (50, 100)
         ]
     assert missed[0] < 0.03
@@ -46,7 +48,7 @@ def test_errors_are_those_of_ddims_steps(gaussian, rng):
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((5, 1, 3, 1)))
         times = np.array([900, 500, 100])
-        x0, errors = walk(exact(gaussian), SCHEDULE, gaussian, noise, times, 2)
+        x0, errors = walk(exact(gaussian), gaussian, noise, times, num_measured=2)
         y, v = {900: noise / SCHEDULE.signal(900)}, {t: SCHEDULE.sigma(t) / SCHEDULE.signal(t) for t in (900, 500, 100)}
         slopes = {900: gaussian.eps(noise, SCHEDULE.alpha_bar(900))}
         y[500] = y[900] + (v[500] - v[900]) * slopes[900]
@@ -77,7 +79,7 @@ def test_no_other_path_is_cheaper(rng):
     for n_steps, first in ((1, 0), (3, 0), (3, 2), (4, 3), (5, 1)):
         paths = [(first, *rest) for rest in itertools.combinations(range(first + 1, 7), n_steps - 1)]
         best = min(paths, key=cost)
-        np.testing.assert_array_equal(cheapest_grid(errors, times, n_steps, times[first]), times[list(best)])
+        np.testing.assert_array_equal(cheapest_grid(errors, times, n_steps, int(times[first])), times[list(best)])
 
 
 def test_the_start_replaces_the_nearest_time(rng):
@@ -110,10 +112,11 @@ def test_chosen_grid_beats_equal_steps_on_a_mixture(rng):
     mixture, mean = Mixture(means, variances, weights), weights @ means
     values, vectors = np.linalg.eigh((means - mean).T * weights @ (means - mean) + weights @ variances * np.eye(3))
     gaussian = DataGaussian(mean, vectors, values, 0.0, (1, 3, 1))
-    eps_fn, times = exact(mixture), fine_times(1000)
+    denoiser = exact(mixture)
+    times = fine_times(1000)
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((64, 1, 3, 1)))
-        x0, errors = walk(eps_fn, SCHEDULE, gaussian, noise, times, 32)
+        x0, errors = walk(denoiser, gaussian, noise, times, num_measured=32)
         grids = cheapest_grid(np.asarray(errors), times, 6, 999), time_grid(6, 999)
-        chosen, equal = (jnp.mean((sample("ddim", eps_fn, SCHEDULE, noise, grid) - x0) ** 2) for grid in grids)
+        chosen, equal = (jnp.mean((sample("ddim", denoiser, noise, grid) - x0) ** 2) for grid in grids)
     assert chosen < 0.8 * equal

@@ -45,7 +45,7 @@ def test_search_finds_the_nearest_start(rng, best):
     tried = {start for start, _, _ in curve}
     assert abs(found - best) == min(abs(start - best) for start in tried)
     assert abs(found - best) <= 0.0125 * 999 + 1
-    assert drawn <= auto_start.RUNS
+    assert drawn <= auto_start.CHUNKS
     assert {images for _, images, _ in curve} == {200, 400}
 
 
@@ -62,7 +62,7 @@ def test_search_stays_where_a_grid_has_room(rng):
 def trained(tmp_path_factory):
     from configs.ddpm import digits
 
-    folder = tmp_path_factory.mktemp("pilot")
+    folder = tmp_path_factory.mktemp("auto_start")
     config = digits.get_config()
     config.data.cache_dir = str(folder / "decoded")
     config.training.update(batch_size=8, n_iters=4, snapshot_freq=4, snapshot_freq_for_preemption=4)
@@ -80,14 +80,14 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     drawn = []
     real_generate, real_walk = auto_start.generate, auto_start.walk
 
-    def counted(*arguments):
-        _, _, _, _, grid, end, _, first = arguments
-        drawn.append((end - first) * len(grid))
-        return real_generate(*arguments)
+    def counted(*arguments, num, first, **options):
+        grid = arguments[-1]
+        drawn.append((num - first) * len(grid))
+        return real_generate(*arguments, num=num, first=first, **options)
 
-    def counted_walk(eps_fn, schedule, gaussian, noise, times, measured):
+    def counted_walk(denoiser, gaussian, noise, times, **options):
         drawn.append(len(noise) * len(times))
-        return real_walk(eps_fn, schedule, gaussian, noise, times, measured)
+        return real_walk(denoiser, gaussian, noise, times, **options)
 
     monkeypatch.setattr(auto_start, "generate", counted)
     monkeypatch.setattr(auto_start, "walk", counted_walk)
@@ -100,7 +100,7 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     assert len(choice["timesteps"]) == 4
     [folder] = (trained / "eval").iterdir()
     assert "glsauto" in folder.name
-    assert (folder / "pilot.png").exists()
+    assert (folder / "auto_start.png").exists()
     again = run_lib.evaluate(config, trained, "again")
     assert again["auto_start"] == choice
     assert json.loads((folder / "result.json").read_text())["auto_start"] == choice
@@ -112,8 +112,7 @@ def test_trial_keeps_within_its_share(config, trained, shipped_classifier, start
     config.eval.num_samples = 4000
     config.sampling.update(gls=True, t_start=start, n_steps=4, spacing=spacing)
     run_lib.fid_stats(config)
-    bench = evaluation.load_bench(config, trained, [config])
-    choice = auto_start.choose(config, bench.eps_fn, bench.schedule, bench.gaussian)
+    _, choice = evaluation.EvalRun(config, evaluation.load_context(config, trained, [config])).plan()
     assert least < choice.share <= 0.15
 
 

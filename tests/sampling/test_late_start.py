@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.diffusion import NoiseSchedule, per_image
+from core.diffusion import Denoiser, NoiseSchedule, per_image
 from core.errors import UserError
 from core.moments import Moments
 from sampling import late_start, sample
@@ -113,7 +113,7 @@ def test_load_refuses_arrays_that_do_not_fit(tmp_path):
     gaussian = fit()
     stored = {name: getattr(gaussian, name) for name in ("mean", "eigenvectors", "eigenvalues", "residual_variance")}
     np.savez(tmp_path / "gaussian.npz", **stored, image_shape=(4, 4, 3))
-    with pytest.raises(UserError, match="no Gaussian of images of shape"):
+    with pytest.raises(UserError, match="do not make a Gaussian of images of shape"):
         DataGaussian.load(tmp_path / "gaussian.npz")
 
 
@@ -246,7 +246,7 @@ def test_same_noise_same_picture():
 
     @jax.jit
     def ddim(x, timesteps):
-        return sample("ddim", lambda x, t: mixture.eps(x, schedule.alpha_bar(t)), schedule, x, timesteps)
+        return sample("ddim", Denoiser(lambda x, t: mixture.eps(x, schedule.alpha_bar(t)), schedule), x, timesteps)
 
     full = ddim(noise, time_grid(1000, 999))
     to_others = jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2)
@@ -265,11 +265,12 @@ def test_analytic_first_step_saves_one_evaluation(sampler):
         return per_image(schedule.sigma(t), x) * x
 
     x, times = jnp.asarray(RNG.normal(size=(3, *SHAPE))), time_grid(4, 999)
-    plain = sample(sampler, unit_gaussian, schedule, x, times)
+    denoiser = Denoiser(unit_gaussian, schedule)
+    plain = sample(sampler, denoiser, x, times)
     jax.effects_barrier()
     asked = list(calls)
     calls.clear()
-    saved = sample(sampler, analytic_first_step(unit_gaussian, schedule, times[0]), schedule, x, times)
+    saved = sample(sampler, analytic_first_step(denoiser, times[0]), x, times)
     jax.effects_barrier()
     np.testing.assert_allclose(saved, plain, rtol=1e-12)
     assert calls == asked[1:]

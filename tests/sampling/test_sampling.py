@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from scipy import optimize, stats
 
 import sampling
-from core.diffusion import NoiseSchedule, per_image
+from core.diffusion import Denoiser, NoiseSchedule, per_image
 from core.rng import image_keys, image_noise
 from sampling.common import clip_x0, lagrange, transfer
 from sampling.late_start import DataGaussian
@@ -65,7 +65,9 @@ def mixture_eps(schedule, means, std, log_weights):
 
 
 def run(name, eps_fn, schedule, x, timesteps, rng=None):
-    return jax.jit(functools.partial(sampling.sample, name, eps_fn))(schedule, x, jnp.asarray(timesteps), rng)
+    return jax.jit(functools.partial(sampling.sample, name))(
+        Denoiser(eps_fn, schedule), jnp.asarray(x), jnp.asarray(timesteps), rng
+    )
 
 
 # Golden numbers
@@ -93,7 +95,7 @@ def test_agrees_with_the_papers_code(name, dtype, tolerance):
         assert len(cases) == 9
         grids = {n: [case for case in cases if case.endswith(f"_n{n}")] for n in (3, 5, 10)}
         for same_n in grids.values():
-            sample = jax.jit(functools.partial(sampling.sample, name, eps_fn, schedule))
+            sample = jax.jit(functools.partial(sampling.sample, name, Denoiser(eps_fn, schedule)))
             for case in same_n:
                 x0 = sample(arrays["x_start_nchw"], arrays[f"grid_{case}"])
                 expected = arrays[f"{name}_{case}"]
@@ -145,17 +147,11 @@ def exact_states():
 
 
 def errors_at_low(name, grid):
-    """The errors of the state in which a sampler last asks for eps, at LOW: (Gaussian channels, mixture)."""
-    seen = []
-
-    def recorded_eps(x, t):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
-        return fine_eps(x, t)
-
-    run(name, recorded_eps, FINE, STARTS, grid)
-    jax.effects_barrier()
-    assert len(seen) == sampling.nfe(name, len(grid))
-    error = seen[-1] - exact_states()
+    """The errors of the state at a sampler's last network evaluation, at LOW: (Gaussian channels, mixture)."""
+    sample = jax.jit(functools.partial(sampling.sample, name, Denoiser(fine_eps, FINE), callback=lambda call: call.x))
+    _, states = sample(jnp.asarray(STARTS), jnp.asarray(grid))
+    assert len(states) == sampling.nfe(name, len(grid))
+    error = states[-1] - exact_states()
     return np.linalg.norm(error[..., :3]), np.linalg.norm(error[..., 3:])
 
 
@@ -191,19 +187,16 @@ def test_history_opens_at_order_2(name, x64):
     Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
     """
     gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
-    noise, seen = jnp.asarray(STARTS[..., :3]), []
-
-    def recorded_eps(x, t):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
-        return gaussian.eps(x, FINE.alpha_bar(t))
+    noise = jnp.asarray(STARTS[..., :3])
+    denoiser = Denoiser(lambda x, t: gaussian.eps(x, FINE.alpha_bar(t)), FINE)
 
     def errors(history):
-        sample, found = jax.jit(functools.partial(sampling.sample, name, recorded_eps, FINE, history=history)), []
+        sample = functools.partial(sampling.sample, name, denoiser, history=history, callback=lambda call: call.x)
+        found = []
         for step in (64, 32, 16):
-            seen.clear()
-            sample(gaussian.sample(noise, FINE.alpha_bar(HIGH)), jnp.array([HIGH, HIGH - step, LOW, 0]))
-            jax.effects_barrier()
-            found.append(np.linalg.norm(seen[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
+            grid = jnp.array([HIGH, HIGH - step, LOW, 0])
+            _, states = jax.jit(sample)(gaussian.sample(noise, FINE.alpha_bar(HIGH)), grid)
+            found.append(np.linalg.norm(states[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
         return -np.diff(np.log2(found))
 
     np.testing.assert_allclose(errors(None), 2, atol=0.2)
@@ -313,7 +306,7 @@ def test_nfe(name):
     sites = []
     for n_steps in range(1, 13):
         traced.clear()
-        sample = functools.partial(sampling.sample, name, counting_eps, SCHEDULE, rng=jax.random.key(0))
+        sample = functools.partial(sampling.sample, name, Denoiser(counting_eps, SCHEDULE), rng=jax.random.key(0))
         program = jax.make_jaxpr(sample)(jnp.zeros((1, 1, 1, 1)), time_grid(n_steps, 999))
         assert evaluations(program.jaxpr) == sampling.nfe(name, n_steps), n_steps
         sites.append(len(traced))
@@ -330,9 +323,10 @@ def test_nfe_of_the_paper():
 @pytest.mark.parametrize("name", FIXED_STEP)
 def test_one_compilation_serves_all_starts(name):
     """Catches a sampler that needs to know the values of its grid."""
-    compiled = jax.jit(functools.partial(sampling.sample, name, gaussian_eps(SCHEDULE, 0.0, 0.5)))
+    denoiser = Denoiser(gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE)
+    compiled = jax.jit(functools.partial(sampling.sample, name))
     results = [
-        compiled(SCHEDULE, jnp.ones((1, 1, 1, 1)), time_grid(5, t_start), jax.random.key(0))
+        compiled(denoiser, jnp.ones((1, 1, 1, 1)), time_grid(5, t_start), jax.random.key(0))
         for t_start in (999, 600, 301)
     ]
     assert compiled._cache_size() == 1
@@ -349,7 +343,7 @@ def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlat
     noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
     x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
-    x0 = jax.jit(functools.partial(sampling.sample, name, eps_fn, SCHEDULE, history=history))(
+    x0 = jax.jit(functools.partial(sampling.sample, name, Denoiser(eps_fn, SCHEDULE), history=history))(
         x, time_grid(n_steps, t_start)
     )
     assert np.isfinite(x0).all()
@@ -370,7 +364,9 @@ def test_few_steps(name, n_steps):
 @pytest.mark.parametrize("name", list(sampling.SAMPLERS))
 def test_float32_stays_float32_beside_float64(name, x64):
     """Catches a table of weights that promotes the images when another part of the program has turned on float64."""
-    sample = functools.partial(sampling.sample, name, gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE, rng=jax.random.key(0))
+    sample = functools.partial(
+        sampling.sample, name, Denoiser(gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE), rng=jax.random.key(0)
+    )
     assert jax.eval_shape(sample, jnp.ones((1, 1, 1, 1), jnp.float32), time_grid(5, 999)).dtype == jnp.float32
 
 
@@ -379,7 +375,7 @@ def test_same_image_for_any_batch():
     indices = jnp.array([5, 0, 3, 12])
     keys = image_keys(jax.random.key(7), indices)
     x = image_noise(keys, 0, jnp.zeros((4, 2, 2, 1)))
-    sample = jax.jit(functools.partial(sampling.sample, "ddpm", gaussian_eps(SCHEDULE, 0.3, 0.5), SCHEDULE))
+    sample = jax.jit(functools.partial(sampling.sample, "ddpm", Denoiser(gaussian_eps(SCHEDULE, 0.3, 0.5), SCHEDULE)))
     grid, order = time_grid(4, 999), np.array([2, 0, 3, 1])
     together = sample(x, grid, keys)
     alone = jnp.concatenate([sample(x[i : i + 1], grid, keys[i : i + 1]) for i in range(4)])
@@ -397,7 +393,7 @@ def test_clip_x0_keeps_the_result_in_range(name):
     """Catches a wrapper that a sampler cannot use, PNDM's call at t = -1 among them."""
     wild = lambda x, t: -3 * x  # noqa: E731
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 1))
-    x0 = run(name, clip_x0(wild, SCHEDULE), SCHEDULE, x, time_grid(3, 999), jax.random.key(0))
+    x0 = run(name, clip_x0(Denoiser(wild, SCHEDULE)).eps, SCHEDULE, x, time_grid(3, 999), jax.random.key(0))
     assert np.isfinite(x0).all()
     if name != "pndm":  # which ends in a mean of several predictions
         assert np.abs(x0).max() <= 1 + 1e-4
@@ -409,19 +405,42 @@ def test_clip_x0():
     for t in (jnp.zeros(3), jnp.full(3, 500.0), jnp.array([0.0, 500.0, 999.0])):
         wild = lambda x, t: 2 * jnp.cos(x)  # noqa: E731
         x0 = SCHEDULE.predict_x0(x, t, wild(x, t))
-        clipped = SCHEDULE.predict_x0(x, t, clip_x0(wild, SCHEDULE)(x, t))
+        clipped = SCHEDULE.predict_x0(x, t, clip_x0(Denoiser(wild, SCHEDULE)).eps(x, t))
         np.testing.assert_allclose(clipped, np.clip(x0, -1, 1), atol=1e-4)
     tame = lambda x, t: (x - per_image(SCHEDULE.signal(t), x) * 0.5) / per_image(SCHEDULE.sigma(t), x)  # noqa: E731
-    np.testing.assert_array_equal(clip_x0(tame, SCHEDULE)(x, jnp.full(3, 500.0)), tame(x, jnp.full(3, 500.0)))
+    np.testing.assert_array_equal(clip_x0(Denoiser(tame, SCHEDULE)).eps(x, 500), tame(x, jnp.full(3, 500.0)))
 
 
 def test_errors():
-    """An unknown name says which there are; a sampler that draws noise says that it needs an rng."""
+    """An unknown name, noise without an rng, or a callback of an adaptive sampler that ends in an obscure error."""
     x = jnp.zeros((1, 1, 1, 1))
+    denoiser = Denoiser(lambda x, t: x, SCHEDULE)
     with pytest.raises(ValueError, match="'dimm' is not known; choose from ddpm, ddim, pndm, .*, ode"):
-        sampling.sample("dimm", lambda x, t: x, SCHEDULE, x, [0])
+        sampling.sample("dimm", denoiser, x, np.array([0]))
     with pytest.raises(ValueError, match="'ddpm' draws noise and needs an rng"):
-        sampling.sample("ddpm", lambda x, t: x, SCHEDULE, x, [0])
+        sampling.sample("ddpm", denoiser, x, np.array([0]))
+    with pytest.raises(ValueError, match="'ode' is adaptive"):
+        sampling.sample("ode", denoiser, x, np.array([5, 0]), callback=lambda call: call.t)
+
+
+@pytest.mark.parametrize("name", FIXED_STEP)
+def test_callback_sees_every_network_evaluation(name):
+    """Catches an evaluation that is missing or out of order, and images that a callback changes."""
+    called = []
+
+    def eps_fn(x, t):
+        jax.debug.callback(lambda x, t: called.append((float(t[0]), np.asarray(x))), x, t, ordered=True)
+        return 0.5 * x
+
+    x = jnp.linspace(-1, 1, 12).reshape(1, 2, 2, 3)
+    sample = functools.partial(sampling.sample, name, Denoiser(eps_fn, SCHEDULE), rng=jax.random.key(0))
+    x0, calls = jax.jit(lambda x: sample(x, time_grid(5, 900), callback=lambda call: call))(x)
+    jax.effects_barrier()
+    assert [t for t, _ in called] == calls.t.tolist()
+    np.testing.assert_array_equal(np.stack([x for _, x in called]), calls.x)
+    np.testing.assert_allclose(calls.eps, 0.5 * calls.x)
+    np.testing.assert_allclose(calls.x0[0], SCHEDULE.predict_x0(calls.x[0], calls.t[0], calls.eps[0]), rtol=1e-5)
+    np.testing.assert_allclose(x0, jax.jit(lambda x: sample(x, time_grid(5, 900)))(x), rtol=1e-5)
 
 
 # The pieces

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, broken, half-written, of another network, or of an earlier version of the program."""
+"""Checkpoints that are truncated, corrupt, incomplete, of another network, or of an earlier version of the program."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from training import checkpoints
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """As small as a state can be."""
+    """The smallest train state that can be saved."""
 
     step: jax.Array
     params: dict
@@ -36,7 +36,7 @@ def save(config, workdir, *steps):
 
 @pytest.fixture
 def workdir(config, tmp_path):
-    """Checkpoints of steps 3, 6 and 9."""
+    """A workdir with checkpoints of steps 3, 6 and 9."""
     config.training.max_to_keep = 3
     checkpoints.write_config(config, tmp_path)
     save(config, tmp_path, 3, 6, 9)
@@ -64,13 +64,14 @@ def step_resumed(config, workdir):
 
 
 def test_what_is_saved_comes_back(config, workdir):
+    """Catches a step, array or shape that changes between save and restore."""
     assert step_resumed(config, workdir) == 9
     assert not (workdir / "damaged").exists()
 
 
 @pytest.mark.parametrize("break_it", [truncate, flip_a_bit, lambda path: path.unlink()])
 def test_any_broken_file_is_found_and_the_one_before_is_taken(config, workdir, break_it, capsys):
-    """A flipped bit read as a weight, a cut file as an exception: every file that holds something is tried in turn."""
+    """Catches a flipped bit that is read as a weight, or a traceback for a truncated file. Breaks each file in turn."""
     newest = workdir / "checkpoints/9"
     names = [name for name, data in contents(newest).items() if data and len(name.parts) > 1]
     assert len(names) > 15
@@ -84,7 +85,7 @@ def test_any_broken_file_is_found_and_the_one_before_is_taken(config, workdir, b
 
 
 def test_nothing_damaged_is_deleted_and_its_step_can_be_saved_again(config, workdir, capsys):
-    """A fallback after which orbax refuses the steps up to the broken one, or that throws evidence away."""
+    """Catches a fallback that deletes the damaged files, or after which orbax refuses to save the same steps again."""
     truncate(next((workdir / "checkpoints/9/ema/d").iterdir()))
     shutil.rmtree(workdir / "checkpoints/6/train")
     broken = contents(workdir / "checkpoints/9")
@@ -99,7 +100,7 @@ def test_nothing_damaged_is_deleted_and_its_step_can_be_saved_again(config, work
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(config, workdir):
-    """What a kill inside a save leaves: orbax's temporary folder, or a folder whose copying was cut off."""
+    """Catches the remains of a killed save that count as a checkpoint: a temporary folder, or an incomplete one."""
     (workdir / "checkpoints/9").rename(workdir / "checkpoints/12.orbax-checkpoint-tmp")
     assert step_resumed(config, workdir) == 6
     (workdir / "checkpoints/9").mkdir()
@@ -109,7 +110,7 @@ def test_a_half_written_checkpoint_is_no_checkpoint(config, workdir):
 
 
 def test_no_whole_checkpoint_is_an_error_that_changes_nothing(config, workdir):
-    """A run that quietly starts anew over damaged checkpoints."""
+    """Catches a run that silently starts from step 0 and overwrites damaged checkpoints."""
     for step in (3, 6, 9):
         (workdir / f"checkpoints/{step}/checksums.json").write_text("{")
     before = contents(workdir)
@@ -119,7 +120,7 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(config, workdir):
 
 
 def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
-    """A config.json that was edited or lost, so that the weights of another network are read, or called damaged."""
+    """Catches weights of another network that are loaded, or called damaged, when config.json is lost or edited."""
     (workdir / "config.json").unlink()
     before = contents(workdir)
     config.model.nf = 64
@@ -130,10 +131,10 @@ def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
 
 
 def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
-    """The state of one optimiser handed to another, a traceback; other images under the same weights, in silence."""
+    """Catches a state loaded into another optimiser, a traceback, and a new data.path without a warning."""
     config.data.path = "/else"
     checkpoints.check_workdir(config, workdir)
-    assert "goes on with data.path='/else', where it had '' before" in capsys.readouterr().err
+    assert "goes on with data.path='/else'; it had '' before" in capsys.readouterr().err
     config.optim.optimizer = "Muon"
     with pytest.raises(UserError, match="trained by optim.optimizer=Adam, not Muon"):
         checkpoints.check_workdir(config, workdir)
@@ -142,6 +143,7 @@ def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
 
 
 def test_facts_say_how_it_came_to_be(config, workdir):
+    """Catches facts of another step or config, or without the versions of the libraries."""
     facts = json.loads((workdir / "checkpoints/6/facts/metadata").read_text())
     assert facts["step"] == facts["data"]["next_batch"] == facts["rng"]["next_fold"] == 6
     assert facts["config"] == json.loads(config.to_json())
@@ -149,7 +151,7 @@ def test_facts_say_how_it_came_to_be(config, workdir):
 
 
 def test_checkpoints_without_checksums_are_still_read(config, workdir):
-    """Those of the program's earlier version lost at an update."""
+    """Catches an update of the program that cannot read checkpoints of an earlier version."""
     for path in workdir.glob("checkpoints/*/**/checksums.json"):
         path.unlink()
     for path in workdir.glob("checkpoints/*/facts"):
@@ -158,6 +160,7 @@ def test_checkpoints_without_checksums_are_still_read(config, workdir):
 
 
 def test_one_writer_and_any_number_of_readers(config, workdir):
+    """Catches two runs that train in one workdir, a lock that stops readers, and one that is not released."""
     with checkpoints.only_writer(workdir):
         with pytest.raises(UserError, match="another process trains"), checkpoints.only_writer(workdir):
             pass
@@ -167,13 +170,14 @@ def test_one_writer_and_any_number_of_readers(config, workdir):
 
 
 def test_a_damaged_checkpoint_that_is_asked_for_is_refused(config, workdir):
-    """An evaluation of another step than the one that was named."""
+    """Catches an evaluation of another step than the one that was requested."""
     config.eval.checkpoint = 9
     flip_a_bit(workdir / "checkpoints/9/ema/_METADATA")
-    with pytest.raises(UserError, match="9 is damaged .*_METADATA is not as it was written.*checkpoint=-1"):
+    with pytest.raises(UserError, match="9 is damaged .*checksum mismatch in _METADATA.*checkpoint=-1"):
         checkpoints.load_ema(config, workdir)
 
 
 def test_checksums_that_are_no_names_are_damage(workdir):
+    """Catches a traceback for a checksum file that names no files of the checkpoint."""
     files.write_json(workdir / "checkpoints/9/checksums.json", {"..": 3, "no\0name": 1})
     assert checkpoints.newest_whole(workdir) == 6

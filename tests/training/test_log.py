@@ -1,10 +1,12 @@
+"""metrics.jsonl of runs that were interrupted."""
+
 import json
 
 from training.log import MetricsWriter
 
 
 def test_resumed_run_writes_no_step_twice(tmp_path):
-    """Lines after the checkpoint, and a line cut by a kill, must give way to what the resumed run writes."""
+    """Catches old lines of steps after the checkpoint, or a line cut by a kill, that stay beside the new ones."""
     with MetricsWriter(tmp_path, 0) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss": float(step)})

@@ -1,4 +1,4 @@
-"""Training that is killed, stopped, cut off and resumed on real digits, with real signals and processes."""
+"""Training on real digits that is killed, stopped and resumed, with real signals and processes."""
 
 import functools
 import itertools
@@ -29,7 +29,8 @@ from tests.training.test_checkpoints import contents, flip_a_bit, truncate
 from training import checkpoints, loop
 
 PROCESSES = multiprocessing.get_context("forkserver")
-KILLS, STEPS = 10, 60
+KILLS = 10
+STEPS = 60
 
 
 def long_config():
@@ -39,7 +40,7 @@ def long_config():
 
 
 def train_in_process(config, workdir, cache, trap):
-    """What a child does: the whole program but for the flags, with a few training images as held-out ones."""
+    """Runs in the child process: run_lib.train with 200 training images as the held-out images, and no output."""
     trap()
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -59,32 +60,33 @@ def no_trap():
 
 
 def kill_inside(owner, name, call):
-    """Makes a call of a function, counted from 1, the process's last: it dies at its beginning."""
-    function, calls = getattr(owner, name), itertools.count(1)
+    """Kills the process at the beginning of a call of a function; calls are counted from 1."""
+    function = getattr(owner, name)
+    calls = itertools.count(1)
 
-    def deadly(*arguments):
+    def deadly(*args, **options):
         if next(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
+        return function(*args, **options)
 
     setattr(owner, name, deadly)
 
 
 def kill_inside_an_evaluation():
-    """In the fourth: of 17 batches each, two are done."""
+    """Kills the process in the fourth evaluation, after two of its 17 batches."""
     kill_inside(losses, "eval_loss", 3 * 17 + 3)
 
 
 def kill_inside_a_save():
-    """In the second, of whose three items one has its name; the files of another are written."""
+    """Kills the process in the second save, when one of its three items is complete and another is being renamed."""
     kill_inside(atomicity.AtomicRenameTemporaryPath, "finalize", 4 + 2)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """start(config, workdir) -> a process that trains; it is born with everything imported, which saves seconds.
+    """start(config, workdir) -> a child process that trains. The modules are already imported, which saves seconds.
 
-    It first calls the trap, which may lay it a place to die.
+    The child first calls `trap`, which may make it kill itself at some point.
     """
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["run_lib", "sklearn.datasets"])
@@ -110,7 +112,7 @@ def last_step(workdir):
 
 
 def state_at(config, workdir):
-    """Every array of the newest whole checkpoint."""
+    """All arrays of the newest whole checkpoint."""
     _, state = losses.create_state(config)
     found = checkpoints.load(config, workdir, checkpoints.newest_whole(workdir), state)
     return jax.tree.map(np.asarray, found)
@@ -122,7 +124,7 @@ def saves_begun(workdir):
 
 @pytest.fixture(scope="module")
 def straight(start, tmp_path_factory):
-    """A run that nothing interrupts."""
+    """The workdir of a run without interruption."""
     workdir = tmp_path_factory.mktemp("straight")
     process = start(long_config(), workdir)
     process.join()
@@ -130,17 +132,24 @@ def straight(start, tmp_path_factory):
     return workdir
 
 
-def test_killed_at_random_moments_it_ends_where_an_uninterrupted_run_does(start, straight, tmp_path):
-    """Anything a kill can tear or lose: half-written checkpoints and lines, data, keys, EMA, optimiser, evaluations."""
-    config, chance, moments, path = long_config(), random.Random(8), [], tmp_path / "metrics.jsonl"
+def test_kills_at_random_moments_do_not_change_the_result(start, straight, tmp_path):
+    """Catches everything that a kill can damage or lose.
+
+    That is half-written checkpoints and lines, the position in the data, keys, EMA, optimiser and evaluations.
+    """
+    config = long_config()
+    chance = random.Random(8)
+    moments = []
+    path = tmp_path / "metrics.jsonl"
     for _ in range(KILLS):
-        inode, old_saves = path.stat().st_ino if path.exists() else None, saves_begun(tmp_path)
+        inode = path.stat().st_ino if path.exists() else None
+        old_saves = saves_begun(tmp_path)
         found = max(checkpoints.saved_steps(tmp_path), default=0)
         process = start(config, tmp_path)
         while process.is_alive() and not (path.exists() and path.stat().st_ino != inode):
-            time.sleep(0.002)  # it has not yet gone on from the checkpoint that it found
-        aim = found + chance.randint(2, 13)
-        while process.is_alive() and last_step(tmp_path) < aim:
+            time.sleep(0.002)  # until it has resumed from the checkpoint that it found
+        target = found + chance.randint(2, 13)
+        while process.is_alive() and last_step(tmp_path) < target:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
@@ -156,8 +165,8 @@ def test_killed_at_random_moments_it_ends_where_an_uninterrupted_run_does(start,
     same_state(config, tmp_path, straight)
 
 
-def test_killed_inside_an_evaluation_and_inside_a_save_it_ends_there_too(start, straight, tmp_path):
-    """The same where it matters most, by force: random moments may miss both."""
+def test_kills_inside_an_evaluation_and_a_save_do_not_change_the_result(start, straight, tmp_path):
+    """The same at the two most critical moments, which random moments may miss."""
     config = long_config()
 
     def killed(trap):
@@ -179,34 +188,36 @@ def test_killed_inside_an_evaluation_and_inside_a_save_it_ends_there_too(start, 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs in this process that share what they would each trace and compile: half a second a run."""
+    """Training in this process with a cached initial state and train step: half a second per run.
+
+    200 training images are the held-out images.
+    """
 
     @functools.cache
     def created(text):
-        graphdef, state = create(tiny_with(json.loads(text)))
+        graphdef, state = create_state(tiny_with(json.loads(text)))
         return graphdef, jax.tree.map(np.asarray, state)
 
-    @functools.cache
-    def made(text, graphdef):
-        config = tiny_with(json.loads(text))
-        return make(config, graphdef, run_lib.make_schedule(config))
-
-    create, make = losses.create_state, losses.make_train_step
-
-    def create_state(config):
+    def cached_state(config):
         graphdef, state = created(key(config))
         return graphdef, jax.tree.map(jnp.array, state)
 
-    monkeypatch.setattr(losses, "create_state", create_state)
-    monkeypatch.setattr(losses, "make_train_step", lambda config, graphdef, _: made(key(config), graphdef))
+    @functools.cache
+    def made(text, graphdef):
+        return make_train_step(tiny_with(json.loads(text)), graphdef)
+
+    create_state = losses.create_state
+    make_train_step = losses.make_train_step
     load = datasets.load
+    monkeypatch.setattr(losses, "create_state", cached_state)
+    monkeypatch.setattr(losses, "make_train_step", lambda config, graphdef: made(key(config), graphdef))
     monkeypatch.setattr(
         datasets, "load", lambda config, split: datasets.Split(load(config, "train").images[:200], None)
     )
 
 
 def key(config):
-    """What the compiled step depends on."""
+    """The sections of the config that the compiled step depends on, as JSON."""
     return json.dumps({name: json.loads(config[name].to_json()) for name in ("model", "optim", "data")})
 
 
@@ -218,7 +229,7 @@ def tiny_with(sections):
 
 
 def at_step(monkeypatch, step, act):
-    """Acts once training has logged a step, before it goes on."""
+    """Calls `act` when training has logged a step, before the next one."""
     write = loop.MetricsWriter.write
 
     def writing(self, logged, values):
@@ -230,10 +241,8 @@ def at_step(monkeypatch, step, act):
 
 
 @pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "Adam"), (signal.SIGINT, "Muon")])
-def test_a_signal_saves_at_once_and_the_rest_is_as_if_there_had_been_none(
-    quick, monkeypatch, tmp_path, number, optimizer
-):
-    """A signal obeyed inside a step, at the next checkpoint only, or with a step, a line or a momentum lost."""
+def test_a_signal_saves_at_once_and_does_not_change_the_result(quick, monkeypatch, tmp_path, number, optimizer):
+    """Catches a stop inside a step or only at the next checkpoint, and a lost step, line or momentum."""
     config = tiny.get_config()
     config.optim.optimizer = optimizer
     run_lib.train(config, tmp_path / "straight")
@@ -253,12 +262,13 @@ def same_state(config, one, other):
     jax.tree.map(np.testing.assert_array_equal, state_at(config, one), state_at(config, other))
 
 
-def test_no_step_is_sent_to_the_device_before_the_last_is_done(quick, monkeypatch, tmp_path):
-    """A signal that has to wait for two steps: nothing calls one back that is on the device."""
-    events, make = [], losses.make_train_step
+def test_no_step_is_dispatched_before_the_last_one_has_finished(quick, monkeypatch, tmp_path):
+    """Catches a signal that has to wait for two steps: a step on the device cannot be cancelled."""
+    events = []
+    make = losses.make_train_step
 
     class Watched(float):
-        """A metric; to read it is to wait for the step."""
+        """A metric. Reading it waits for the step."""
 
         def __float__(self):
             events.append("read")
@@ -268,7 +278,7 @@ def test_no_step_is_sent_to_the_device_before_the_last_is_done(quick, monkeypatc
         step = make(*arguments)
 
         def watched(state, images):
-            events.append("sent")
+            events.append("dispatched")
             state, metrics = step(state, images)
             return state, {name: Watched(value) for name, value in metrics.items()}
 
@@ -276,22 +286,23 @@ def test_no_step_is_sent_to_the_device_before_the_last_is_done(quick, monkeypatc
 
     monkeypatch.setattr(losses, "make_train_step", make_watched)
     config = tiny.get_config()
-    config.training.log_freq = 100  # to log a step is to wait for it
+    config.training.log_freq = 100  # since logging a step waits for it
     run_lib.train(config, tmp_path)
-    assert events.count("sent") == 12 and events[-1] == "read"
-    assert ("sent", "sent") not in itertools.pairwise(events)
+    assert events.count("dispatched") == 12 and events[-1] == "read"
+    assert ("dispatched", "dispatched") not in itertools.pairwise(events)
 
 
-def test_a_signal_cuts_an_evaluation_off_and_the_next_run_makes_it(quick, monkeypatch, tmp_path):
-    """An evaluation of minutes that a stop has to wait for, or that is missing after it."""
+def test_a_signal_ends_an_evaluation_and_the_next_run_repeats_it(quick, monkeypatch, tmp_path):
+    """Catches a stop that waits for an evaluation of minutes, and an evaluation that is missing after the stop."""
     config = tiny.get_config()
     config.training.eval_freq = 5
     run_lib.train(config, tmp_path / "straight")
-    seen, eval_loss = [], losses.eval_loss
+    seen = []
+    eval_loss = losses.eval_loss
 
-    def interrupted(*arguments):
+    def interrupted(*args, **options):
         seen.append(os.kill(os.getpid(), signal.SIGTERM))
-        return eval_loss(*arguments)
+        return eval_loss(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "eval_loss", interrupted)
@@ -302,7 +313,8 @@ def test_a_signal_cuts_an_evaluation_off_and_the_next_run_makes_it(quick, monkey
     assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
 
 
-def test_a_second_trainer_is_refused_and_an_evaluation_beside_it_is_not(quick, monkeypatch, tmp_path):
+def test_a_second_training_run_is_refused_and_an_evaluation_is_not(quick, monkeypatch, tmp_path):
+    """Catches two runs that write to one workdir, and a lock that also excludes readers."""
     config = tiny.get_config()
     config.eval.enable_fid = False
     seen = []
@@ -318,9 +330,10 @@ def test_a_second_trainer_is_refused_and_an_evaluation_beside_it_is_not(quick, m
 
 
 @pytest.mark.parametrize("bad_step", [7, 8])  # between two checkpoints, and where one is due
-def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypatch, tmp_path, bad_step):
-    """NaN in a checkpoint, or a message that leaves the user to guess when it began."""
-    config, make = tiny.get_config(), losses.make_train_step
+def test_a_gradient_that_is_not_finite_is_reported_with_the_losses_before(quick, monkeypatch, tmp_path, bad_step):
+    """Catches NaN in a checkpoint, and a message that does not show when the problem began."""
+    config = tiny.get_config()
+    make = losses.make_train_step
 
     def make_diverging(*arguments):
         step = make(*arguments)
@@ -333,16 +346,17 @@ def test_a_loss_that_is_not_finite_is_told_with_those_before_it(quick, monkeypat
         return diverging
 
     monkeypatch.setattr(losses, "make_train_step", make_diverging)
-    says = f"step {bad_step}: the loss is 0[.0-9]* after 0.*, 0.*, 0.*, the gradient's norm nan"
-    with pytest.raises(UserError, match=says):
+    message = rf"step {bad_step}: the loss is 0[.0-9]* \(before: 0.*, 0.*, 0.*\) and the gradient norm is nan"
+    with pytest.raises(UserError, match=message):
         run_lib.train(config, tmp_path)
     assert checkpoints.newest_whole(tmp_path) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_at(config, tmp_path)))
 
 
 def test_a_full_disk_loses_nothing(quick, monkeypatch, tmp_path):
-    """A traceback of orbax's, or the last good checkpoint gone."""
-    config, limit = tiny.get_config(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    """Catches a traceback from orbax, and a lost checkpoint."""
+    config = tiny.get_config()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
         while not checkpoints.saved_steps(tmp_path):
@@ -358,7 +372,7 @@ def test_a_full_disk_loses_nothing(quick, monkeypatch, tmp_path):
     assert checkpoints.newest_whole(tmp_path) == 4
 
 
-# Random lives
+# Random sequences of operations
 
 
 OPERATIONS = st.one_of(
@@ -371,32 +385,35 @@ OPERATIONS = st.one_of(
 
 @pytest.fixture
 def reference(quick, monkeypatch, tmp_path_factory):
-    """A run of 24 steps that nothing interrupts: its metrics, and its state after every step."""
-    config, workdir, states, make = tiny.get_config(), tmp_path_factory.mktemp("reference"), {}, losses.make_train_step
+    """A run of 24 steps without interruption: its metrics, and its state after every step."""
+    config = tiny.get_config()
+    workdir = tmp_path_factory.mktemp("reference")
+    states = {}
+    make = losses.make_train_step
     config.training.update(n_iters=24, snapshot_freq=24, snapshot_freq_for_preemption=24)
 
-    def make_remembering(*arguments):
+    def make_recording(*arguments):
         step = make(*arguments)
 
-        def remembering(state, images):
+        def recording(state, images):
             state, metrics = step(state, images)
             states[int(state.step)] = jax.tree.map(np.array, state)
             return state, metrics
 
-        return remembering
+        return recording
 
     with monkeypatch.context() as patch:
-        patch.setattr(losses, "make_train_step", make_remembering)
+        patch.setattr(losses, "make_train_step", make_recording)
         run_lib.train(config, workdir)
     return rows(workdir), states
 
 
 class Killed(BaseException):
-    pass
+    """Ends a run in this process as a kill would."""
 
 
 def kill_at(step, config, workdir, crashed):
-    """A run of which, at a step, nothing stays but what lies on the disk at that moment, saves cut off included."""
+    """Ends a run at a step. The folder `crashed` gets what is on disk at that moment, with unfinished saves."""
 
     def die():
         subprocess.run(["cp", "-a", workdir, crashed], check=False, capture_output=True)
@@ -414,15 +431,16 @@ def kill_at(step, config, workdir, crashed):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.generate],  # shrinking would take many minutes
 )
-@given(life=st.lists(OPERATIONS, min_size=4, max_size=6))
-def test_any_life_follows_the_uninterrupted_one(reference, tmp_path_factory, life):
-    """Whatever is done to a run, it goes on from its newest whole checkpoint along the one trajectory of its seed."""
-    config, workdir = tiny.get_config(), tmp_path_factory.mktemp("life") / "0"
+@given(operations=st.lists(OPERATIONS, min_size=4, max_size=6))
+def test_no_sequence_of_operations_changes_the_result(reference, tmp_path_factory, operations):
+    """Catches a run that does not resume from its newest whole checkpoint, or that then differs from `reference`."""
+    config = tiny.get_config()
+    workdir = tmp_path_factory.mktemp("operations") / "0"
     config.training.update(snapshot_freq=6, snapshot_freq_for_preemption=2)
     config.eval.update(enable_fid=False, num_samples=2)
     expected_rows, expected_states = reference
-    broken = set()  # the steps whose checkpoints training must set aside
-    for number, (operation, amount) in enumerate(life):
+    broken = set()  # steps of damaged checkpoints, which training must move to `damaged`
+    for number, (operation, amount) in enumerate(operations):
         steps = checkpoints.saved_steps(workdir)
         found = max(set(steps) - broken, default=0)
         if operation == "corrupt" and set(steps) - broken == set(steps) > set():
@@ -449,7 +467,7 @@ def test_any_life_follows_the_uninterrupted_one(reference, tmp_path_factory, lif
 
 
 def check_eval(config, workdir, found):
-    """An evaluation takes the newest whole checkpoint, and changes nothing but its own folder."""
+    """Checks that an evaluation uses the newest whole checkpoint, and that it changes only its own folder."""
 
     def others():
         return {path: data for path, data in contents(workdir).items() if path.parts[0] != "eval"}
