@@ -1,7 +1,7 @@
 """Reads files of `torch.save` without torch, and without executing code from the file.
 
 A pickle is a program for a stack machine. Python's `pickle` can import and call anything that the program names, and
-can be made to allocate unlimited memory. So `_StackMachine` has only the operations that torch.save uses, similar to
+can be made to allocate unlimited memory. So `_interpret` has only the operations that torch.save uses, similar to
 torch's `weights_only` loader. It builds plain values and three named objects: ordered dicts, tensors and parameters.
 It never imports or calls anything that the file names.
 """
@@ -139,36 +139,16 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
 
     Raises ValueError or LookupError if the pickle is damaged or holds other objects than `read_pth` supports.
     """
-    machine = _StackMachine(read_storage)
+    stack: list[Any] = []
+    marks: list[int] = []  # lengths of the stack
+    memo: dict[int, Any] = {}
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_OPERATIONS:
             raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
-        if operation.name == "STOP":
-            return machine.stack.pop()
-        machine.execute(operation.name, argument)
-
-
-class _StackMachine:
-    """Executes the operations of a pickle.
-
-    Attributes:
-      stack: the values.
-      marks: lengths of the stack at the marks that are still open.
-      memo: values by number.
-    """
-
-    def __init__(self, read_storage: ReadStorage):
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.read_storage = read_storage
-
-    def execute(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        match name:
+        match operation.name:
             case "PROTO":
                 pass
-            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
                 stack.append(CONSTANTS[name])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
                 stack.append(argument)
@@ -177,40 +157,50 @@ class _StackMachine:
             case "EMPTY_DICT":
                 stack.append({})
             case "MARK":
-                self.marks.append(len(stack))
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self.take(name)))
-            case "APPEND" | "APPENDS":
-                items = self.take(name)
-                _expect(list, stack[-1]).extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = self.take(name)
-                _set_items(_expect(dict, stack[-1]), items)
+                marks.append(len(stack))
             case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
+                memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
+                stack.append(memo[argument])
             case "GLOBAL":
                 stack.append(_allowed(argument))
             case "BINPERSID":
-                stack.append(_storage(stack.pop(), self.read_storage))
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(_rebuild(stack.pop(), arguments))
-            case "BUILD":  # attributes of a state dict, such as the versions of its modules; not needed
-                stack.pop()
-                _expect(dict, stack[-1])
-            case _:
-                raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
+                stack.append(_storage(stack.pop(), read_storage))
+            case "STOP":
+                return stack.pop()
+            case name:
+                _combine(name, stack, marks)
 
-    def take(self, name: str) -> list[Any]:
-        """Removes the operands of an operation from the stack."""
-        start = len(self.stack) - TAKES[name] if name in TAKES else self.marks.pop()
-        if start < 0:
-            raise IndexError
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
+
+def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
+    """Executes an operation that combines values of the stack."""
+    match name:
+        case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+            stack.append(tuple(_take(name, stack, marks)))
+        case "APPEND" | "APPENDS":
+            items = _take(name, stack, marks)
+            _expect(list, stack[-1]).extend(items)
+        case "SETITEM" | "SETITEMS":
+            items = _take(name, stack, marks)
+            _set_items(_expect(dict, stack[-1]), items)
+        case "REDUCE":
+            arguments = stack.pop()
+            stack.append(_rebuild(stack.pop(), arguments))
+        case "BUILD":  # attributes of a state dict, such as the versions of its modules; not needed
+            stack.pop()
+            _expect(dict, stack[-1])
+        case _:
+            raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
+
+
+def _take(name: str, stack: list[Any], marks: list[int]) -> list[Any]:
+    """Removes the operands of an operation from the stack."""
+    start = len(stack) - TAKES[name] if name in TAKES else marks.pop()
+    if start < 0:
+        raise IndexError
+    items = stack[start:]
+    del stack[start:]
+    return items
 
 
 def _expect(kind: type, value: Any) -> Any:
@@ -260,7 +250,7 @@ def _rebuild(name: Any, arguments: Any) -> Any:
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
     """A view of the storage; offset and strides are in elements, not in bytes.
 
     The bounds are checked here, because numpy's own check uses integers that can overflow.

@@ -79,7 +79,7 @@ def looking_back(
 
 
 def lagrange(
-    nodes: Float[Array, "n k"], counts: Int[np.ndarray, "n"], points: Float[Array, "#n q"]
+    nodes: Float[Array | np.ndarray, "n k"], counts: Int[np.ndarray, "n"], points: Float[Array | np.ndarray, "#n q"]
 ) -> Float[Array, "n k q"]:
     """The Lagrange basis polynomials on the first counts[i] of nodes[i], at points[i].
 

@@ -84,7 +84,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --n_steps=1001": "at most 1000",
     f"{EVAL} --config.sampling.spacing=random": "one of linear",
     f"{EVAL} --config.sampling.baseline=no_history": "needs --gls",
-    f"{LATE} --config.sampling.baseline=no_history --sampler=ddim": "changes nothing of ddim with n_steps=2: dpmpp",
+    f"{LATE} --config.sampling.baseline=no_history --sampler=ddim": "has no effect on ddim with n_steps=2: dpmpp",
     f"{LATE} --config.sampling.baseline=no_history --sampler=unipc_2 --n_steps=3": "unipc_2 from 4",
     f"{EVAL} --config.sampling.baseline=afs --sampler=ode": "ode is adaptive",
     f"{LATE} --config.sampling.baseline=afs": "is a full start: no --gls",

@@ -44,7 +44,7 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
         ("", f"--mode ({', '.join(ALL_MODES)}) and --config are needed"),
         (f"--mode=bogus {DIGITS}", f"value should be one of <{'|'.join(ALL_MODES)}>"),
         (f"--mode=train {DIGITS} --nonsense", "nonsense"),
-        (f"--mode=train {DIGITS} stray", "'stray' is no flag"),
+        (f"--mode=train {DIGITS} stray", "'stray' is not a flag"),
         (f"--mode=train {DIGITS}", "needs --workdir"),
         (f"--mode=import {DIGITS} --workdir={{tmp}}", "needs --source"),
         (f"--mode=score {DIGITS} --workdir={{tmp}}", "needs --source"),
@@ -83,7 +83,7 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
             "--mode=prepare --config=configs/ddpm/custom.py --config.data.path={tmp}",
             "set --config.data.path to a folder",
         ),
-        ("--mode=prepare --config=configs/ddpm/custom.py --config.data.held_out=1.0", "up to, but not, 1"),
+        ("--mode=prepare --config=configs/ddpm/custom.py --config.data.held_out=1.0", "up to, but not including, 1"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, says, tmp_path):

@@ -25,7 +25,7 @@ ON_DEVICES = """
 import json, re
 import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
-import datasets, losses, run_lib
+import datasets, losses
 from core import parallel
 from jax.sharding import Mesh
 from tests import tiny
@@ -35,7 +35,8 @@ def losses_on(devices, config, steps=4):
     jax.device_count = lambda: devices
     graphdef, state = losses.create_state(config)
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
-    state, step = losses.place(config, state), losses.make_train_step(config, graphdef, run_lib.make_schedule(config))
+    state = losses.place(config, state)
+    step = losses.make_train_step(config, graphdef)
     batches = datasets.train_batches(datasets.load(config, "train").images, config, 0)
     found = []
     step = step.lower(state, parallel.shard_batch(next(batches))).compile()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import evaluation
 import run_lib
@@ -144,7 +145,7 @@ def workdir(config, tmp_path, monkeypatch):
     run_lib.fid_stats(config)
     gaussian = jax.tree.map(jnp.float32, DataGaussian.load(statistics.stats_path(config, statistics.GAUSSIAN)))
     denoiser = Denoiser(jax.tree_util.Partial(eps_of_gaussian, gaussian), SCHEDULE)
-    monkeypatch.setattr(run_lib.checkpoints, "load_ema", lambda *_: (6, None, None))
+    monkeypatch.setattr(run_lib.checkpoints, "load_ema", lambda *_: (6, None, nnx.State({})))
     monkeypatch.setattr(evaluation, "make_denoiser", lambda *_: denoiser)
     return tmp_path / "run"
 
