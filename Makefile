@@ -4,7 +4,7 @@ DIGITS := --config=configs/ddpm/digits.py
 NETWORK ?= fashion_mnist
 FASHION := --config=configs/ddpm/$(NETWORK).py
 
-.PHONY: demo table figures test test-prepare
+.PHONY: demo table figures test test-types test-prepare
 
 # Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
 # of assets/weights.
@@ -25,6 +25,11 @@ table figures: results/$(NETWORK)/config.json
 
 results/$(NETWORK)/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
+
+# The same tests with all type and shape annotations checked at run time.
+CHECKED := core,images,models,sampling,metrics,training,symmetry,configs,datasets,losses,evaluation,likelihood,run_lib
+test-types: .venv/installed-dev
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --jaxtyping-packages=$(CHECKED),typechecked.typechecked
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

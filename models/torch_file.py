@@ -13,7 +13,7 @@ import pickletools
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import jax.numpy as jnp
@@ -172,6 +172,7 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
                 _combine(name, stack, marks)
 
 
+@no_type_check  # at run time, which would slow down the tests: it is called for every operation
 def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
     """Executes an operation that combines values of the stack."""
     match name:
@@ -193,6 +194,7 @@ def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
             raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
 
 
+@no_type_check  # at run time, which would slow down the tests: it is called for every operation
 def _take(name: str, stack: list[Any], marks: list[int]) -> list[Any]:
     """Removes the operands of an operation from the stack."""
     start = len(stack) - TAKES[name] if name in TAKES else marks.pop()
