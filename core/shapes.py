@@ -1,4 +1,4 @@
-"""Array types that travel between modules, as jaxtyping annotations; the tests check them at run time."""
+"""Array types that travel between modules, as jaxtyping annotations; `make test-types` checks them at run time."""
 
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
