@@ -204,7 +204,7 @@ def test_when_one_of_four_is_killed_all_end_and_the_restart_goes_on(alone, tmp_p
     logs = [(tmp_path / f"logs/log{index}").read_text() for index in range(4)]
     codes = [processes[index].exitcode for index in (0, 1, 3)]
     assert set(codes) <= {3, -signal.SIGABRT} and 3 in codes, logs
-    assert any("main.py: another process was lost; the same commands go on" in log for log in logs)
+    assert any("main.py: another process was lost; the same commands continue" in log for log in logs)
     (tmp_path / "logs/log0").unlink()
     logs = finish(begin(tmp_path / "logs", 4, *arguments), tmp_path / "logs")
     assert "trained to step 12" in logs[0]
