@@ -128,7 +128,7 @@ def test_fields_that_a_page_names_exist(page):
 @pytest.mark.parametrize("page", LINKED_PAGES)
 def test_scripts_that_a_page_names_exist(page):
     """A benchmark, experiment or example that was moved or renamed."""
-    modules = re.findall(r"python -m ((?:benchmarks|experiments)\.\w+)", read(page))
+    modules = re.findall(r"python -m ((?:benchmarks|experiments|examples)\.\w+)", read(page))
     scripts = re.findall(r"python ((?:benchmarks|experiments|examples)/\S+?\.py)", read(page))
     paths = [*(module.replace(".", "/") + ".py" for module in modules), *scripts]
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
