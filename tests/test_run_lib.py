@@ -304,13 +304,17 @@ def test_statistics_of_another_range_are_not_used(config):
 
 
 def drawn_images(config, batch_size, sampler="ddpm"):
-    """Twelve images from pure noise and a network that is not zero, a function of the config alone."""
+    """Twelve images from pure noise and a network that is not zero; they depend on the config only.
+
+    The grid starts at 500. From 999 the predicted x_0 amplifies the rounding of eps by 1 / signal = 160, which on some
+    CPUs is more than the tolerance of the tests.
+    """
     graphdef, state = losses.create_state(config)
     params = jax.tree.map(lambda leaf: leaf + 0.02, state.params)
     config.sampling.update(sampler=sampler, n_steps=4)
     denoiser = run_lib.make_denoiser(config, graphdef, params)
     shape = datasets.image_shape(config)
-    batches = generate(config, denoiser, None, time_grid(4, 999), image_shape=shape, num=12, batch_size=batch_size)
+    batches = generate(config, denoiser, None, time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size)
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
@@ -362,7 +366,7 @@ def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, t
     """A config beside no weights: make takes it for a finished import, and every later command fails."""
     run_lib.export_weights(config, trained, tmp_path / "exported.npz")
 
-    def cut(*_):
+    def cut(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
