@@ -61,7 +61,7 @@ def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
 
 
 def prepare(config: ConfigDict) -> Split:
-    """The training split, after all slow work: TFDS downloads and prepares the data set, and the split is decoded."""
+    """Does all slow work, the download by TFDS and the decoding of the images, and returns the training split."""
     if config.data.dataset in tfds_source.DATA_SETS and not config.data.path:
         tfds_source.prepare(config)
     return load(config, "train")
@@ -70,7 +70,7 @@ def prepare(config: ConfigDict) -> Split:
 def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.ndarray, "count ..."]:
     """`count` of the images, evenly spaced, or all of them if there are fewer.
 
-    The first images of a folder may all be of one class, so they are not used in their place.
+    They are not simply the first `count` images, because those of a folder may all be of one class.
     """
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 
@@ -81,7 +81,7 @@ def image_shape(config: ConfigDict) -> ImageShape:
 
 
 def slug(config: ConfigDict) -> str:
-    """The name of these images in the file names of their statistics and classifier.
+    """The name of the config's images, as a part of the file names of their statistics and classifier.
 
     For the user's own images, it has a hash of the path and of the settings that select images from it.
     """
@@ -174,9 +174,9 @@ def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> It
 
 
 def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, int]]:
-    """Batches of this process's rows of all images, in order, each with the number of rows that are images.
+    """(batch, count) pairs over all images in order, of which each process gets its own rows.
 
-    All batches have the same size; the rows after the images in the last one are zero.
+    All batches have the same size. The first `count` rows are images; the rows after them, in the last batch, are zero.
     """
     local_rows = own_rows(batch_size)
     for start in range(0, len(images), batch_size):
@@ -186,7 +186,7 @@ def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, 
 
 
 def keyed_batches(images: HostPixels, batch_size: int, rng: RandomKey) -> Iterator[tuple[Pixels, Keys, int]]:
-    """Batches of all images on the devices, in order, with one random key per image and the number of images.
+    """(batch on the devices, one random key per image, number of images in the batch) over all images in order.
 
     The key of an image depends on rng and its index only. batch_size must be a multiple of the device count. In the
     last batch, rows after the images are padding.

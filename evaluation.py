@@ -163,9 +163,10 @@ class EvalRun:
         return chosen.timesteps, chosen
 
     def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels, int]]:
-        """eval.num_samples images from index `first` on: (batch on the devices, count) as `generate`, with progress.
+        """Draws the images of index `first` to eval.num_samples - 1, in pairs (batch on the devices, count).
 
-        Raises UserError for a sample that is not finite, which rounding to a grey level would hide.
+        The pairs are those of `generate`, but with uint8 pixels. A progress bar is shown. Raises UserError for a sample
+        that is not finite, which rounding to a grey level would hide.
         """
         config, num = self.config, self.config.eval.num_samples
         drawn = generate(
@@ -197,8 +198,8 @@ class EvalRun:
         """Draws and scores eval.num_samples images; writes samples and result.json into a subfolder of `parent`.
 
         An automatic start is chosen first and described in result.json ("auto_start") and auto_start.png. The partial
-        result is saved every SAVE_SECONDS. A run that was killed continues from there to the same result. Memory does
-        not grow with the number of samples.
+        result is saved every SAVE_SECONDS. A run that was killed continues from its partial result, and its result is
+        the same as without interruption. Memory does not grow with the number of samples.
         """
         context = self.context
         folder = parent / self.name
@@ -240,7 +241,7 @@ def _times_of(timesteps: Int32[np.ndarray, "steps"]) -> RunSettings:
 
 
 def data_axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Extract, Axes]:
-    """The principal axes that an automatic start compares images along, and the function from x_0 to coordinates.
+    """(function from x_0 to coordinates, principal axes): an automatic start compares images by these coordinates.
 
     The axes are those of the features of the data set's own classifier, or of the pixels where there is none.
     """

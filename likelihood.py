@@ -4,19 +4,20 @@ Each is the length of a lossless code for the 256 grey levels, divided by the nu
 better. The two methods define two different codes for the same network, so their lengths differ, for two reasons:
 
 - The generative process. The ODE gives the density of a deterministic flow from N(0, I), to the solver's tolerance.
-  The bound is for a Markov chain of Gaussian steps with variance beta_t, which is the correct variance if the data
-  vary by more than sigma_t. Where they vary less, for example in a black margin, all steps together add up to 0.49
-  bits, even if eps is exact.
+  The bound belongs to a Markov chain of Gaussian steps with variance beta_t. This variance is correct if the standard
+  deviation of the data is larger than sigma_t, that of the noise in x_t. Where it is smaller, for example in a black
+  margin, the steps together make the code longer, by up to 0.49 bits per dimension, even if eps is exact.
 - The grey levels. The ODE gives only a density, so each grey level is replaced by uniform noise over its bin, which
-  can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The decoder L_0 gives exact probabilities, and
-  its two outermost bins are unbounded. A pixel that is always black costs 0.6 bits in the decoder and 1.7 bits with
-  the ODE.
+  can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The last step of the bound, the decoder, gives
+  exact probabilities of the grey levels, and its two outermost bins are unbounded. A pixel that is always black costs
+  0.6 bits in the decoder and 1.7 bits with the ODE.
 
 Both methods have one error in common. At t = 0, images still have noise of standard deviation sigma_0 = 0.01, or 1.3
 grey levels if data are centered, and the network is not trained on less noise. The ODE therefore ends at t = 0 instead
 of t = -1. It gives the density of data with this noise, evaluated at images without it. This density is normalised, so
 the code is valid. If the data have standard deviation s, the code is longer than that of the density of clean data by
-about (sigma_0 / s)^4 / 4 nats per dimension. The decoder has the same amount of noise, beta_0 = sigma_0^2.
+about (sigma_0 / s)^4 / 4 nats per dimension. The bound has this error too: the variance of its decoder is
+beta_0 = sigma_0^2.
 """
 
 import functools
@@ -134,12 +135,13 @@ def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -
     """The terms of the variational bound on -log2 p of each image, in bits per dimension (Ho et al. 2020, equation 5).
 
     The noise at every t is drawn from the image's key. The terms are "L_0", the decoder; "L_t", the sum over all times
-    between, each as in equation 12; and "L_T", the prior. The paper counts t from 1, so its L_0, L_{t-1} and L_T belong
-    to t = 0, t and T-1 here. Predictions are not clipped.
+    between, each as in equation 12; and "L_T", the prior. Times are smaller by 1 than in the paper: its x_1,
+    the first noised image, is x_t at t = 0 here. Predictions are not clipped.
 
-    The paper's section 3.2 has two choices for the variance of the reverse process. This is beta_t, also in the
+    The paper's section 3.2 has two choices for the variance of the reverse process. Here it is beta_t, also in the
     decoder. The other choice, the posterior variance, is smaller by the factor (1 - ab_{t-1}) / (1 - ab_t). It is
-    correct only for data without variation, adds up to 0.67 bits for other data, and is 0 in the decoder.
+    correct only for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension
+    larger, and it cannot be used in the decoder, where it is 0.
     """
     schedule = denoiser.schedule
     x0 = datasets.to_network_range(images, centered)

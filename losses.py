@@ -32,7 +32,7 @@ class TrainState:
       opt_state: the state of the optimiser of `make_optimizer`.
     """
 
-    step: Any  # a scalar array, or any leaf that jax.tree.map puts in its place
+    step: Any  # a scalar array; jax.tree.map may replace it by another type
     params: Params
     ema: Params
     opt_state: optax.OptState

@@ -11,9 +11,13 @@ python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 
 Any field of the config is set by --config.section.field=value.
 
-Exit codes: 0 done; 1 a bug, with its traceback; 2 a wrong input, or full disk or memory, explained in one line; 3
-another process of a distributed run was lost (134 where JAX noticed it first); 130 and 143 stopped by SIGINT and
-SIGTERM, after training has saved its state. After 3, 130, 134 and 143 the same command continues.
+Exit codes:
+  0: the mode finished.
+  1: a bug; the traceback is printed.
+  2: a wrong input, a full disk or too little memory; one line explains it.
+  3: another process of a distributed run was lost. The code is 134 if JAX notices the loss first.
+  130, 143: SIGINT or SIGTERM stopped the program. Training saves its state first.
+After 3, 130, 134 and 143 the same command continues the work from what is saved.
 """
 
 import os
@@ -102,16 +106,18 @@ flags.DEFINE_string("eval_folder", "eval", "Folder in the workdir for the result
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
 flags.DEFINE_integer("num", 64, "Number of images that sample draws.", lower_bound=1)
 flags.DEFINE_enum("format", "png", ["png", "npz"], "Output of sample: one PNG per image, or one npz.")
-flags.DEFINE_boolean("trajectory", False, "Lets sample also write a film strip of the predicted x_0.")
-flags.DEFINE_boolean("compare", False, "Lets sample draw one picture: all samplers with and without a late start.")
-flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; a TPU pod or SLURM gives the index.")
+flags.DEFINE_boolean("trajectory", False, "With --mode=sample: also writes a film strip of the predicted x_0.")
+flags.DEFINE_boolean(
+    "compare", False, "With --mode=sample: draws one picture of all samplers, with and without a late start."
+)
+flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; TPU pods and SLURM set its index.")
 flags.DEFINE_string(
     "coordinator", None, "With --distributed, outside of pods and SLURM: host:port of the first process."
 )
 flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
 flags.DEFINE_string("source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder or .npz).")
-flags.DEFINE_string("reference", None, "Images, a folder or .npz, that score compares with instead of the statistics.")
+flags.DEFINE_string("reference", None, "With --mode=score: a folder or .npz of images that replace the statistics.")
 flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps, the number of steps of the sampler.")
@@ -169,7 +175,7 @@ def parse(argv: list[str]) -> ConfigDict | None:
         rest = FLAGS(argv)
         config = FLAGS.config
         if config is not None:
-            config.lock()  # the first access raises the errors of a config file that cannot be read
+            config.lock()  # the first use of FLAGS.config raises the error if the file cannot be read
     except Exception as error:  # absl and ml_collections raise many types, and a broken config file any type
         raise UserError(one_line(error)) from error
     if FLAGS.help:
@@ -186,7 +192,9 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     if FLAGS.t_start is not None and not (config.sampling.gls or FLAGS.compare):
-        raise UserError(f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the end")
+        raise UserError(
+            f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the last timestep"
+        )
     return config
 
 
@@ -226,7 +234,7 @@ def check_processes(coordinator: str | None, count: int | None, index: int | Non
 
 
 def one_line(error: BaseException) -> str:
-    if isinstance(error, AttributeError | KeyError):  # ml_collections, on an unknown field; its text is quoted twice
+    if isinstance(error, AttributeError | KeyError):  # from ml_collections, for an unknown field; quoted twice
         return "no such config field: " + str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
@@ -245,7 +253,7 @@ def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None
 
 
 def run(config: ConfigDict) -> None:
-    """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag answer at once."""
+    """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag need not wait."""
     from configs.validation import validate
 
     validate(config)

@@ -46,7 +46,7 @@ def load_denoiser(workdir: str | Path, step: int = -1) -> Denoiser:
 
 
 def prepare(config: ConfigDict) -> None:
-    """Everything that is slow before a first run: downloads, TFDS's files (with TensorFlow), decoding."""
+    """Does all slow work before a first run: downloads the data, writes TFDS's files (with TensorFlow), and decodes."""
     validate(config)
     images = datasets.prepare(config).images
     print(f"{config.data.dataset}: {len(images)} training images of {list(images.shape[1:])} are ready")
@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """Statistics of the training split: its Gaussian and, with eval.enable_fid, the moments of its features."""
+    """Saves statistics of the training split: its Gaussian and, with eval.enable_fid, the moments of its features."""
     validate(config)
     images = datasets.load(config, "train").images
     statistics.require_enough(images, config.sampling.rank)
@@ -167,14 +167,15 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
 
 
 def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png", trajectory: bool = False) -> Path:
-    """Draws `num` images with config.sampling, as PNGs or as one npz ("npz"), and a grid of the first.
+    """Draws `num` images with config.sampling, writes them and a grid of the first GRID_SIZE, and returns the folder.
 
-    trajectory: also a film strip of the x_0 predicted at each network evaluation. Returns the folder of the images.
+    file_format: "png" for one PNG per image, or "npz" for one file. trajectory: whether film strips of the x_0
+    predicted at each network evaluation are also written.
     """
     config = without_scores(config, num)
     validate(config)
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
-        raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images do not share their times")
+        raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images have different times")
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
     folder = workdir / "drawn" / run.name
     timesteps, _ = run.plan()
@@ -193,7 +194,7 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
 
 
 def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
-    """One picture: a row for every sampler of config.sweep without and with a late start, a column for every noise."""
+    """Draws one picture: a row for each sampler of config.sweep with each start, a column for each sample of noise."""
     config = without_scores(config, num)
     validate(config)
     configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
@@ -207,7 +208,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     name = folder_name(runs[-1].settings | {"sampler": "-".join(["compare", *config.sweep.samplers])})
     path = workdir / "drawn" / f"{name}.png"
     plots.save_comparison(path, rows)
-    print(f"{len(rows)} rows of the same {num} noises: {path}")
+    print(f"{len(rows)} rows of images from the same {num} samples of noise: {path}")
     return path
 
 

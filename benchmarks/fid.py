@@ -59,7 +59,7 @@ def compare_features(python: str, batch: int, rounds: int) -> None:
 
 
 def moments(seed: int, dim: int) -> tuple[Float[np.ndarray, "{dim}"], Float[np.ndarray, "{dim} {dim}"]]:
-    """Mean and covariance of 3 dim random samples whose variances fall as 1/k, like those of features."""
+    """Mean and covariance of 3 * dim random samples. The variance of feature k falls as 1/k, as in real features."""
     samples = np.random.default_rng(seed).standard_normal((3 * dim, dim)) / np.sqrt(np.arange(1, dim + 1))
     return samples.mean(axis=0), np.cov(samples, rowvar=False)
 

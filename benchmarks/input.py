@@ -34,7 +34,7 @@ def decoded_images(folder: Path, image_size: int, num_channels: int) -> HostPixe
 
 
 def stream_milliseconds(images: HostPixels, batch_size: int, seconds: float) -> list[float]:
-    """The milliseconds of a batch until it is on the device: several means over BATCHES batches."""
+    """Milliseconds from the request for a batch until it is on the device; each is a mean over BATCHES batches."""
     config = ConfigDict({"seed": 0, "training": {"batch_size": batch_size}, "data": {"random_flip": True}})
     batches = train_batches(images, config, 0)
 

@@ -3,8 +3,9 @@
 python -m benchmarks.late_start [--parts=paper,large,draw] [--images=50000] [--rounds=5]
 
 paper: the Gaussian for all t at 32x32x3 against the paper's code, which noises the data set anew for each of 11 starts
-and stores the covariance of each copy. Ours is timed three times, before, between and after the copies, and the median
-is reported. Where other jobs run, compare CPU seconds and set OPENBLAS_NUM_THREADS=1: BLAS's threads spin as they wait.
+and stores the covariance of each copy. Our fit is timed three times, before the first copy, before the middle one and
+before the last, and the median is reported. Where other jobs run, compare CPU seconds and set OPENBLAS_NUM_THREADS=1:
+BLAS's threads spin as they wait.
 large: the fit at 64x64x3 with rank 1,024 and at 256x256x3 with rank 256, each in a separate process, with its peak
 memory.
 draw: a batch of late starts against one network evaluation of that batch, in turn.
@@ -45,13 +46,13 @@ STARTS = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 LARGE = {64: (1024, 5000), 256: (256, 2000)}  # image size: rank, number of images
 BATCH = 64  # images synthesised at a time
 ROWS = 1024  # images per batch of a fit
-COLOURS = np.array([[1, 0.3, 0.2], [1, -0.2, 0.1], [1, 0, -0.4]])  # channels by brightness and two hues
+COLOURS = np.array([[1, 0.3, 0.2], [1, -0.2, 0.1], [1, 0, -0.4]])  # rows: channels; columns: brightness and two hues
 MEAN = (124, 116, 104)  # of each channel
 CONTRAST = 50
 
 
 class Draws(NamedTuple):
-    """A network, and the late start for a batch of it."""
+    """A network, a batch size, and the rank of the Gaussian of its late starts (None: full rank)."""
 
     config_module: ModuleType
     batch: int

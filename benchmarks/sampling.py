@@ -64,7 +64,7 @@ sample = jax.jit(sampling.sample, static_argnames="name")
 
 @jax.jit
 def plain_loop(denoiser: Denoiser, x: Images, times: Float[Array, "nfe"]) -> Images:
-    """One network evaluation for each time, on the output of the last, so that XLA cannot move any out of the loop."""
+    """Evaluates the network at each time on its previous output, so that XLA moves no evaluation out of the loop."""
     return jax.lax.scan(lambda x, t: (denoiser.eps(x, t), None), x, times)[0]
 
 
@@ -82,7 +82,7 @@ def against_network(ours: Ours, names: Sequence[str], rounds: int) -> str:
 
 
 def against_diffusers(ours: Ours, names: Sequence[str], rounds: int, python: str) -> str:
-    """The table of whole loops around the same weights, with the same n, NFE and batch size."""
+    """The table of whole sampling loops in both libraries, with the same weights, n, NFE and batch size."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = f"{temporary}/unet"

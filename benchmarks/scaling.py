@@ -4,10 +4,11 @@ python -m benchmarks.scaling [--rounds=3]
 
 A train step is measured against batch size, image size and number of devices; statistics against the number N of
 vectors and their dimension d; sampling against the number N of images. The network is that of configs/ddpm/digits.py.
-All cases take turns, so that other jobs on the machine slow all, and the CPU time of all threads is measured, which
-depends less on other jobs than the elapsed time; medians are printed. The numbers of devices are measured in separate
-processes. Their devices are virtual and share this machine's cores, and the total batch size is the same, so the extra
-time is the cost of dividing the work. MB is the compiler's plan for the temporary buffers of a step on each device.
+All cases take turns, so that other jobs on the machine slow all of them. The CPU time of all threads is measured, since
+it depends less on other jobs than elapsed time does. Medians are printed. The numbers of devices are measured in
+separate processes. Their devices are virtual and share this machine's cores, and the total batch size is the same, so
+the extra time is the cost of dividing the work. MB is the compiler's plan for the temporary buffers of a step on each
+device.
 """
 
 import argparse
@@ -104,7 +105,7 @@ class Measured(NamedTuple):
 
 
 def on_this_machine(rounds: int) -> list[list[str]]:
-    """The rows of everything but the number of devices."""
+    """The rows of all cases except the numbers of devices."""
     cases: dict[str, dict[int, Call]] = {
         "step, batch": {batch: Step(batch=batch) for batch in BATCHES},
         "step, image size (batch 32)": {size: Step(size=size) for size in SIZES},

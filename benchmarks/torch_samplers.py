@@ -1,7 +1,7 @@
 """The sampling loop of diffusers' pipelines, timed by sampling.py.
 
 sampling.py starts this module with an interpreter that has diffusers: python -m benchmarks.torch_samplers FOLDER BATCH
-N_STEPS, the folder of a UNet2DModel. For each line of standard input, the name of a scheduler, it draws one batch and
+N_STEPS. FOLDER holds a UNet2DModel. For each line of standard input, the name of a scheduler, it draws one batch and
 prints the number of network evaluations.
 """
 

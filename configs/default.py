@@ -119,8 +119,8 @@ def get_default_config() -> ConfigDict:
     # Whether every predicted x_0 is clipped to the network's range.
     sampling.clip_x0 = False
     # Whether sampling has a Gaussian late start, and its time. -1 is the automatic start: several starts are compared,
-    # with at most 15% of the evaluation's network calls, and the best is used (see sampling/auto_start.py). Without a
-    # late start, sampling begins at num_scales - 1.
+    # and the best is used (see sampling/auto_start.py). The comparison makes at most 15% of the network calls of the
+    # evaluation, or more if the evaluation is small. Without a late start, sampling begins at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
     # An alternative that late starts are compared with: "afs", a start from pure noise in which the first noise
@@ -176,15 +176,15 @@ def get_default_config() -> ConfigDict:
 
     # The measurements of --mode=analyze.
     config.analysis = analysis = ConfigDict()
-    # Training images that are measured on.
+    # Number of training images on which the network is measured.
     analysis.num_images = 128
-    # Times at which the drift's Jacobian and other quantities are measured.
+    # Number of times at which the drift's Jacobian and other quantities are measured.
     analysis.num_times = 25
-    # Leading eigenvalues of the drift's Jacobian that are measured.
+    # Number of leading eigenvalues of the drift's Jacobian that are measured.
     analysis.num_eigenvalues = 4
     # Steps of the generated trajectories.
     analysis.n_steps = 100
-    # Images of each scored run of the analysis, by DDPM and DDIM; 0 for no such runs.
+    # Number of images of each scored run by DDPM or DDIM. 0: the analysis has no scored runs.
     analysis.score_samples = 5000
     # Late starts of the scored runs with one step for every t, which evaluate the network t + 1 times per image.
     analysis.score_starts = (100, 200, 300, 400, 600)

@@ -241,7 +241,7 @@ def _validate_baseline(config: ConfigDict) -> None:
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
         "afs": "it replaces the first of several steps, and ode is adaptive",
-        "no_history": f"{', '.join(solvers)} steps on use a history",
+        "no_history": f"{', '.join(solvers)} steps on: only these samplers use a history",
     }
     _require(
         applies(baseline, settings.sampler, settings.n_steps),

@@ -103,7 +103,7 @@ def main() -> dict[str, tuple[float, float]]:
     print(tables.aligned(header, rows))
     print(
         f"sliced 2-Wasserstein distance to {COUNT} true images, n = {N_STEPS}; "
-        f"of {COUNT} other true images: {distance(more_truth, truth):.4f}"
+        f"{COUNT} other true images have the distance {distance(more_truth, truth):.4f}"
     )
     return distances
 

@@ -2,8 +2,9 @@
 
 python -m examples.one_dimensional
 
-Makes pictures of forward and backward paths, an animation of the potential well that splits in two, the bifurcation
-diagram, and the same with a late start. Pictures and numbers are written to results/one_dimensional.
+Makes pictures of forward paths and of backward paths with and without a late start, an animation of the potential
+well that splits in two, the bifurcation diagram, and the distance between samples and data for each late start.
+Pictures and numbers are written to results/one_dimensional.
 """
 
 from pathlib import Path

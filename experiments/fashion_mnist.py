@@ -6,8 +6,10 @@ python -m experiments.fashion_mnist table | limits | figures [--config=fashion_m
 
 table: DDPM, DDIM and PNDM with n = 3, 5 and 10, without a late start, with the best start and with the automatic one,
 for three seeds.
-limits: the distance of the same cells to samples of the same network in many steps, for one seed.
-figures: every solver with and without a late start, with the largest n that each number of network evaluations allows.
+limits: the distance between the samples of each row of the table and samples of the same network drawn in many steps,
+for one seed.
+figures: the scores of every solver, with and without a late start. For each number of network evaluations, n is the
+largest that it allows.
 
 The best start is searched on noise of another seed. Runs are kept below the workdir, and the same command continues
 after an interruption.
@@ -42,7 +44,7 @@ NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
 
 SEARCH_SEED = 0  # of the noise for the search of the best start
 COARSE = range(300, 901, 100)  # starts tried first
-FINE = (-50, 50)  # starts tried then, relative to the best of the first
+FINE = (-50, 50)  # offsets of the starts tried next, from the best of COARSE
 
 TABLE_SEEDS = (1, 2, 3)
 TABLE_SAMPLES = 10_000
@@ -62,7 +64,7 @@ PAPER = {
 
 LIMIT_SEED = 4
 LIMIT_SAMPLES = 5000
-# A sampler, and a sampler with n that draws from the distribution that the first converges to.
+# For each sampler, another one and its n, which draws from the distribution to which the sampler converges.
 LIMITS = {"ddpm": ("ddpm", 200), "ddim": ("ipndm", 50), "pndm": ("ipndm", 50)}
 
 SOLVER_SEED = 1
@@ -242,7 +244,7 @@ def make_limits(experiment: Experiment, dest: Path) -> None:
 
 
 class SolverRun(NamedTuple):
-    """Which run of a solver a result is of."""
+    """The settings of a solver's run. They are the key of its result."""
 
     sampler: str
     spacing: str
@@ -309,7 +311,7 @@ def long_name() -> str:
     return f"{sampler}, n = {n_steps}"
 
 
-LINES = {  # of one solver, by grid and start
+LINES = {  # style and label of each line in the panel of a solver, by grid and start
     ("linear", "full"): {"color": "C1", "label": "from pure noise"},
     ("linear", "best"): {"color": "C0", "label": "late start"},
     ("auto", "full"): {"color": "C1", "linestyle": ":", "label": "from pure noise, auto grid"},

@@ -81,7 +81,7 @@ def measure(config: ConfigDict, context: EvalContext, scores: Mapping[str, float
 
 
 def report(cells: Sequence[Mapping[str, Any]], dest: Path) -> None:
-    """Writes the rows to dest.csv, and with the median and largest regret to dest.txt, which is also printed."""
+    """Writes the rows to dest.csv. Writes and prints dest.txt, which also has the median and the largest regret."""
     files.write_text(
         dest.with_suffix(".csv"), tables.to_csv(COLUMNS, [[cell[name] for name in COLUMNS] for cell in cells])
     )

@@ -56,7 +56,10 @@ SCORE_ROWS: dict[str, tuple[str, str | Callable[[Result], str]]] = {
     "label_distance": ("label distance", "{label_distance:.4f} (total variation)"),
     "label_histogram": ("labels, %", _histogram_text),
 }
-"""Field to printed name and value, in which fields stand in braces. A field that is missing or None is not printed."""
+"""For each field, the printed name and value. A name of a field in braces is replaced by the value of that field.
+
+A field that is missing or None is not printed.
+"""
 
 
 def _score_rows(result: Result) -> list[Row]:

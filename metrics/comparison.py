@@ -65,7 +65,7 @@ def start_label(run: Result) -> str:
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
     """Writes sweep.csv, sweep.json, table.txt, comparison.png and starts.png into the folder; returns the table.
 
-    critical: labels and times that are marked in starts.png, the scores against the start.
+    starts.png shows the scores against the start. critical: times that are marked in it, by their labels.
     """
     columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "chooses_start", "t_start", "score")
     values = [[run[name] for name in columns] for run in results]

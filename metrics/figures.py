@@ -58,7 +58,7 @@ def _add_legend(axis: Any, with_auto: bool) -> None:
 
 
 def _length(run: Result) -> int | float:
-    """n, or infinity for one step for every t."""
+    """n, or infinity if the run has one step for every t."""
     return math.inf if run["n_steps"] == run["t_start"] + 1 else run["n_steps"]
 
 

@@ -82,7 +82,7 @@ class Reference:
 
     @functools.cached_property
     def squared_radii(self) -> Float[np.ndarray, "kept neighbours"]:
-        """`kid_prdc.squared_radii` of the features. Cached: costs more than drawing a small batch of images."""
+        """`kid_prdc.squared_radii` of the features. Cached, since it takes longer than sampling a small batch."""
         return kid_prdc.squared_radii(self.features)
 
 
@@ -91,7 +91,7 @@ class Distance(NamedTuple):
 
     Attributes:
       value: the distance of the samples.
-      error: one standard error, from the choice of samples; the reference counts as exact.
+      error: one standard error. It includes the choice of the samples, but not that of the reference.
       at_infinity: the limit of the distance for infinitely many samples; its standard error is `error` too.
     """
 
@@ -115,8 +115,8 @@ def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
     whole = merged(groups)
     if whole.count < whole.dim:
         warnings.warn(
-            f"{whole.count} samples for {whole.dim} features: the covariance is singular, and the distance far too "
-            f"large to compare; draw at least {whole.dim}, better {10 * whole.dim}",
+            f"{whole.count} samples for {whole.dim} features: the covariance is singular, and the distance is far too "
+            f"large to be compared; draw at least {whole.dim} samples, preferably {10 * whole.dim}",
             stacklevel=2,
         )
     factor = _factor(reference.cov)  # computed once for all distances below

@@ -77,9 +77,9 @@ def _kernel(x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]) -> Flo
 def precision_recall(real: RealFeatures, fake: FakeFeatures, real_radii: Radii | None = None) -> tuple[float, float]:
     """The improved precision and recall of Kynkaanniemi et al. (2019, arXiv 1904.06991), for k = 3 neighbours.
 
-    Precision is the share of fake samples that are within the distance of some real sample to its k-th neighbour.
-    Recall is the same with real and fake exchanged. real_radii: `squared_radii(real)`, where it is known already.
-    Raises ValueError for k samples or fewer.
+    Take a ball around each real sample that reaches to its k-th nearest real neighbour. Precision is the share of fake
+    samples that are in at least one ball. Recall is the same with real and fake exchanged. real_radii:
+    `squared_radii(real)`, where it is known already. Raises ValueError for k samples or fewer.
     """
     k = PRECISION_NEIGHBOURS
     if real_radii is None:

@@ -51,7 +51,7 @@ def density_coverage(tally: Tally, reference: Reference) -> tuple[float, float]:
 
 
 def label_shares(tally: Tally, reference: Reference) -> LabelScores:
-    """The shares of the labels and what follows from them, see `labels.label_scores`."""
+    """The shares of the labels, their entropies and their distance, see `labels.label_scores`."""
     return label_scores(tally.label_counts, reference.label_counts)
 
 
@@ -90,7 +90,7 @@ AVAILABLE: dict[str, Callable[[Tally, Reference], bool]] = {
 def scores(tally: Tally, reference: Reference) -> Result:
     """The values of all METRICS, by field.
 
-    Where data are missing, the fields of labels are left out and all other fields are None.
+    If a metric lacks its data (see AVAILABLE), its fields are None, or left out if it is the metric of the labels.
     """
     result: Result = {}
     for metric in METRICS:

@@ -73,14 +73,14 @@ def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
 
 
 def _image_files(config: ConfigDict) -> dict[str, str | None]:
-    """The folder of the images and a fingerprint of the files; not compared for statistics made elsewhere."""
+    """The folder of the images and a fingerprint of the files. For the file eval.reference they are not compared."""
     return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
 
 
 def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
     """The origin of the file at `path`, from its JSON. Raises UserError if it differs from what is expected.
 
-    None is not compared: a fingerprint is None if the images are no longer there.
+    An expected value of None is skipped: a fingerprint is None if the images no longer exist.
     """
     try:
         origin = dict(json.loads(text))
@@ -99,7 +99,7 @@ def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[
 
 
 def require_enough(images: HostPixels, rank: int) -> None:
-    """Raises UserError for a single image, and for a rank that these images do not allow, where a rank is needed."""
+    """Raises UserError for a single image. Also for a rank that the images do not allow, if `fit_gaussian` uses it."""
     if len(images) < 2:
         raise UserError("the training split is one image: a covariance needs at least 2")
     dim = images[0].size
@@ -111,8 +111,8 @@ def require_enough(images: HostPixels, rank: int) -> None:
 def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussian:
     """The Gaussian of the images in the network's range: [-1, 1] if centered, else [0, 1].
 
-    It is fitted to the pixels as they are stored and then scaled. rank: the number of eigenpairs; all are kept where
-    the covariance is formed (see `late_start.forms_covariance`), and then each process reads only its own images.
+    It is fitted to the pixels as they are stored and then scaled. rank: the number of eigenpairs. If the covariance is
+    formed (see `late_start.forms_covariance`), all eigenpairs are kept, and each process reads only its own images.
     """
     dim = images[0].size
     if forms_covariance(dim):
@@ -194,7 +194,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     if "origin" not in stored:
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
     expected = _features_origin(config, features)
-    if not config.eval.reference:  # the images of a reference made elsewhere are in another place
+    if not config.eval.reference:  # eval.reference may be made on another machine, where the images have another path
         expected |= _image_files(config)
     origin = _checked_origin(expected, path, str(stored["origin"]))
     same_labels = labeller is not None and labeller.name == origin.get("classifier")

@@ -29,7 +29,7 @@ class Marks(NamedTuple):
 
 
 def over_time(axis: Any, marks: Marks, *, ylabel: str, last: ArrayLike) -> None:
-    """Finishes matplotlib axes over t, which descends from `last`: critical times, labels and legend."""
+    """Adds critical times, labels and a legend to matplotlib axes over t. t descends from `last` to 0."""
     plots.mark_times(axis, marks.critical)
     axis.set(xlabel="t", ylabel=ylabel, xlim=(last, 0))
     axis.legend(fontsize=8)
@@ -120,7 +120,7 @@ def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def automatic_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
-    """The automatic starts of runs by ascending n_steps, by a label.
+    """The automatic starts of runs in tuples, in order of n_steps. The keys are labels for the legend.
 
     Samplers with the same start for every n_steps share one entry. The label names them and each start's n_steps.
     """

@@ -59,7 +59,7 @@ class Subject(NamedTuple):
         return self.denoiser.schedule.num_timesteps - 1
 
     def times(self) -> Float[np.ndarray, "times"]:
-        """num_times times in equal steps, descending from T - 1; the last is one step above 0."""
+        """Equally spaced times, as many as num_times says, descending from T - 1; the last is one step above 0."""
         return np.linspace(self.last_time, self.last_time / self.num_times, self.num_times).round()
 
 
@@ -188,7 +188,7 @@ def _integrated(slopes: Float[np.ndarray, "*batch angles"]) -> Float[np.ndarray,
 def _along_paths(
     denoiser: Denoiser, mean: Image, t: Int[Array, ""], states: Images
 ) -> tuple[Float[Array, "pairs angles"], Float[Array, "pairs angles height width channels"]]:
-    """(derivative of the potential by the angle, predicted x_0) on the paths between pairs of states at time t.
+    """(angular derivative of the potential, predicted x_0) on the paths between pairs of states at time t.
 
     State i is paired with state i + pairs. In y = x - sqrt(ab) mean the path is cos(a) y1 + sin(a) y2, with both ends
     scaled to the same norm, so that the mean and the variance of x do not change along it.
@@ -215,7 +215,7 @@ def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
       t_start: the late starts.
       n_steps: LATE_STEPS.
       distance: [t_start, n_steps], the mean square over pixels and `count` images, in the network's range.
-      to_other_noise: the same between full images of different noises.
+      to_other_noise: the same distance between images of full DDIM from different noise.
     """
     starts = np.array([round(share * (subject.last_time + 1)) for share in LATE_SHARES])
     noise = jax.random.normal(subject.rng, (count, *subject.gaussian.image_shape))

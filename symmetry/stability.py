@@ -26,7 +26,7 @@ from core.shapes import Images, RandomKey
 
 ITERATIONS = 100
 NEWTON_STEPS = 20
-LANCZOS_BASIS = 40  # dimension of the Krylov space in which eigenvalues are computed, plus 5 for each eigenvalue
+LANCZOS_BASIS = 40  # the Krylov space for k eigenvalues has dimension LANCZOS_BASIS + 5 k
 SETTLED = 1e-4  # largest residual, the drift's root mean square, at which a point counts as a fixed point
 GMRES = lineax.GMRES(rtol=0, atol=0, restart=20, max_steps=2)
 """One cycle of 20 directions without a tolerance; lineax counts the initial residual as the first of the two steps."""
@@ -58,8 +58,9 @@ def follow(
     """Follows the central fixed point through descending times, beyond the time at which it becomes unstable.
 
     The first time must be one at which the fixed point is stable and close to the mean of the data. There it is found
-    by fixed-point iteration from the mean. At every time Newton's method, with linear systems solved by GMRES, starts
-    from the fixed point at the time before; the search for eigenvectors starts from those at the time before.
+    by fixed-point iteration from the mean. At each time the fixed point is then computed by Newton's method, whose
+    linear systems GMRES solves. Newton's method starts from the fixed point at the previous time, and the search for
+    eigenvectors starts from the eigenvectors at the previous time.
 
     mean: the mean of the data, in the network's range. num_eigenvalues: at most the number of values of an image.
     """
@@ -112,8 +113,8 @@ def critical_times(
     """For each column of growth, the upper end of the longest interval of times with growth > 0.
 
     times descend. Growth is interpolated by cubic splines, but not across rows with NaN. The result is NaN for a column
-    that is nowhere positive, or whose longest interval reaches the highest time of its spline, where growth is already
-    positive, so that the upper end is unknown.
+    that is nowhere positive. It is NaN as well if growth is positive at the highest time of the spline and the longest
+    interval ends there, because the true upper end is then unknown.
     """
     times = np.asarray(times, np.float64)[::-1]
     growth = np.asarray(growth, np.float64)[::-1]
@@ -162,8 +163,8 @@ def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
 
     A step that increases the residual is rejected, and the next is a quarter as long. y is a batch of one image.
 
-    Optimistix's Newton solver has no line search, so that it leaves the fixed point that is followed, and its solvers
-    stop by the length of the step, when the residual can still be large.
+    Optimistix is not used, for two reasons. Its Newton solver has no line search, so its steps can lead away from the
+    fixed point that is followed. Its solvers stop when a step is short, but the residual can still be large then.
     """
 
     def step(state: _NewtonState) -> _NewtonState:
@@ -202,9 +203,9 @@ def _leading_growth(
     """(growth, sum of the eigenvectors, asymmetry) of the symmetric part of the drift's Jacobian at each y.
 
     The true score is a gradient, so its Jacobian is symmetric, and the asymmetric part is an error of the network. The
-    eigenvalues are those of P in its Krylov space of `start` (Rayleigh-Ritz), which needs only Jacobian-vector
-    products. A vector-Jacobian product takes ten times as long in a loop on CPUs, since XLA's transposed convolutions
-    are slow there.
+    growth is computed from the eigenvalues of P in its Krylov space of `start` (Rayleigh-Ritz), which needs only
+    Jacobian-vector products. A vector-Jacobian product takes ten times as long in a loop on CPUs, since XLA's
+    transposed convolutions are slow there.
     """
     _, derivative = jax.linearize(eps, y)
 
@@ -238,7 +239,7 @@ def _krylov(
     def step(carry, i):
         basis, vectors = carry
         vectors = _unit(vectors) + noise[i]
-        for _ in range(2):  # the second pass removes rounding errors of the first, large if the remainder is short
+        for _ in range(2):  # the second pass removes rounding errors, which are large if the first leaves little
             vectors -= jnp.einsum("bk,bkd->bd", jnp.einsum("bkd,bd->bk", basis, vectors), basis)
         vectors = _unit(vectors)
         images = apply(vectors)

@@ -85,7 +85,7 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "pixels",
             "Single pixels",
             "Three pixels of all trajectories, minus their mean and in units of their standard deviation at that time, "
-            "coloured by the sign of their final value. Once the pixel is decided, the colours no longer mix.",
+            "coloured by the sign of their final value. The colours separate when the sign of a pixel is decided.",
             figures.draw_pixels,
         ),
     ),
@@ -125,7 +125,7 @@ SCORES = (
         "full_length",
         "Scores of full-length samplers",
         "Scores with one step for every t, from pure noise (dashed) and from late starts: the error of the Gaussian "
-        "without the error of few steps. Down to the critical time the late start costs nothing, then the score rises.",
+        "without the error of few steps. Starts before the critical time do not change the score. Later ones raise it.",
         figures.draw_scores,
     ),
     Figure(
@@ -194,8 +194,9 @@ def run(
 ) -> str:
     """Runs every experiment that is not stored with the same key, draws its figures, and writes report.html.
 
-    scored: scored runs of this network for the figures of SCORES, by the figure's name, and, as "auto", runs with an
-    automatic start to be marked; a figure without runs is left out. Returns the table of critical times.
+    scored: scored runs of this network, by the name of the figure of SCORES that draws them. A figure without runs is
+    left out. The entry "auto" holds runs with an automatic start, which are marked. Returns the table of critical
+    times.
     """
     stored_key = json.dumps(key, sort_keys=True)
     marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"])
@@ -236,7 +237,7 @@ def _draw(
     return report.Entry(figure.title, figure.explanation, picture, numbers)
 
 
-COMPARED = {  # columns of the table of critical times: arrays of `measurements.growth`, by name, and their headings
+COMPARED = {  # columns of the table of critical times: the array of `measurements.growth`, and the heading
     "eigenvalues": "variance",
     **{f"t_{rule}": NAMES[rule] for rule in RULES},
     "t_fixed_point": "fixed point",
@@ -260,7 +261,7 @@ def _listed(values: Float[np.ndarray, "values"]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-SCORED = ("ddpm", "ddim")  # samplers whose scores against the start are part of an analysis
+SCORED = ("ddpm", "ddim")  # the samplers for which an analysis measures how the score depends on the start
 PAPER_SAMPLING = {"baseline": "", "spacing": "linear", "clip_x0": False}
 
 
@@ -274,7 +275,7 @@ def _run_config(config: ConfigDict) -> ConfigDict:
 
 
 def _few_step_runs(run_config: ConfigDict) -> list[ConfigDict]:
-    """The largest n_steps of config.sweep, from pure noise and from each of its starts that is not automatic."""
+    """Runs with the largest n_steps of config.sweep, from pure noise and from each start that is not automatic."""
     starts = [t_start for t_start in expand_starts(run_config.sweep.t_starts) if t_start != AUTO_START]
     return sweep_configs(run_config, (max(run_config.sweep.n_steps),), starts)
 
@@ -293,7 +294,7 @@ def _full_length_runs(run_config: ConfigDict) -> list[ConfigDict]:
 
 
 def _automatic_starts(config: ConfigDict, run_config: ConfigDict, context: EvalContext) -> list[Result]:
-    """The automatic starts for an evaluation of the config's own size, as result.json holds them."""
+    """Automatic starts for an evaluation of config.eval.num_samples images, in the form that result.json has."""
     found = []
     for sampler in SCORED:
         run = run_config.copy_and_resolve_references()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,7 +205,7 @@ np.save({str(tmp_path / "four.npy")!r}, measured(digits.get_config(), 3))
 def test_eval_prints_both_methods_and_names_the_split(config, tmp_path, capsys, monkeypatch):
     """Catches bits that are printed and not stored, and bits of training images that are called test images."""
     monkeypatch.setattr(evaluation.checkpoints, "require", lambda *_: 1)
-    monkeypatch.setattr(evaluation.checkpoints, "load_ema", lambda *_: (1, None, {}))
+    monkeypatch.setattr(evaluation.checkpoints, "load_ema", lambda *_: (1, None, nnx.State({})))
     monkeypatch.setattr(evaluation, "make_denoiser", lambda *_: Denoiser(lambda x, t: 0.5 * x, SCHEDULE))
     config.eval.update(enable_fid=False, enable_bpd=True, bpd_num_images=7, bpd_dataset="test", num_samples=2)
     with pytest.raises(UserError, match="digits has no test split"):

@@ -70,7 +70,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         return
     optimizer = _section(stored, "optim", workdir)["optimizer"]
     if optimizer != config.optim.optimizer:
-        hint = "its saved state fits no other optimiser, so set that one or choose a new --workdir"
+        hint = f"the saved state fits only {optimizer}, so set that or choose a new --workdir"
         raise UserError(f"{workdir} is trained by optim.optimizer={optimizer}, not {config.optim.optimizer}: {hint}")
     path = _section(stored, "data", workdir)["path"]
     if path != config.data.path:
@@ -83,7 +83,7 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def stored_config(workdir: Path) -> ConfigDict:
-    """The config that `write_config` wrote; fields that did not exist then have their defaults.
+    """The config that `write_config` wrote. Fields that were added to the config since then have their defaults.
 
     Raises UserError where there is none, or it has a field or a value that is not known now.
     """
@@ -144,8 +144,9 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(workdir: Path, item: str = "") -> int | None:
-    """The step of the newest whole checkpoint, or of the newest one whose `item` is whole; warns of newer ones.
+    """The step of the newest whole checkpoint, or of the newest one whose `item` is whole.
 
+    Warns of each checkpoint that is skipped because it is damaged.
     None if the workdir has no checkpoint. Raises UserError if all its checkpoints are damaged. Only the first process
     reads the files; all processes return its result.
     """
@@ -210,8 +211,8 @@ def open_manager(
 ) -> ocp.CheckpointManager:
     """Orbax's manager of the workdir's checkpoints: saves are asynchronous and atomic.
 
-    It keeps the `newest` latest checkpoints, those at multiples of keep_period, and those that an earlier run kept
-    for good: all that exist now except the `newest` latest.
+    It keeps the latest checkpoints, as many as `newest` says, and those at multiples of keep_period. It also keeps
+    those that an earlier run kept for good: all that exist now except the latest.
     """
     earlier = policy.CustomSteps(saved_steps(workdir)[:-newest])
     keep = [policy.LatestN(newest), policy.EveryNSteps(keep_period), earlier]
@@ -230,9 +231,9 @@ def saved_steps(workdir: Path) -> list[int]:
 def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None]]:
     """Yields a function that saves a state in the background; all saves are on disk when the block ends.
 
-    A step that is already saved is not saved again. Kept are the latest training.max_to_keep checkpoints, those at
-    multiples of training.snapshot_freq, and those that an earlier run kept for good. Raises UserError if a file cannot
-    be written.
+    A step that is already saved is not saved again. The latest training.max_to_keep checkpoints are kept, as are those
+    at multiples of training.snapshot_freq and those that an earlier run kept for good. Raises UserError if a file
+    cannot be written.
     """
     training = config.training
     manager = open_manager(workdir, newest=training.max_to_keep, keep_period=training.snapshot_freq)
@@ -254,7 +255,7 @@ def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None
 
 @contextlib.contextmanager
 def _disk_trouble(workdir: Path) -> Iterator[None]:
-    """Raises UserError if orbax or tensorstore cannot write a file of this save or of the one before."""
+    """Raises UserError if orbax or tensorstore cannot write a file of this save, or of the save before it."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
         for step in progress:
             state, metrics = train_step(state, batch)
             batch = next(batches)  # while the device computes
-            values = _finite(step, metrics, recent_losses)  # blocks: a dispatched step cannot be cancelled by a signal
+            values = _finite(step, metrics, recent_losses)  # waits, since a signal cannot cancel a dispatched step
             if _due(config, step, training.log_freq):
                 writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
@@ -115,7 +115,7 @@ class PeriodicEvaluation:
     """Writes the loss on held-out images and a grid of samples at the steps where they are due.
 
     Attributes:
-      config: read for the frequencies and for what `mean_loss` and `generate` need.
+      config: gives the frequencies, and the settings of `mean_loss` and `generate`.
       workdir: the folder that the grids are saved to.
       graphdef: the network.
       held_out: the images of the loss; may be None if training.eval_freq is 0.
