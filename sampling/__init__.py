@@ -66,6 +66,8 @@ def applies(baseline: str, name: str, n_steps: int) -> bool:
     """Whether one of late_start.BASELINES changes the result of a sampler with this number of steps."""
     if baseline == "no_history":
         return lookup(name).takes_history(n_steps)
+    if baseline == "leading":
+        return n_steps >= 2
     return baseline != "afs" or (n_steps >= 2 and nfe(name, n_steps) is not None)
 
 

@@ -22,7 +22,7 @@ from core.diffusion import Denoiser
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
 from sampling.generate import generate, prior
-from sampling.late_start import DataGaussian
+from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
 
 SHARE = 0.15  # of the evaluation's network calls
@@ -90,15 +90,17 @@ def needs_gaussian(config: ConfigDict) -> bool:
 def choose(
     config: ConfigDict,
     denoiser: Denoiser,
-    gaussian: DataGaussian,
     *,
+    gaussian: DataGaussian,
+    mixture: DataMixture | None,
     image_shape: ImageShape,
     axes: tuple[Extract, Axes] | None,
 ) -> AutoStart:
     """The time grid of config.sampling where its start, its spacing or both are automatic.
 
-    gaussian: the Gaussian of the data. axes: the data's axes, needed for an automatic start. The result is a
-    deterministic function of the weights and the config.
+    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. axes:
+    the data's axes, needed for an automatic start. The result is a deterministic function of the weights and the
+    config.
     """
     settings = config.sampling
     num = config.eval.num_samples
@@ -129,7 +131,7 @@ def choose(
         def draw(t_start: int, k: int) -> np.ndarray:
             first = (first_chunk + k) * size
             shape = {"image_shape": image_shape, "num": first + size, "batch_size": size}
-            [(x0, _)] = generate(config, denoiser, gaussian, grid(t_start), **shape, first=first)
+            [(x0, _)] = generate(config, denoiser, mixture, grid(t_start), **shape, first=first)
             return extract(x0)
 
         least = settings.n_steps - 1 if errors is None else least_start(times, settings.n_steps)

@@ -325,10 +325,12 @@ def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     grid, shape = time_grid(4, 500), datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
     denoiser = Denoiser(lambda x, t: 0.5 * x, NoiseSchedule.linear())
-    [(found, _)] = generate(config, denoiser, gaussian, grid, image_shape=shape, num=8, batch_size=8)
-    own = gaussian.isotropic() if baseline == "isotropic" else gaussian
+    [(found, _)] = generate(config, denoiser, gaussian.mixture(), grid, image_shape=shape, num=8, batch_size=8)
+    mixture = gaussian.mixture().isotropic() if baseline == "isotropic" else gaussian.mixture()
+    component = np.zeros(8, int)
     noise, _ = prior(config.seed, 0, 8, shape)
-    x, history = own.sample(noise, denoiser.schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
+    x = mixture.sample(noise, component, denoiser.schedule.alpha_bar(500))
+    history = functools.partial(mixture.predictions, noise, component)
     known = {} if baseline == "no_history" else {"history": history}
     np.testing.assert_allclose(found, sampling.sample("unipc_2", denoiser, x, grid, **known), atol=2e-5)
     other = {"history": history} if baseline == "no_history" else {}
