@@ -154,7 +154,7 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
     if reference is None:
         against = statistics.load_reference(config, features, labeller)
     else:
-        accumulated, _ = tally.tally_images(config, features, labeller, reference)
+        accumulated, _ = tally.tally_images(config, features, labeller, path=reference)
         against = statistics.reference_of(accumulated, reference)
     result = evaluation.score_images(
         config, features=features, labeller=labeller, reference=against, path=source, folder=workdir
@@ -213,11 +213,13 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
 
 
 def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
-    config, context = run.config, run.context
+    config = run.config
     num = min(config.eval.num_samples, TRAJECTORIES)
-    gaussian = context.gaussian if config.sampling.gls else None
+    gaussian = run.context.gaussian if config.sampling.gls else None
     shape = datasets.image_shape(config)
-    times, x0 = record_trajectory(config, context.denoiser, gaussian, timesteps, image_shape=shape, num=num)
+    times, x0 = record_trajectory(
+        config, run.context.denoiser, gaussian, timesteps=timesteps, image_shape=shape, num=num
+    )
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])

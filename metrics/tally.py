@@ -118,7 +118,7 @@ def tally_split(images: HostPixels, features: Features, labeller: Labeller | Non
     batches = datasets.in_order(images, size)
     for batch, _ in tqdm(batches, desc="features", total=ceil_div(len(images), size)):
         count = min(size, len(images) - tally.count)
-        observe(tally, features, labeller, parallel.shard_batch(batch), count=count)
+        observe(tally, features, labeller, pixels=parallel.shard_batch(batch), count=count)
     return tally
 
 
@@ -140,6 +140,6 @@ def tally_images(config: ConfigDict, features: Features, labeller: Labeller | No
 
     with tqdm(total=total, desc=path.name, unit="image") as progress:
         for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, total)):
-            observe(tally, features, labeller, pixels, count=count)
+            observe(tally, features, labeller, pixels=pixels, count=count)
             progress.update(count)
     return tally, digest.hexdigest()

@@ -262,7 +262,7 @@ def load(path: str | Path) -> Network:
     network = _abstract()
     sha256 = hashlib.sha256()
     for keys, variable in _convolutions(network):
-        kernel, bias = _fold(path, named, ".".join(keys), variable.kernel.shape)
+        kernel, bias = _fold(path, named, name=".".join(keys), shape=variable.kernel.shape)
         sha256.update(kernel.tobytes() + bias.tobytes())
         variable.kernel.set_value(jnp.asarray(kernel))
         variable.bias.set_value(jnp.asarray(bias))

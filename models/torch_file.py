@@ -246,7 +246,7 @@ def _rebuild(name: Any, arguments: Any) -> Any:
         case "collections OrderedDict", ():
             return {}
         case "torch._utils _rebuild_tensor_v2", (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
-            return _tensor(storage, offset, shape, strides)
+            return _tensor(storage, offset, shape=shape, strides=strides)
         case "torch._utils _rebuild_parameter", (np.ndarray() as tensor, *_):
             return tensor
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")

@@ -103,7 +103,7 @@ def unipc(
         """Weights of the predictions at the ends of the last steps; newest = 1 includes the end of this step."""
         counts = falling_orders(order, len(times), len(known)) + newest
         points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
-        basis = lagrange(looking_back(lambdas, len(h), order + 1, newest), counts, points)
+        basis = lagrange(looking_back(lambdas, len(h), length=order + 1, newest=newest), counts, points)
         return (basis * masses[:, None]).sum(axis=-1)
 
     ratio = sigma[1:] / sigma[:-1]
@@ -135,7 +135,7 @@ def ipndm(
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that starts with lower orders instead of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
-    known = known_eps(history, denoiser.schedule, times[0], next_times[0])
+    known = known_eps(history, denoiser.schedule, t=times[0], s=next_times[0])
     weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(known)) - 1]
     evaluate = functools.partial(evaluate_eps, denoiser, callback)
     return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
@@ -160,7 +160,7 @@ def deis_3(
     middles = ends[1:] - 0.5
     masses = jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    known = known_eps(history, schedule, times[0], next_times[0])
+    known = known_eps(history, schedule, t=times[0], s=next_times[0])
     nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
     basis = lagrange(nodes, rising_orders(4, len(times), len(known)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)

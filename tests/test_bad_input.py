@@ -92,7 +92,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --gls --t_start=soon": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=auto --sampler=ode": "ode is adaptive",
     f"{EVAL} --config.sampling.spacing=auto --n_steps=16": "at most 15",
-    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; at t = 0 images are clean",
+    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; images at t = 0 are almost clean",
     f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
     f"{SWEEP} --config.sweep.samplers=(['ddim'],)": "each one of ddpm",
@@ -275,7 +275,8 @@ def run_main(arguments, log, rights=True, at_once=False):
     os.dup2(out, 1)
     os.dup2(out, 2)
     if not rights:
-        version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        none = (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version_3, none) == 0
     if at_once:
         sys.modules["run_lib"] = None  # to import it is an ImportError
@@ -293,7 +294,8 @@ def run_main(arguments, log, rights=True, at_once=False):
 def ends_in_one_line(arguments, says, world, tmp_path, **how):
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
-    before, log = contents(world), tmp_path / "log"
+    before = contents(world)
+    log = tmp_path / "log"
     process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)
     process.start()
     process.join(60)

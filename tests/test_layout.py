@@ -37,7 +37,8 @@ def imported(path: Path, known: set[str]) -> set[str]:
 
 def graph(top: bool) -> dict[str, set[str]]:
     """Which module imports which; with `top`, a package and all in it count as one module."""
-    files, edges = code_files(), {}
+    files = code_files()
+    edges = {}
     for name, path in files.items():
         node = name.split(".")[0] if top else name
         others = {other.split(".")[0] if top else other for other in imported(path, set(files))}
@@ -61,7 +62,8 @@ def test_imports_have_no_circle(top):
 
 def test_entries_lie_on_few_layers():
     """A chain of imports so long that nobody can hold it in mind."""
-    edges, layer = graph(top=True), {}
+    edges = graph(top=True)
+    layer = {}
     for entry in graphlib.TopologicalSorter(edges).static_order():
         layer[entry] = 1 + max((layer[other] for other in edges[entry]), default=0)
     assert max(layer.values()) <= MOST_LAYERS, layer

@@ -21,6 +21,7 @@ from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
 from metrics.features import load_features
+from models import make_denoiser
 from sampling import late_start
 from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian
@@ -68,13 +69,25 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path,
     """Randomness, data, schedule or EMA that restart or drift at a resume: every bit must agree."""
     config.training.n_iters = 3
     config.optim.schedule = "constant"
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    straight = tmp_path / "straight"
+    resumed = tmp_path / "resumed"
     run_lib.train(config, resumed)
     config.training.n_iters = 6
     run_lib.train(config, resumed)
     run_lib.train(config, straight)
     assert metrics_of(resumed) == metrics_of(straight)
     jax.tree.map(np.testing.assert_array_equal, final_state(config, resumed), final_state(config, straight))
+
+
+def test_the_library_loads_the_averaged_weights_of_a_step(config, trained):
+    """Catches the raw weights in place of the averaged, or another step than the one asked for."""
+    graphdef, state = losses.create_state(config)
+    for step, asked in ((6, {}), (3, {"step": 3})):
+        ema = checkpoints.load(config, trained, step=step, state=state).ema
+        expected = make_denoiser(config, graphdef, ema)
+        jax.tree.map(np.testing.assert_array_equal, run_lib.load_denoiser(trained, **asked), expected)
+    with pytest.raises(UserError, match="no checkpoint of step 4"):
+        run_lib.load_denoiser(str(trained), step=4)
 
 
 def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
@@ -188,7 +201,8 @@ run_lib.evaluate(config, Path({str(trained)!r}))
         patch.setattr(
             evaluation, "generate", lambda *args, **opts: drawn.append(opts["first"]) or real_generate(*args, **opts)
         )
-        resumed, straight = run_lib.evaluate(config, trained), run_lib.evaluate(config, trained, "straight")
+        resumed = run_lib.evaluate(config, trained)
+        straight = run_lib.evaluate(config, trained, "straight")
     assert drawn == [15, 0]
     timing = {"wall_seconds", "images_per_second"}
     for name in resumed.keys() - timing:
@@ -220,8 +234,9 @@ def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, ship
 def test_sample_writes_the_images_that_generate_draws(config, trained):
     """PNGs in another order, a film strip of another run, or pictures that need statistics that they do not use."""
     config.sampling.n_steps = 3
-    folder = run_lib.sample(config, trained, 5, "npz", trajectory=True)
-    images, film = np.load(folder / "samples.npz")["images"], np.load(folder / "trajectory.npz")
+    folder = run_lib.sample(config, trained, 5, file_format="npz", trajectory=True)
+    images = np.load(folder / "samples.npz")["images"]
+    film = np.load(folder / "trajectory.npz")
     assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(datasets.to_uint8(film["predicted_x0"][-1], True), images)
     assert run_lib.sample(config, trained, 5) == folder
@@ -314,7 +329,9 @@ def drawn_images(config, batch_size, sampler="ddpm"):
     config.sampling.update(sampler=sampler, n_steps=4)
     denoiser = run_lib.make_denoiser(config, graphdef, params)
     shape = datasets.image_shape(config)
-    batches = generate(config, denoiser, None, time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size)
+    batches = generate(
+        config, denoiser, gaussian=None, timesteps=time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size
+    )
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
@@ -322,13 +339,15 @@ def drawn_images(config, batch_size, sampler="ddpm"):
 def test_a_late_start_is_the_solvers_history(config, rng, baseline):
     """A history lost on the way to the solver, kept where a run is to do without, or of another Gaussian or noise."""
     config.sampling.update(sampler="unipc_2", n_steps=4, gls=True, baseline=baseline)
-    grid, shape = time_grid(4, 500), datasets.image_shape(config)
+    grid = time_grid(4, 500)
+    shape = datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
     denoiser = Denoiser(lambda x, t: 0.5 * x, NoiseSchedule.linear())
-    [(found, _)] = generate(config, denoiser, gaussian, grid, image_shape=shape, num=8, batch_size=8)
+    [(found, _)] = generate(config, denoiser, gaussian, timesteps=grid, image_shape=shape, num=8, batch_size=8)
     own = gaussian.isotropic() if baseline == "isotropic" else gaussian
-    noise, _ = prior(config.seed, 0, 8, shape)
-    x, history = own.sample(noise, denoiser.schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
+    noise, _ = prior(config.seed, first=0, batch_size=8, image_shape=shape)
+    x = own.sample(noise, denoiser.schedule.alpha_bar(500))
+    history = functools.partial(own.predictions, noise)
     known = {} if baseline == "no_history" else {"history": history}
     np.testing.assert_allclose(found, sampling.sample("unipc_2", denoiser, x, grid, **known), atol=2e-5)
     other = {"history": history} if baseline == "no_history" else {}
@@ -381,7 +400,8 @@ def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
     """Weights, or the raw ones in place of the averaged, lost on the way through diffusers' format and back."""
     run_lib.export_weights(config, trained, tmp_path / "exported")
     run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")
-    original, imported = final_state(config, trained), final_state(config, tmp_path / "imported")
+    original = final_state(config, trained)
+    imported = final_state(config, tmp_path / "imported")
     jax.tree.map(np.testing.assert_array_equal, imported.ema, original.ema)
     jax.tree.map(np.testing.assert_array_equal, imported.params, original.ema)
     with pytest.raises(UserError, match="holds checkpoints already"):

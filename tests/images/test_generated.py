@@ -59,7 +59,9 @@ def test_scoring_and_training_read_a_folder_alike(tmp_path, rng):
     kinds = {"c.png": {}, "a.jpg": {"exif": rotated}, "b/deep/x.webp": {"lossless": True}, "b/.hidden.png": {}}
     for name, options in kinds.items():
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name, **options)
-    training = open_split(source(folder, "train", 0.0), "train", Form(shape), tmp_path / "decoded", False)
+    training = open_split(
+        source(folder, "train", 0.0), "train", form=Form(shape), folder=tmp_path / "decoded", skip_bad=False
+    )
     assert len(training.images) == 3
     np.testing.assert_array_equal(read(folder, shape), training.images)
 

@@ -162,7 +162,7 @@ def repeated(rng, repeats, count, dim):
 
 def test_error_bar_is_the_spread_of_repeated_runs(rng):
     """Catches an error that is wrong by the number of groups or its square root. 300 runs give the spread within 4%."""
-    found = repeated(rng, 300, 200, 5)
+    found = repeated(rng, repeats=300, count=200, dim=5)
     error = np.sqrt(np.mean([run.error**2 for run in found]))
     assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
     assert error == pytest.approx(np.std([run.at_infinity for run in found]), rel=0.15)
@@ -170,7 +170,8 @@ def test_error_bar_is_the_spread_of_repeated_runs(rng):
 
 def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
     """Catches a line through other points, or not in 1/N: with 200 samples in 20 dimensions the bias is large."""
-    found, dim = repeated(rng, 40, 200, 20), 20
+    dim = 20
+    found = repeated(rng, repeats=40, count=200, dim=dim)
     truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)
     bias = np.mean([run.value for run in found]) - truth
     assert bias > 0.7

@@ -33,7 +33,7 @@ def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
     broad = np.array([100.0, *[1.0] * 50])
     data = auto_start.Axes(np.zeros(51), broad)
     draws = rng.standard_normal((8, 16, 51)) * broad
-    far = [auto_start._distance(images + 1.5 * (broad == 1), data) for images in draws]
+    far = [auto_start._distance(images + np.where(broad == 1, 1.5, 0), data) for images in draws]
     near = [auto_start._distance(images, data) for images in draws]
     assert np.median(far) > 2 * np.median(near)
 
@@ -78,12 +78,12 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     config.sampling.update(gls=True, t_start=-1, n_steps=4, spacing="auto")
     run_lib.fid_stats(config)
     drawn = []
-    real_generate, real_walk = auto_start.generate, auto_start.walk
+    real_generate = auto_start.generate
+    real_walk = auto_start.walk
 
-    def counted(*arguments, num, first, **options):
-        grid = arguments[-1]
-        drawn.append((num - first) * len(grid))
-        return real_generate(*arguments, num=num, first=first, **options)
+    def counted(*arguments, timesteps, num, first, **options):
+        drawn.append((num - first) * len(timesteps))
+        return real_generate(*arguments, timesteps=timesteps, num=num, first=first, **options)
 
     def counted_walk(denoiser, gaussian, noise, times, **options):
         drawn.append(len(noise) * len(times))

@@ -15,7 +15,8 @@ from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
 from symmetry.exact import Mixture
 
-SHAPE, DIM = (2, 2, 3), 12
+SHAPE = (2, 2, 3)
+DIM = 12
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(50, DIM)).cumsum(axis=1).reshape(50, *SHAPE) / 3 + 0.2
 LARGE = RNG.normal(size=(40, 40, 40, 3))  # of a dimension whose covariance is not formed
@@ -69,12 +70,13 @@ def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
 def test_carried_is_the_gaussians_own_flow(rank):
     """Draws from one noise at two times are two points of one path: so are their differences. Nothing is undone at the
     end, though the data do not vary in some directions."""
-    gaussian, alpha_bars = fit(rank), jnp.array([0.01, 0.5, 1.0])
+    gaussian = fit(rank)
+    alpha_bars = jnp.array([0.01, 0.5, 1.0])
     noise = RNG.normal(size=(2, 3, *SHAPE))
     first, second = (gaussian.sample(part, alpha_bars) for part in noise)
     ends = gaussian.sample(noise[0], 1.0) - gaussian.sample(noise[1], 1.0)
     np.testing.assert_allclose(gaussian.carried(first - second, alpha_bars), ends, rtol=1e-9)
-    flat = DataGaussian(np.zeros(DIM), np.eye(DIM), np.zeros(DIM), 0.0, SHAPE)
+    flat = DataGaussian(np.zeros(DIM), np.eye(DIM), np.zeros(DIM), residual_variance=0.0, image_shape=SHAPE)
     np.testing.assert_allclose(flat.carried(noise[0], jnp.array([0.0, 0.9, 1.0]))[2], noise[0][2])
     np.testing.assert_allclose(flat.carried(noise[0], 0.9), 0, atol=1e-9)
 
@@ -82,7 +84,8 @@ def test_carried_is_the_gaussians_own_flow(rank):
 @pytest.mark.parametrize("rank", [None, 4])
 def test_eps_is_the_score(rank):
     """Catches a wrong factor or sign: eps = -sqrt(1 - ab) grad log density, the derivative taken by JAX."""
-    gaussian, alpha_bars = fit(rank), jnp.array([0.1, 0.5, 0.99])
+    gaussian = fit(rank)
+    alpha_bars = jnp.array([0.1, 0.5, 0.99])
 
     def log_density(x, alpha_bar):
         covariance = alpha_bar * dense(gaussian) + (1 - alpha_bar) * jnp.eye(DIM)
@@ -183,7 +186,8 @@ def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
     order = list(range(50))
     random.shuffle(order)
     pieces = np.split(IMAGES.reshape(50, DIM)[order], sorted(set(cuts)))
-    left, right = Moments(DIM), Moments(DIM)
+    left = Moments(DIM)
+    right = Moments(DIM)
     for i, piece in enumerate(pieces):
         (left, right)[i % 2].update(piece)
     gaussian = DataGaussian.from_moments(left.merge(right), SHAPE)
@@ -224,7 +228,9 @@ def test_predictions_along_the_way_down(rank):
 
 def test_clean_data_that_do_not_vary_everywhere():
     """0 / 0 where PNDM in few steps asks the exact prediction at t = -1, along an eigenvalue of zero."""
-    gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), 0.0, SHAPE)
+    gaussian = DataGaussian(
+        np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), residual_variance=0.0, image_shape=SHAPE
+    )
     noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
     x0, eps = gaussian.predictions(noise, 1.0)
     np.testing.assert_allclose(x0, gaussian.sample(noise, 1.0), atol=1e-12)
@@ -238,10 +244,11 @@ def test_same_noise_same_picture():
     Late images lie at most a fiftieth as far (squared, on average) from the full ones of their noise as others do,
     and from above the times at which the mixture leaves its Gaussian a ten-thousandth.
     """
-    schedule, means = NoiseSchedule.linear(), RNG.normal(size=(5, DIM)) / 2
+    schedule = NoiseSchedule.linear()
+    means = RNG.normal(size=(5, DIM)) / 2
     mixture = Mixture(means, np.full(5, 0.02), np.full(5, 0.2))
     values, vectors = np.linalg.eigh(np.cov(means, rowvar=False, bias=True) + 0.02 * np.eye(DIM))
-    gaussian = DataGaussian(means.mean(axis=0), vectors, values, 0.0, SHAPE)
+    gaussian = DataGaussian(means.mean(axis=0), vectors, values, residual_variance=0.0, image_shape=SHAPE)
     noise = jnp.asarray(np.random.default_rng(1).normal(size=(64, *SHAPE)))
 
     @jax.jit
@@ -258,13 +265,15 @@ def test_same_noise_same_picture():
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
 def test_analytic_first_step_saves_one_evaluation(sampler):
     """A network still asked at the first time, or a direction that is not the unit Gaussian's exact one."""
-    schedule, calls = NoiseSchedule.linear(), []
+    schedule = NoiseSchedule.linear()
+    calls = []
 
     def unit_gaussian(x, t):
         jax.debug.callback(lambda t: calls.append(float(t)), t[0], ordered=True)
         return per_image(schedule.sigma(t), x) * x
 
-    x, times = jnp.asarray(RNG.normal(size=(3, *SHAPE))), time_grid(4, 999)
+    x = jnp.asarray(RNG.normal(size=(3, *SHAPE)))
+    times = time_grid(4, 999)
     denoiser = Denoiser(unit_gaussian, schedule)
     plain = sample(sampler, denoiser, x, times)
     jax.effects_barrier()

@@ -116,9 +116,13 @@ def test_agrees_with_diffusers(name, grid):
 # Orders of convergence, between the fixed times HIGH and LOW of a schedule fine enough to halve steps in
 
 FINE = NoiseSchedule.linear(1e-4 / 8, 0.02 / 8, 8000)
-HIGH, LOW = 6000, 6000 - 4096
-MEANS, VARIANCES = np.array([0.5, -0.3, 0.8]), np.array([4.0, 0.3, 0.01])
-MIXTURE_MEANS, MIXTURE_STD, MIXTURE_WEIGHTS = np.array([1.0, -0.6]), 0.3, np.array([0.3, 0.7])
+HIGH = 6000
+LOW = 6000 - 4096
+MEANS = np.array([0.5, -0.3, 0.8])
+VARIANCES = np.array([4.0, 0.3, 0.01])
+MIXTURE_MEANS = np.array([1.0, -0.6])
+MIXTURE_STD = 0.3
+MIXTURE_WEIGHTS = np.array([0.3, 0.7])
 STARTS = np.repeat(np.linspace(-2, 2, 6)[:, None, None, None], 4, axis=3)
 
 
@@ -186,7 +190,7 @@ def test_history_opens_at_order_2(name, x64):
 
     Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
     """
-    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
+    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, residual_variance=0.0, image_shape=(1, 1, 3))
     noise = jnp.asarray(STARTS[..., :3])
     denoiser = Denoiser(lambda x, t: gaussian.eps(x, FINE.alpha_bar(t)), FINE)
 
@@ -215,11 +219,15 @@ def test_ode_is_the_exact_solution(x64):
 def ddpm_moments(grid, mean, variance):
     """The mean and variance of DDPM's result on data N(mean, variance), by Ho et al. (2020), equations 6 and 7."""
     ab = np.exp(SCHEDULE.log_alpha_bars)
-    m, v = np.sqrt(ab[grid[0] + 1]) * mean, ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
+    m = np.sqrt(ab[grid[0] + 1]) * mean
+    v = ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
     for t, s in zip(grid, [*grid[1:], -1], strict=True):
-        ab_t, ab_s = ab[t + 1], ab[s + 1]
-        alpha, denoise = ab_t / ab_s, np.sqrt(ab_t) * variance / (ab_t * variance + 1 - ab_t)
-        x0_weight, x_weight = np.sqrt(ab_s) * (1 - alpha) / (1 - ab_t), np.sqrt(alpha) * (1 - ab_s) / (1 - ab_t)
+        ab_t = ab[t + 1]
+        ab_s = ab[s + 1]
+        alpha = ab_t / ab_s
+        denoise = np.sqrt(ab_t) * variance / (ab_t * variance + 1 - ab_t)
+        x0_weight = np.sqrt(ab_s) * (1 - alpha) / (1 - ab_t)
+        x_weight = np.sqrt(alpha) * (1 - ab_s) / (1 - ab_t)
         slope = x0_weight * denoise + x_weight
         m = slope * m + x0_weight * (1 - denoise * np.sqrt(ab_t)) * mean
         v = slope**2 * v + (1 - alpha) * (1 - ab_s) / (1 - ab_t)
@@ -233,7 +241,9 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
     For Gaussian data a step is linear, so images that start at 0 or 1 and meet one unit of noise, or none, show the
     whole map.
     """
-    mean, variance, grid = 0.7, 0.2, time_grid(n_steps, 999)
+    mean = 0.7
+    variance = 0.2
+    grid = time_grid(n_steps, 999)
     x = np.zeros((n_steps + 2, 1, 1, 1))
     x[-1] = 1
     monkeypatch.setattr(
@@ -242,7 +252,9 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
         lambda keys, i, like: per_image(jnp.arange(n_steps + 2) == i, like),
     )
     x0 = run("ddpm", gaussian_eps(SCHEDULE, mean, variance), SCHEDULE, x, grid, jax.random.key(0)).ravel()
-    offset, from_noise, from_start = x0[-2], x0[:-2] - x0[-2], x0[-1] - x0[-2]
+    offset = x0[-2]
+    from_noise = x0[:-2] - x0[-2]
+    from_start = x0[-1] - x0[-2]
     ab = SCHEDULE.alpha_bars[999]
     moments = (
         offset + from_start * np.sqrt(ab) * mean,
@@ -342,7 +354,8 @@ def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlat
     """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
     noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
-    x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
+    x = correlated.sample(noise, SCHEDULE.alpha_bar(t_start))
+    history = functools.partial(correlated.predictions, noise)
     x0 = jax.jit(functools.partial(sampling.sample, name, Denoiser(eps_fn, SCHEDULE), history=history))(
         x, time_grid(n_steps, t_start)
     )
@@ -376,7 +389,8 @@ def test_same_image_for_any_batch():
     keys = image_keys(jax.random.key(7), indices)
     x = image_noise(keys, 0, jnp.zeros((4, 2, 2, 1)))
     sample = jax.jit(functools.partial(sampling.sample, "ddpm", Denoiser(gaussian_eps(SCHEDULE, 0.3, 0.5), SCHEDULE)))
-    grid, order = time_grid(4, 999), np.array([2, 0, 3, 1])
+    grid = time_grid(4, 999)
+    order = np.array([2, 0, 3, 1])
     together = sample(x, grid, keys)
     alone = jnp.concatenate([sample(x[i : i + 1], grid, keys[i : i + 1]) for i in range(4)])
     np.testing.assert_allclose(alone, together, atol=1e-6)

@@ -31,7 +31,9 @@ def uneven_mixture(dim=3):
 @pytest.mark.parametrize("alpha_bar", [1e-3, 0.3, 0.9])
 def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar):
     """A wrong factor, sign or share in a closed form: every one against JAX's derivative of the density."""
-    mixture, x, beta = uneven_mixture(), jnp.array([0.3, -0.7, 1.1]), 2.5
+    mixture = uneven_mixture()
+    x = jnp.array([0.3, -0.7, 1.1])
+    beta = 2.5
     score = jax.grad(mixture.log_density)(x, alpha_bar)
     np.testing.assert_allclose(mixture.score(x, alpha_bar), score, rtol=1e-10)
     np.testing.assert_allclose(

@@ -452,7 +452,8 @@ def test_no_sequence_of_operations_changes_the_result(reference, tmp_path_factor
             check_eval(config, workdir, found)
         elif operation in ("train", "kill") and (found or not steps):
             if operation == "kill":
-                config.training.n_iters, crashed = found + amount + 3, workdir.with_name(str(number + 1))
+                config.training.n_iters = found + amount + 3
+                crashed = workdir.with_name(str(number + 1))
                 kill_at(found + amount, config, workdir, crashed)
                 workdir = crashed
             else:
