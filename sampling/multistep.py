@@ -175,12 +175,12 @@ def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n
 
 
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
-    """The same without the last step, falling to .. 3, 2 before it; the last step has order 1."""
+    """The order of each step but the last, which has order 1: as `rising_orders`, but falling to .. 3, 2 at the end."""
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
 def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Images]:
-    """The x_0 predicted above the start, at the distance in lambda of the first step; empty without a history."""
+    """The x_0 predicted above the start by the length of the first step in lambda; empty without a history."""
     if history is None:
         return []
     [[_, above]] = looking_back(lambdas, 1, 2)
@@ -191,7 +191,7 @@ def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Im
 def known_eps(
     history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
 ) -> list[Images]:
-    """The noise predicted above t, at the distance of the step from t to s, but not above the last time T - 1."""
+    """The noise predicted above t by the length of the step from t to s, at most at T - 1; empty without a history."""
     if history is None:
         return []
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
@@ -202,7 +202,7 @@ def known_eps(
 def ending_in_x0(
     x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
 ) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
-    """A table for all steps but the last, extended by the step to clean data: the newest prediction of x_0 itself."""
+    """Adds the last step, which returns the newest prediction of x_0, to the table of all other steps."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 
