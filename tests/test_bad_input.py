@@ -309,13 +309,13 @@ def ends_in_one_line(arguments, says, world, tmp_path, **how):
 
 @pytest.mark.parametrize("arguments", WRONG_AT_ONCE)
 def test_wrong_flags_and_fields_are_told_before_long_imports(arguments, world, tmp_path):
-    """A typing error that is answered after seconds, or in another way than below."""
+    """Catches a typing error that is reported only after seconds, or with another message than below."""
     ends_in_one_line(arguments, WRONG_AT_ONCE[arguments], world, tmp_path, at_once=True)
 
 
 @pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_input_ends_in_one_line_and_touches_nothing(arguments, world, tmp_path):
-    """A traceback, a second line, a success, or a file of the user's that is another afterwards."""
+    """Catches a traceback, a second line, exit code 0, or a changed file of the user."""
     ends_in_one_line(arguments, WRONG[arguments], world, tmp_path)
 
 

@@ -47,7 +47,7 @@ def graph(top: bool) -> dict[str, set[str]]:
 
 
 def test_root_holds_exactly_the_entries_of_the_layout():
-    """A module at the root, or a package, that the layout does not name."""
+    """Catches a module or package at the root that the layout does not name."""
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
     assert {path.stem for path in REPOSITORY.glob("*.py")} | packages == ENTRIES
 
@@ -61,7 +61,7 @@ def test_imports_have_no_circle(top):
 
 
 def test_entries_lie_on_few_layers():
-    """A chain of imports so long that nobody can hold it in mind."""
+    """Catches a chain of imports that is too long."""
     edges = graph(top=True)
     layer = {}
     for entry in graphlib.TopologicalSorter(edges).static_order():

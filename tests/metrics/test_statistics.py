@@ -39,7 +39,7 @@ def test_rank_deficient_distance_is_that_of_pytorch_fid(golden):
 
 
 def test_distance_of_gaussians_in_closed_form(rng):
-    """If the covariances commute, the distance is a sum over their common eigenvectors."""
+    """Catches a wrong term: if the covariances commute, the distance is a sum over their eigenvectors."""
     basis = scipy.linalg.qr(rng.standard_normal((6, 6)))[0]
     a, b = rng.uniform(0.1, 4, (2, 6))
     mean = rng.standard_normal(6)
@@ -143,7 +143,7 @@ def test_published_statistics_that_are_not_numbers_are_refused(config, tmp_path,
 
 @pytest.mark.parametrize("name", ["sigma", "cov"])
 def test_published_statistics_are_read(config, tmp_path, rng, name):
-    """pytorch-fid and EDM write mu and sigma, the paper's code writes mu and cov."""
+    """Catches a format that is refused: pytorch-fid and EDM write mu and sigma, the paper's code mu and cov."""
     mean, cov = moments_of(rng.standard_normal((50, 3)))
     np.savez(tmp_path / "theirs.npz", mu=mean, **{name: cov})
     config.eval.reference = str(tmp_path / "theirs.npz")

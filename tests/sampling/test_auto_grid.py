@@ -28,7 +28,7 @@ def exact(model):
 
 
 def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussian, rng):
-    """A slope taken at the wrong time or leaning the wrong way: Gaussian data have the flow in closed form."""
+    """Catches a slope at the wrong time or of the wrong sign: for Gaussian data the flow has a closed form."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((8, 1, 3, 1)))
         x = gaussian.sample(noise, SCHEDULE.alpha_bar(600))
@@ -51,7 +51,7 @@ def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussia
 
 
 def test_errors_are_those_of_ddims_steps(gaussian, rng):
-    """An error measured from the wrong place, or at the wrong time: on the walk's own times, by hand."""
+    """Catches an error measured from the wrong point or at the wrong time, by computing two errors by hand."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((5, 1, 3, 1)))
         times = np.array([900, 500, 100])
@@ -76,7 +76,7 @@ def test_errors_are_those_of_ddims_steps(gaussian, rng):
 
 
 def test_no_other_path_is_cheaper(rng):
-    """A minimum over the wrong neighbour, or a step left out of the sum: against every path there is."""
+    """Catches a minimum over the wrong neighbour, or a step that is not added, by trying all paths."""
     times = np.array([90, 70, 40, 20, 10, 5, 0])
     errors = np.where(np.tri(7, 8, 0, bool), np.inf, rng.random((7, 8)))
 
@@ -93,7 +93,7 @@ def test_no_other_path_is_cheaper(rng):
 
 
 def test_the_start_replaces_the_nearest_time(rng):
-    """A grid that starts elsewhere than asked, or rises: from every start, for every number of steps."""
+    """Catches a grid with another start than the given one, or that rises, for all starts and numbers of steps."""
     times = fine_times(1000)
     assert times[0] == 999
     assert times[-1] == 0
@@ -109,14 +109,14 @@ def test_the_start_replaces_the_nearest_time(rng):
 
 @pytest.mark.parametrize("num_timesteps", [2, 10, 40, 100, 1000])
 def test_fine_times_descend(num_timesteps):
-    """Squares of roots that round to the same integer near 0."""
+    """Catches times that repeat near 0, where squares round to the same integer."""
     times = fine_times(num_timesteps)
     assert (np.diff(times) < 0).all()
     assert (times[0], times[-1]) == (num_timesteps - 1, 0)
 
 
 def test_chosen_grid_beats_equal_steps_on_a_mixture(rng):
-    """Errors that say nothing of where steps are needed: DDIM on a mixture, against the fine walk's images."""
+    """Catches errors that do not show where steps are needed, by DDIM on a mixture against the fine trajectory."""
     means = np.array([[1.0, 0.3, -0.2], [-1.0, 0.1, 0.4]])
     variances = np.array([0.05, 0.2])
     weights = np.array([0.4, 0.6])

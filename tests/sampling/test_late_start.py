@@ -56,7 +56,7 @@ def test_low_rank_keeps_the_leading_pairs_and_the_trace():
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("alpha_bar", [0.01, 0.5, 0.9])
 def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
-    """A draw is linear in its noise, so basis vectors show its exact moments, and that the root is symmetric."""
+    """Catches wrong moments or an asymmetric root: a draw is linear in its noise, so basis vectors show both."""
     gaussian = fit(rank)
     noise = np.concatenate([np.zeros((1, DIM)), np.eye(DIM)]).reshape(DIM + 1, *SHAPE)
     draws = np.asarray(gaussian.sample(noise, alpha_bar)).reshape(DIM + 1, DIM)
@@ -121,7 +121,7 @@ def test_load_refuses_arrays_that_do_not_fit(tmp_path):
 
 
 def test_errors():
-    """Bad data and ranks are refused with the value in the message."""
+    """Catches bad data and ranks that are accepted, or a message without the value."""
     for batches, rank, message in [
         ([], None, "no images"),
         ([IMAGES[:1]], None, "at least 2"),
@@ -150,7 +150,7 @@ def natural(num, size):
 
 
 def test_streamed_eigenpairs_are_those_of_the_covariance(monkeypatch):
-    """d = 3,072, against numpy: a mean that leaks in, a subspace not turned far enough, a trace that loses a part."""
+    """Catches a mean that is not removed, too few passes, and a trace without its rest: d = 3,072 against numpy."""
     images = natural(500, 32)
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 3000)
     gaussian = DataGaussian.fit(lambda: iter([images[:300], images[300:]]), rank=64)
@@ -196,7 +196,7 @@ def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
 
 
 def test_scaled_pixels_are_the_images_in_the_networks_range():
-    """A variance scaled once in place of twice, a residual left behind, or a shift before the scale."""
+    """Catches a variance scaled once instead of twice, a residual not scaled, or a shift before the scale."""
     pixels = np.random.default_rng(3).integers(0, 256, (30, *SHAPE), np.uint8)
     for rank in (None, 4):
         scaled = DataGaussian.fit([pixels], rank).scaled(2 / 255, -1)
@@ -227,7 +227,7 @@ def test_predictions_along_the_way_down(rank):
 
 
 def test_clean_data_that_do_not_vary_everywhere():
-    """0 / 0 where PNDM in few steps asks the exact prediction at t = -1, along an eigenvalue of zero."""
+    """Catches 0 / 0 along an eigenvalue of zero: PNDM in few steps evaluates the prediction at t = -1."""
     gaussian = DataGaussian(
         np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), residual_variance=0.0, image_shape=SHAPE
     )
@@ -264,7 +264,7 @@ def test_same_noise_same_picture():
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
 def test_analytic_first_step_saves_one_evaluation(sampler):
-    """A network still asked at the first time, or a direction that is not the unit Gaussian's exact one."""
+    """Catches a network call at the first time, or another prediction than that of unit Gaussian data."""
     schedule = NoiseSchedule.linear()
     calls = []
 

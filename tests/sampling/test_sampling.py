@@ -174,7 +174,7 @@ def test_converges_at_the_declared_order(name, x64):
 
 @pytest.mark.parametrize(("name", "order"), [("unipc_3", 4), ("deis_3", 4)])
 def test_full_order_where_the_ends_are_graded(name, order, x64):
-    """Equal steps show only the order of the opening; steps that double from 1 and halve to 1 show the method's own."""
+    """Catches a wrong order of the later steps: steps that double at first and halve at last do not limit it."""
 
     def graded(longest):
         doubling = 2 ** np.arange(np.log2(longest), dtype=int)
@@ -281,7 +281,7 @@ def correlated():
 
 @pytest.mark.parametrize(("name", "n_steps", "tolerance"), [("ddim", 401, 0.02), ("unipc_3", 60, 1e-3)])
 def test_late_start_returns_the_datas_mean_and_covariance(name, n_steps, tolerance, correlated, x64):
-    """Start and sampler together are linear in the noise, so basis vectors show the exact moments of what they make."""
+    """Catches wrong moments of the images: start and sampler are linear in the noise, so basis vectors show them."""
     covariance = correlated.eigenvectors * correlated.eigenvalues @ correlated.eigenvectors.T
     noise = np.concatenate([np.zeros((1, 12)), np.eye(12)]).reshape(13, 2, 2, 3)
     x_start = correlated.sample(jnp.asarray(noise), SCHEDULE.alpha_bar(400))
@@ -326,7 +326,7 @@ def test_nfe(name):
 
 
 def test_nfe_of_the_paper():
-    """PNDM's cost as the paper's tables need it, and no number for a sampler that has none."""
+    """Catches a cost of PNDM unlike the paper's tables, and a number for a sampler that has none."""
     assert [sampling.nfe("pndm", n) for n in (3, 5, 10)] == [12, 14, 19]
     assert [sampling.nfe("heun", n) for n in (1, 5)] == [1, 9]
     assert sampling.nfe("ode", 5) is None
@@ -414,7 +414,7 @@ def test_clip_x0_keeps_the_result_in_range(name):
 
 
 def test_clip_x0():
-    """The noise it returns predicts the clipped x_0 at every t, and is the very same where nothing clips."""
+    """Catches noise that does not predict the clipped x_0, or that changes where nothing is clipped."""
     x = jnp.linspace(-3, 3, 12).reshape(3, 2, 2, 1)
     for t in (jnp.zeros(3), jnp.full(3, 500.0), jnp.array([0.0, 500.0, 999.0])):
         wild = lambda x, t: 2 * jnp.cos(x)  # noqa: E731
@@ -426,7 +426,7 @@ def test_clip_x0():
 
 
 def test_errors():
-    """An unknown name, noise without an rng, or a callback of an adaptive sampler that ends in an obscure error."""
+    """Catches an obscure error for an unknown name, a missing rng, or a callback of an adaptive sampler."""
     x = jnp.zeros((1, 1, 1, 1))
     denoiser = Denoiser(lambda x, t: x, SCHEDULE)
     with pytest.raises(ValueError, match="'dimm' is not known; choose from ddpm, ddim, pndm, .*, ode"):
@@ -470,7 +470,7 @@ def test_transfer_keeps_its_digits_in_float32(t, s):
 
 
 def test_lagrange():
-    """The basis through k nodes reproduces polynomials of degree k - 1, whatever stands beyond them."""
+    """Catches a basis that does not reproduce polynomials of degree k - 1, or that uses nodes beyond the k-th."""
     nodes = np.array([[0.0, -1.0, -2.5, -3.0], [0.0, -1.0, 0.0, 0.0]])
     points = np.linspace(-1, 2, 5)[None]
     basis = lagrange(nodes, np.array([4, 2]), points)

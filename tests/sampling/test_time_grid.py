@@ -63,7 +63,7 @@ def test_logsnr_is_even_in_log_snr(schedule):
 
 
 def test_errors():
-    """Bad values say what is allowed."""
+    """Catches a bad value that is accepted, or a message that does not say what is allowed."""
     with pytest.raises(ValueError, match="'karras' is not known; choose from linear, quadratic, logsnr, trailing"):
         time_grid(3, 10, "karras")
     for n_steps in (0, 12):

@@ -166,7 +166,7 @@ def test_kills_at_random_moments_do_not_change_the_result(start, straight, tmp_p
 
 
 def test_kills_inside_an_evaluation_and_a_save_do_not_change_the_result(start, straight, tmp_path):
-    """The same at the two most critical moments, which random moments may miss."""
+    """Catches the same at the two most critical moments, which random moments may miss."""
     config = long_config()
 
     def killed(trap):
