@@ -331,8 +331,10 @@ def read_only(world):
 
 @pytest.mark.parametrize("arguments", NEEDS_RIGHTS)
 def test_without_rights_it_ends_in_one_line(arguments, read_only, tmp_path):
+    """Catches a traceback for a folder that cannot be written or read."""
     ends_in_one_line(arguments, NEEDS_RIGHTS[arguments], read_only, tmp_path, rights=False)
 
 
 def test_there_are_enough_of_them():
+    """Catches a table of cases that has become short."""
     assert len(WRONG_AT_ONCE) + len(WRONG) + len(NEEDS_RIGHTS) >= 90

@@ -54,6 +54,7 @@ def test_root_holds_exactly_the_entries_of_the_layout():
 
 @pytest.mark.parametrize("top", [True, False], ids=["entries", "modules"])
 def test_imports_have_no_circle(top):
+    """Catches two modules that import each other, directly or through others."""
     try:
         graphlib.TopologicalSorter(graph(top)).prepare()
     except graphlib.CycleError as error:

@@ -15,6 +15,7 @@ def run(*arguments):
 
 
 def test_help_lists_every_flag():
+    """Catches a flag that --help does not list."""
     done = run("--help")
     assert done.returncode == 0
     for flag in ("--mode", "--config", "--workdir", "--sampler", "--n_steps", "gls", "--t_start", "--eval_folder"):

@@ -1,4 +1,4 @@
-"""Every mode once, for real: real digits, a small network, and something true said of what comes out."""
+"""Every mode once, with real digits and a small network, and checks of the results."""
 
 import functools
 import json
@@ -91,6 +91,7 @@ def test_the_library_loads_the_averaged_weights_of_a_step(config, trained):
 
 
 def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
+    """Catches a workdir whose network is replaced, and a message about shapes in place of the field."""
     before = (trained / "config.json").read_bytes()
     config.model.nf = 64
     for start in (run_lib.train, run_lib.evaluate):
@@ -100,6 +101,7 @@ def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
 
 
 def test_eval_says_what_is_missing(config, tmp_path, trained):
+    """Catches a traceback for a missing checkpoint or missing statistics."""
     with pytest.raises(UserError, match="no checkpoint in"):
         run_lib.evaluate(config, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="run --mode=fid_stats"):
@@ -292,6 +294,7 @@ def test_eval_repeats_the_loss_that_training_logged(config, tmp_path, monkeypatc
 
 
 def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
+    """Catches NaN that is rounded to grey levels and saved as an image."""
     broken = Denoiser(lambda x, t: x * np.nan, NoiseSchedule.linear())
     monkeypatch.setattr(evaluation, "make_denoiser", lambda *_: broken)
     with pytest.raises(UserError, match="NaN or infinity"):

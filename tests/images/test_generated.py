@@ -37,6 +37,7 @@ def test_folder_and_npz_hold_the_same(images, tmp_path, monkeypatch):
 
 
 def test_grey_and_jpg_files(tmp_path, rng):
+    """Catches a grey .JPG that is not read, and a grey picture accepted as a colour picture."""
     Image.fromarray(rng.integers(0, 256, (4, 5), np.uint8)).save(tmp_path / "a.JPG")
     assert read(tmp_path, (4, 5, 1)).shape == (1, 4, 5, 1)
     with pytest.raises(UserError, match="a L image"):

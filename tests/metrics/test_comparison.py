@@ -54,6 +54,7 @@ def test_baselines_stand_beside_the_late_start():
 
 
 def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
+    """Catches a run that is missing or repeated, and a full start for each late start."""
     runs = sweep_configs(config, [2, 5], [300])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.t_start if r.sampling.gls else None) for r in runs]
     assert cells[:4] == [("ddim", 2, None), ("ddim", 2, 300), ("ddim", 5, None), ("ddim", 5, 300)]

@@ -46,6 +46,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity_and_prdc(golden, monke
 
 
 def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
+    """Catches another number of neighbours, or real and generated samples exchanged."""
     monkeypatch.setattr(kid_prdc, "BLOCK", 33)
     for k in (3, 5):
         expected = golden[f"prdc{k}_density"], golden[f"prdc{k}_coverage"]

@@ -49,6 +49,7 @@ def test_distance_of_gaussians_in_closed_form(rng):
 
 
 def test_distance_is_symmetric_and_zero_to_itself(rng):
+    """Catches arguments that are treated differently, and a distance below zero by rounding."""
     a, b = (moments_of(rng.standard_normal((50, 8)) * scale) for scale in (1, 3))
     assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-10)
     assert frechet_distance(*a, *a) == pytest.approx(0, abs=1e-10)
@@ -80,6 +81,7 @@ def stored(config, rng):
 
 
 def test_statistics_come_back_as_they_were_saved(config, stored):
+    """Catches an array that is lost, renamed or rounded by saving."""
     reference = statistics.load_reference(config, FEATURES, LABELLER)
     np.testing.assert_allclose(reference.cov, np.cov(reference.features, rowvar=False), rtol=1e-6)
     assert reference.description == "digits, train split, 10 images"

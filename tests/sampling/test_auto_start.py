@@ -154,6 +154,7 @@ def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
     ],
 )
 def test_what_no_trial_can_choose_is_refused(config, settings, message):
+    """Catches an error only after the search has begun."""
     config.sampling.update(settings)
     with pytest.raises(UserError, match=message):
         validate(config)
@@ -161,6 +162,7 @@ def test_what_no_trial_can_choose_is_refused(config, settings, message):
 
 @pytest.mark.parametrize("start", ["300", "500:300:25", "300:500:0", "a:b:c", "+300:400:50", "automatic", 1.5])
 def test_starts_of_a_sweep_that_mean_nothing(config, start):
+    """Catches an invalid start that is accepted."""
     config.sweep.t_starts = (300, start)
     with pytest.raises(UserError, match="first:last:step"):
         validate(config)

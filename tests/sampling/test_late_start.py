@@ -68,8 +68,10 @@ def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_carried_is_the_gaussians_own_flow(rank):
-    """Draws from one noise at two times are two points of one path: so are their differences. Nothing is undone at the
-    end, though the data do not vary in some directions."""
+    """Catches a wrong flow: draws from one noise at two times lie on one path, so their differences do too.
+
+    At alpha_bar = 1 nothing may change, even if the data do not vary in some directions.
+    """
     gaussian = fit(rank)
     alpha_bars = jnp.array([0.01, 0.5, 1.0])
     noise = RNG.normal(size=(2, 3, *SHAPE))
@@ -206,6 +208,7 @@ def test_scaled_pixels_are_the_images_in_the_networks_range():
 
 
 def test_isotropic_keeps_the_mean_and_the_trace():
+    """Catches a baseline with another mean or total variance than the Gaussian's."""
     gaussian = fit().isotropic()
     np.testing.assert_allclose(dense(gaussian), np.trace(COVARIANCE) / DIM * np.eye(DIM), atol=1e-12)
     noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
@@ -239,10 +242,10 @@ def test_clean_data_that_do_not_vary_everywhere():
 
 
 def test_same_noise_same_picture():
-    """A root that is not symmetric, or noise put through in another order: full DDIM of an exact mixture, 1000 steps.
+    """Catches a root that is not symmetric, or noise in another order, by 1000 steps of DDIM on an exact mixture.
 
-    Late images lie at most a fiftieth as far (squared, on average) from the full ones of their noise as others do,
-    and from above the times at which the mixture leaves its Gaussian a ten-thousandth.
+    The mean squared distance between late-start images and full DDIM from the same noise is at most a fiftieth of the
+    distance between images from different noise. With one step for every t it is at most a ten-thousandth.
     """
     schedule = NoiseSchedule.linear()
     means = RNG.normal(size=(5, DIM)) / 2

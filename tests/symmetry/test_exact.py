@@ -47,6 +47,7 @@ def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar)
 
 
 def test_density_is_normalised():
+    """Catches a wrong constant in the log density."""
     x = np.linspace(-12, 12, 4001)[:, None]
     mixture = Mixture(np.array([[-1.0], [2.0]]), np.array([0.0, 0.5]), np.array([0.3, 0.7]))
     density = np.exp(jax.vmap(mixture.log_density, (0, None))(jnp.asarray(x), 0.5))
@@ -101,6 +102,7 @@ def test_minima_multiply_direction_by_direction():
 
 
 def test_a_direction_without_data_never_splits():
+    """Catches a critical time for a direction without variance."""
     assert np.isnan(Mixture.points([[1.0, 0.0], [-1.0, 0.0]]).splitting_alpha_bars()).tolist() == [False, True]
 
 
@@ -112,6 +114,7 @@ def test_gaussian_data_become_unstable_where_the_rule_says():
 
 
 def test_speciation_is_where_the_signal_equals_the_noise():
+    """Catches a wrong rule 1 / l."""
     assert critical_alpha_bars(25.0, "speciation") * 25 == pytest.approx(1)
 
 
@@ -147,6 +150,7 @@ def test_continuous_time_inverts_the_sde():
 
 
 def test_unknown_rule_and_wrong_points_are_refused():
+    """Catches a KeyError, and points that are read as one-dimensional."""
     with pytest.raises(ValueError, match="rule 'unknown' is not known; choose from equal_norm"):
         critical_times(1.0, SCHEDULE, "unknown")
     with pytest.raises(ValueError, match=r"expected points \[K, d\]"):
