@@ -154,7 +154,7 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
     if reference is None:
         against = statistics.load_reference(config, features, labeller)
     else:
-        accumulated, _ = tally.tally_images(config, features, labeller, path=reference)
+        accumulated, _ = tally.tally_images(config, features, labeller, reference)
         against = statistics.reference_of(accumulated, reference)
     result = evaluation.score_images(
         config, features=features, labeller=labeller, reference=against, path=source, folder=workdir

@@ -131,7 +131,7 @@ class Experiment:
         run = EvalRun(config, self.context)
         result = run.result(self.folder)
         path = self.folder / run.name / "samples.npz"
-        tally, _ = tally_images(config, self.context.features, self.context.labeller, path=path)
+        tally, _ = tally_images(config, self.context.features, self.context.labeller, path)
         return result, tally
 
 

@@ -140,6 +140,6 @@ def tally_images(config: ConfigDict, features: Features, labeller: Labeller | No
 
     with tqdm(total=total, desc=path.name, unit="image") as progress:
         for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, total)):
-            observe(tally, features, labeller, pixels=pixels, count=count)
+            observe(tally, features, labeller, pixels, count=count)
             progress.update(count)
     return tally, digest.hexdigest()

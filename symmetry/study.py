@@ -234,7 +234,7 @@ def _draw(
     """Draws a figure and returns its section of the report. numbers: the file that holds its data."""
     picture = folder / f"{figure.name}.png"
     figure.draw(picture, content, marks)
-    return report.Entry(figure.title, figure.explanation, picture=picture, numbers=numbers)
+    return report.Entry(figure.title, figure.explanation, picture, numbers)
 
 
 COMPARED = {  # columns of the table of critical times: the array of `measurements.growth`, and the heading
