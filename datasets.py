@@ -159,9 +159,10 @@ def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> It
 
     size = config.training.batch_size
     local_rows = own_rows(size)
+    flip_probability = 0.5 if config.data.random_flip else 0.0
 
     def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)
+        flipped = rng.random(len(indices)) < flip_probability
         batch = images[indices[local_rows]]
         return np.where(flipped[local_rows, None, None, None], batch[:, :, ::-1], batch)
 

@@ -226,11 +226,16 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
 
 
 def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
-    config, context = run.config, run.context
+    config = run.config
     num = min(config.eval.num_samples, TRAJECTORIES)
-    mixture = run.mixture
-    shape = datasets.image_shape(config)
-    times, x0 = record_trajectory(config, context.denoiser, mixture, timesteps, image_shape=shape, num=num)
+    times, x0 = record_trajectory(
+        config,
+        run.context.denoiser,
+        run.mixture,
+        timesteps=timesteps,
+        image_shape=datasets.image_shape(config),
+        num=num,
+    )
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])

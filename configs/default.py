@@ -99,6 +99,7 @@ def get_default_config() -> ConfigDict:
     # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.
     optim.optimizer = "Adam"
     optim.lr = 2e-4
+    # Decay of the mean gradient in Adam. Muon's momentum has a decay of 0.95, which no field changes.
     optim.beta1 = 0.9
     optim.eps = 1e-8
     optim.weight_decay = 0.0

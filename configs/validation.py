@@ -228,11 +228,10 @@ def _validate_betas(config: ConfigDict) -> None:
 
 
 def _validate_start(config: ConfigDict) -> None:
-    """t_start = 0 is not allowed: on the linear schedule, its images have noise of only 1.3 grey levels."""
     last = config.model.num_scales - 1
     start = _start(config)
-    clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
-    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{clean}")
+    reason = "; images at t = 0 are almost clean, so nothing is left to generate" if start == 0 else ""
+    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{reason}")
     n_steps = config.sampling.n_steps
     _require(
         n_steps <= start + 1,

@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def making_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path`; renames it to `path` if the block succeeds, deletes it if not.
 
-    Fixed temporary name, so the next run cleans up after a kill; callers must lock.
+    The temporary name is fixed, so the next run deletes what a killed run has left. Callers must hold a lock.
     """
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -118,7 +118,7 @@ def tally_split(images: HostPixels, features: Features, labeller: Labeller | Non
     batches = datasets.in_order(images, size)
     for batch, _ in tqdm(batches, desc="features", total=ceil_div(len(images), size)):
         count = min(size, len(images) - tally.count)
-        observe(tally, features, labeller, parallel.shard_batch(batch), count=count)
+        observe(tally, features, labeller, pixels=parallel.shard_batch(batch), count=count)
     return tally
 
 

@@ -23,7 +23,7 @@ class Sampler(NamedTuple):
     """
 
     run: Callable[..., tuple[Images, Records]]
-    order: int | None = None  # of convergence; None where fixed steps have none
+    order: int | None = None  # of convergence; None for stochastic and adaptive samplers
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
     history_from: int | None = None  # the smallest number of steps that uses a history; None where none is used

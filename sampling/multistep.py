@@ -104,7 +104,7 @@ def unipc(
         """Weights of the predictions at the ends of the last steps; newest = 1 includes the end of this step."""
         counts = falling_orders(order, len(times), len(known)) + newest
         points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
-        basis = lagrange(looking_back(lambdas, len(h), order + 1, newest), counts, points)
+        basis = lagrange(looking_back(lambdas, len(h), length=order + 1, newest=newest), counts, points)
         return (basis * masses[:, None]).sum(axis=-1)
 
     ratio = sigma[1:] / sigma[:-1]
@@ -136,7 +136,7 @@ def ipndm(
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that starts with lower orders instead of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
-    known = known_eps(history, denoiser.schedule, times[0], next_times[0])
+    known = known_eps(history, denoiser.schedule, t=times[0], s=next_times[0])
     weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(known)) - 1]
     evaluate = functools.partial(evaluate_eps, denoiser, callback)
     return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known, relative=True)
@@ -161,7 +161,7 @@ def deis_3(
     middles = ends[1:] - 0.5
     masses = jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    known = known_eps(history, schedule, times[0], next_times[0])
+    known = known_eps(history, schedule, t=times[0], s=next_times[0])
     nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
     basis = lagrange(nodes, rising_orders(4, len(times), len(known)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
@@ -176,7 +176,7 @@ def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n
 
 
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
-    """The same without the last step, falling to .. 3, 2 before it; the last step has order 1."""
+    """The order of each step but the last, which has order 1: as `rising_orders`, but falling to .. 3, 2 at the end."""
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
@@ -193,7 +193,7 @@ def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Im
 def known_eps(
     history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
 ) -> list[Images]:
-    """The change of the noise from t to the distance of the step from t to s above it, or to the last time T - 1."""
+    """The change of the noise from t to the length of the step from t to s above it, at most to T - 1; may be empty."""
     if history is None:
         return []
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
@@ -205,7 +205,7 @@ def known_eps(
 def ending_in_x0(
     x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
 ) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
-    """A table for all steps but the last, extended by the step to clean data: the newest prediction of x_0 itself."""
+    """Adds the last step, which returns the newest prediction of x_0, to the table of all other steps."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 

@@ -37,6 +37,7 @@ def test_folder_and_npz_hold_the_same(images, tmp_path, monkeypatch):
 
 
 def test_grey_and_jpg_files(tmp_path, rng):
+    """Catches a grey .JPG that is not read, and a grey picture accepted as a colour picture."""
     Image.fromarray(rng.integers(0, 256, (4, 5), np.uint8)).save(tmp_path / "a.JPG")
     assert read(tmp_path, (4, 5, 1)).shape == (1, 4, 5, 1)
     with pytest.raises(UserError, match="a L image"):
@@ -59,7 +60,9 @@ def test_scoring_and_training_read_a_folder_alike(tmp_path, rng):
     kinds = {"c.png": {}, "a.jpg": {"exif": rotated}, "b/deep/x.webp": {"lossless": True}, "b/.hidden.png": {}}
     for name, options in kinds.items():
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name, **options)
-    training = open_split(source(folder, "train", 0.0), "train", Form(shape), tmp_path / "decoded", False)
+    training = open_split(
+        source(folder, "train", 0.0), "train", form=Form(shape), folder=tmp_path / "decoded", skip_bad=False
+    )
     assert len(training.images) == 3
     np.testing.assert_array_equal(read(folder, shape), training.images)
 

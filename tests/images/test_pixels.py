@@ -39,11 +39,13 @@ def test_the_crop_is_centred(size):
 
 
 def test_small_pictures_are_enlarged():
+    """Catches a picture smaller than the requested size that is padded or refused."""
     picture = Image.fromarray(np.array([[0, 255], [0, 255]], np.uint8))
     assert to_pixels(picture, (4, 4, 1))[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
 
 
 def test_crop_larger_than_the_picture_is_refused():
+    """Catches a crop that reaches beyond the edges."""
     with pytest.raises(ValueError, match="100x139 pixels, smaller than the crop of 140x140"):
         to_pixels(Image.new("RGB", (100, 139)), (32, 32, 3), crop=140)
 
