@@ -100,8 +100,8 @@ def absolute(path: str) -> str:
 def stamp(config: ConfigDict, split: str) -> str | None:
     """A hash that changes if the files of a split at data.path change; None if data.path is empty or does not exist.
 
-    It depends on the names, sizes and modification times of the files. No image is opened, so a folder of a million
-    images takes seconds.
+    It depends on the names, sizes and modification times of the files. Files with a picture's ending are not opened, so
+    a folder of a million images takes seconds.
     """
     path = Path(absolute(config.data.path))
     if not config.data.path or not path.exists():
