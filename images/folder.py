@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,41 +136,44 @@ def arrange(entries: Sequence[Entry]) -> Arrangement:
     Folders are classes if there are two or more, with no training picture outside them. Without splits, these are the
     top folders; with splits, the top folders within the training split.
     """
-    names = [entry.name for entry in entries]
-    found = _by_split(names, whole=True) or _by_split(names, whole=False)
-    splits, inner = found or ([""] * len(names), names)
-    training = "train" if found else ""
-    known = [i for i, entry in enumerate(entries) if splits[i] == training and not entry.trouble]
-    shared = os.path.commonpath([os.path.dirname(inner[i]) for i in known]) if found and known else ""
-    paths = [name.removeprefix(f"{shared}/").split("/") for name in inner]
-    classes = sorted({paths[i][0] for i in known})
-    are_classes = len(classes) > 1 and all(len(paths[i]) > 1 for i in known)
-    return Arrangement(splits, [path[0] for path in paths], classes if are_classes else [])
+    folders = [entry.name.rpartition("/")[0] for entry in entries]
+    placed = _by_split(set(folders), whole=True) or _by_split(set(folders), whole=False)
+    has_splits = bool(placed)
+    placed = placed or {folder: ("", folder) for folder in folders}
+
+    training = "train" if has_splits else ""
+    usable = {folder for folder, entry in zip(folders, entries, strict=True) if not entry.trouble}
+    known = [folder for folder in usable if placed[folder][0] == training]
+    shared = os.path.commonpath([placed[folder][1] for folder in known]) if has_splits and known else ""
+    tops = {folder: f"{inner}/".removeprefix(f"{shared}/").split("/")[0] for folder, (_, inner) in placed.items()}
+    names = sorted({tops[folder] for folder in known})
+    are_classes = len(names) > 1 and "" not in names
+    splits = [placed[folder][0] for folder in folders]
+    return Arrangement(splits, [tops[folder] for folder in folders], names if are_classes else [])
 
 
-def _by_split(names: Sequence[str], *, whole: bool) -> tuple[list[str], list[str]] | None:
-    """The split of each picture and its name without the folder of the split; None if the folders are not splits.
+def _by_split(folders: Collection[str], *, whole: bool) -> dict[str, tuple[str, str]]:
+    """The split of each folder, and its path without the part that tells it; empty if the folders are not splits.
 
     whole: whether the whole name of a folder must be that of a split, and not one word of it.
     """
-    found = [_without_split(name, whole) for name in names]
-    splits = [split for split, _ in found]
-    kinds = set(splits)
+    placed = {folder: _without_split(folder, whole) for folder in folders}
+    kinds = {split for split, _ in placed.values()}
     has_several = len(kinds - {""}) > 1
     if has_several and "" not in kinds:
         is_layout = True
     else:
         is_layout = whole and (kinds == {"train"} or (has_several and "train" in kinds))
-    return (splits, [inner for _, inner in found]) if is_layout else None
+    return placed if is_layout else {}
 
 
-def _without_split(name: str, whole: bool) -> tuple[str, str]:
-    *folders, file = name.split("/")
-    for i, folder in enumerate(folders):
-        split = SPLITS.get(folder.lower(), "") if whole else split_in(folder)
+def _without_split(folder: str, whole: bool) -> tuple[str, str]:
+    parts = folder.split("/")
+    for i, part in enumerate(parts):
+        split = SPLITS.get(part.lower(), "") if whole else split_in(part)
         if split:
-            return split, "/".join([*folders[:i], *folders[i + 1 :], file])
-    return "", name
+            return split, "/".join(parts[:i] + parts[i + 1 :])
+    return "", folder
 
 
 def split_in(name: str) -> str:

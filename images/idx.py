@@ -55,9 +55,8 @@ def _nearest(root: Path, candidates: list[str]) -> str:
     depth = min(name.count("/") for name in candidates)
     nearest = sorted(name for name in candidates if name.count("/") == depth)
     if len({name.removesuffix(".gz").replace(".", "-") for name in nearest}) > 1:
-        raise UserError(
-            f"{root} holds IDX files of several data sets ({', '.join(nearest)}): give data.path the folder of one"
-        )
+        found = ", ".join(nearest)
+        raise UserError(f"{root} holds IDX files of several data sets ({found}): name the folder of one of them")
     return nearest[0]
 
 

@@ -45,7 +45,7 @@ def folder_source(root: Path, split: str, held_out: float = 0) -> Source:
     pictures = [entry.name for entry in listing.pictures if not entry.trouble]
     if pictures:
         found = f"IDX files ({listing.idx[0].name!r}) and {len(pictures)} pictures ({pictures[0]!r})"
-        raise UserError(f"{root} holds {found}: give the folder of one kind")
+        raise UserError(f"{root} holds {found}: name a folder with one kind")
     return _idx_source(root, listing, pairs, split)
 
 
@@ -103,13 +103,13 @@ def _chosen(root: Path, entries: list[Entry], splits: list[str], *, split: str, 
 
 
 def _usage(splits: list[str], split: str) -> str:
-    """How many pictures lie in the folders of each split, and which are not used; empty without such folders."""
+    """The number of pictures in the folders of each split, and which are not used; empty without such folders."""
     if not any(splits):
         return ""
-    counts = Counter(name or "none" for name in splits)
-    unused = [] if split == ALL else sorted(counts.keys() - {"train", _test_name(splits)})
-    found = ", ".join(f"{counts[name]} of {name}" for name in sorted(counts))
-    return f"its folders are splits: {found}" + (f" (not used: {', '.join(unused)})" if unused else "")
+    counts = Counter(splits)
+    used = set(counts) if split == ALL else {"train", _test_name(splits)}
+    parts = [f"{name or 'outside'} {counts[name]}{'' if name in used else ' (not used)'}" for name in sorted(counts)]
+    return f"pictures in folders of splits: {', '.join(parts)}"
 
 
 def _because(trouble: str, entries: list[Entry]) -> list[Entry]:

@@ -97,9 +97,8 @@ def test_folders_of_splits(config, photos, capsys):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         picture(level).save(photos / f"{name}.png")
     train = datasets.load(config, "train")
-    assert "splits: 1 of none, 1 of test, 2 of train, 1 of validation (not used: none, validation)" in (
-        capsys.readouterr().out
-    )
+    expected = "folders of splits: outside 1 (not used), test 1, train 2, validation 1 (not used)"
+    assert capsys.readouterr().out == f"{photos}: pictures in {expected}\n"
     test = datasets.load(config, "test")
     assert (train.images[:, 0, 0, 0].tolist(), train.labels.tolist()) == ([10, 20], [0, 1])
     assert (test.images[:, 0, 0, 0].tolist(), test.labels.tolist()) == ([30], [1])
