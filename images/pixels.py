@@ -76,13 +76,17 @@ def in_colours(picture: Image.Image, channels: int) -> Image.Image:
 def exact_pixels(picture: Image.Image, shape: ImageShape) -> UInt8[np.ndarray, "height width channels"]:
     """A picture that has the shape (height, width, channels), without a resize.
 
-    Raises ValueError if it has another shape, or is an animation.
+    If `channels` is 1, colour pictures are also read if all their pixels are grey. Raises ValueError if the picture has
+    another shape, or is an animation.
     """
     picture = upright(picture)
-    if (picture.height, picture.width, 1 if picture.mode in GREY_MODES else 3) != shape:
+    pixels = np.asarray(in_colours(picture, 3))
+    is_grey = picture.mode in GREY_MODES or (shape[2] == 1 and (pixels == pixels[..., :1]).all())
+    channels = 1 if is_grey else 3
+    if (picture.height, picture.width, channels) != shape:
         found = f"a {picture.mode} image of {picture.height} x {picture.width} pixels"
         raise ValueError(f"{found}, but the config requires height, width and channels {list(shape)}")
-    return np.asarray(in_colours(picture, shape[2])).reshape(shape)
+    return pixels[..., :channels]
 
 
 def to_pixels(picture: Image.Image, shape: ImageShape, crop: int = 0) -> UInt8[np.ndarray, "height width channels"]:

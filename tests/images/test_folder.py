@@ -87,7 +87,7 @@ def expected(tree):
 
 
 @given(TREES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_all_that_is_there_is_read_or_named(tmp_path_factory, tree):
     """Catches files that are lost, counted twice, or read by training and not by scoring."""
     base = tmp_path_factory.mktemp("tree")

@@ -105,6 +105,7 @@ def test_a_picture_lost_after_the_check_is_an_error(tmp_path, rng):
     [
         (Image.new("RGBA", (5, 4), (9, 9, 9, 255)), SHAPE),
         (Image.new("LA", (5, 4), (9, 255)), (4, 5, 1)),
+        (Image.new("RGB", (5, 4), (9, 9, 9)), (4, 5, 1)),
         (Image.new("I;16", (5, 4), 9 * 257), (4, 5, 1)),
     ],
 )
@@ -112,6 +113,13 @@ def test_colours_are_those_of_training(tmp_path, picture, shape):
     """Catches pictures that training reads and scoring refuses though nothing is lost."""
     picture.save(tmp_path / "a.png")
     assert (read(tmp_path, shape) == 9).all()
+
+
+def test_colours_are_not_lost(tmp_path):
+    """Catches colours that become grey in silence: the score would be that of other images."""
+    Image.new("RGB", (5, 4), (9, 9, 10)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="'a.png': a RGB image of 4 x 5 pixels"):
+        read(tmp_path, (4, 5, 1))
 
 
 def test_unusable_images_are_refused_by_name(images, tmp_path):
