@@ -100,8 +100,6 @@ def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
 def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: bool) -> None:
     """may_be_one: whether three axes may also be height, width and channels of one picture; IDX has no such files."""
     allowed = "images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
-    if not isinstance(images, np.ndarray):
-        raise UserError(f"{path}: holds other files than arrays; unpack it if it holds pictures")
     found = f"{images.dtype} {list(images.shape)}"
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))):
         order = "; transpose(0, 2, 3, 1) puts the channels last" if images.shape[1:2] in ((1,), (3,), (4,)) else ""

@@ -10,14 +10,13 @@ KINDS = f"a folder of pictures ({FORMATS_TEXT}), a .npy or .npz file of uint8, o
 
 PICTURE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".jxl", ".psd", ".ico", ".tga", ".exr", ".dng"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".jxl"),
 )
 IDX_NAME = re.compile(r"(images|labels)[.-]idx\d-ubyte(\.gz)?$")
 
 UNREAD = {  # pictures that Pillow does not read
     "HEIC": re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL),
     "JPEG XL": re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"),
-    "PSD": re.compile(rb"8BPS"),
 }
 PICTURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II\*\0|MM\0\*|P[1-6]\s+(#|\d+\s)"

@@ -108,7 +108,7 @@ def summary(entries: Sequence[Entry]) -> str:
     """The number of entries for each trouble, with the name of the first, in one line; empty if there are none."""
     first = {entry.trouble: entry.name for entry in reversed(entries)}
     counts = Counter(entry.trouble for entry in entries)
-    parts = [f"{counts[trouble]} of {trouble} ({first[trouble]!r})" for trouble in sorted(counts)]
+    parts = [f"{counts[trouble]} {trouble} ({first[trouble]!r})" for trouble in sorted(counts)]
     return ", ".join(parts)
 
 

@@ -73,7 +73,8 @@ def _picture_source(root: Path, listing: Listing, split: str, held_out: float) -
     entries = listing.pictures
     ignored = _ignored(listing.others + _because("IDX labels without images", listing.idx))
     if not entries:
-        raise UserError(f"{root}: no pictures ({'; '.join(filter(None, [content.FORMATS_TEXT, ignored]))})")
+        found = f" ({ignored})" if ignored else ""
+        raise UserError(f"{root}: holds no images{found}; images are read from {content.KINDS}")
     arrangement = arrange(entries)
     chosen = _chosen(root, entries, arrangement.splits, split=split, held_out=held_out)
     files = [entries[i] for i in chosen]

@@ -74,7 +74,7 @@ def test_all_pictures_are_scored_or_none(tmp_path, rng, capsys):
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
     (tmp_path / "log.txt").write_text("loss 0.1")
     assert len(read(tmp_path)) == len(forms)
-    assert "ignored: 1 of *.txt ('log.txt'), 1 of hidden ('._a.png')" in capsys.readouterr().out
+    assert "ignored: 1 *.txt ('log.txt'), 1 hidden ('._a.png')" in capsys.readouterr().out
     frames = [Image.fromarray(rng.integers(0, 256, SHAPE, np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
@@ -136,7 +136,7 @@ def test_unusable_images_are_refused_by_name(images, tmp_path):
     (tmp_path / "unread").mkdir()
     (tmp_path / "unread/c.gif").touch()
     for path, message in [
-        (empty, "no pictures"),
+        (empty, "holds no images"),
         (tmp_path / "float.npz", "images are uint8"),
         (tmp_path / "small.npy", r"expected uint8 \[N, 4, 5, 3\], got uint8 \[7, 2, 5, 3\]"),
         (tmp_path / "two.npz", 'needs an array "images"'),

@@ -67,7 +67,7 @@ def test_files_beside_those_that_are_read_are_named(tmp_path):
     write(tmp_path, LAYOUTS["Kaggle"] | {"notes.txt": b"x", ".DS_Store": b""})
     (tmp_path / "lost").symlink_to("nowhere")
     note = folder_source(tmp_path, "train").note
-    for part in ("1 of *.txt ('notes.txt')", "1 of hidden", "3 of IDX beside those that are read", "No such file"):
+    for part in ("1 *.txt ('notes.txt')", "1 hidden", "3 IDX beside those that are read", "No such file"):
         assert part in note
 
 
@@ -80,7 +80,7 @@ def test_files_beside_those_that_are_read_are_named(tmp_path):
         ),
         ({"a-train-images-idx3-ubyte": IMAGES, "b-train-images-idx3-ubyte": IMAGES}, "several data sets"),
         (LAYOUTS["dashes"] | {"cat.png": b""}, "IDX files .* and 1 pictures .*'cat.png'.*one kind"),
-        ({"train-labels-idx1-ubyte": LABELS}, "no pictures .*1 of IDX labels without images"),
+        ({"train-labels-idx1-ubyte": LABELS}, "holds no images .*1 IDX labels without images"),
         ({"train-images-idx3-ubyte": b"GIF89a.."}, "not an IDX file of bytes"),
         ({"train-images-idx3-ubyte": IMAGES[:-1]}, "cut or broken"),
         ({"train-images-idx3-ubyte.gz": PACKED[0][:-9]}, "cannot be read"),
