@@ -41,13 +41,13 @@ def read_array(path: Path) -> tuple[HostPixels, Labels | None]:
     return images, labels
 
 
-def read_pair(files: Pair) -> tuple[HostPixels, Labels | None]:
+def read_pair(pair: Pair) -> tuple[HostPixels, Labels | None]:
     """The images of two IDX files, and their labels. Raises UserError if a file cannot be read or they do not match."""
-    images = read_images(files.images)
-    labels = read_idx(files.labels) if files.labels else None
+    images = read_images(pair.images)
+    labels = read_idx(pair.labels) if pair.labels else None
     if labels is not None and labels.shape != images.shape[:1]:
         shapes = f"images {list(images.shape)} and labels {list(labels.shape)}"
-        raise UserError(f"{files.images} and {files.labels.name}: {shapes} do not match")
+        raise UserError(f"{pair.images} and {pair.labels.name}: {shapes} do not match")
     return images, labels
 
 
@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
 
 
 def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: bool) -> None:
-    """may_be_one: whether three axes may also be height, width and channels of one picture; IDX has no such files."""
+    """may_be_one: whether three axes may also be the height, width and channels of one picture; not so in IDX files."""
     allowed = "images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
     found = f"{images.dtype} {list(images.shape)}"
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))):
@@ -106,5 +106,10 @@ def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: boo
         raise UserError(f"{path}: found {found}, but {allowed}{order}")
     if 0 in images.shape[1:]:
         raise UserError(f"{path}: images of shape {list(images.shape[1:])} have no pixels")
-    if may_be_one and images.ndim == 3 and images.shape[1] != images.shape[2] and images.shape[2] in (1, 3, 4):
+    if may_be_one and images.ndim == 3 and _looks_like_one(*images.shape):
         raise UserError(f"{path}: found {found}, which looks like one picture; {allowed}: add the axis that is missing")
+
+
+def _looks_like_one(first: int, second: int, third: int) -> bool:
+    """Whether three axes are rather the height, width and channels of a picture, in this order or channels first."""
+    return first == 3 or (third in (1, 3, 4) and second != third)
