@@ -1,6 +1,7 @@
 """Data sets: a config -> the uint8 images of a split, and the batches for training, evaluation and statistics."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def slug(config: ConfigDict) -> str:
 
 def absolute(path: str) -> str:
     """A path with ~ and symbolic links resolved; "" stays ""."""
-    return str(Path(path).expanduser().resolve()) if path else ""
+    return os.path.realpath(Path(path).expanduser()) if path else ""  # Path.resolve raises RuntimeError for a loop
 
 
 def stamp(config: ConfigDict, split: str) -> str | None:

@@ -387,6 +387,15 @@ def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, 
     assert "\n" not in str(error.value)
 
 
+def test_path_that_is_a_link_to_itself_is_an_error_of_one_line(config, tmp_path):
+    """Catches a RuntimeError of pathlib, wherever the path is looked at first."""
+    (tmp_path / "loop").symlink_to("loop")
+    config.data.path = str(tmp_path / "loop")
+    assert datasets.stamp(config, "train") is None
+    with pytest.raises(UserError, match="no .*loop: set --config.data.path"):
+        datasets.load(config, "train")
+
+
 def test_tilde_is_the_home_folder(config, photos, monkeypatch):
     """Catches --config.data.path=~/photos, which shells do not expand after an equals sign, taken literally."""
     monkeypatch.setenv("HOME", str(photos.parent))
