@@ -19,6 +19,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing", "t10k"), "test"),
 }
+MOST_TROUBLES = 8  # that a message lists
 
 FileId = tuple[int, int]
 """Device and inode number."""
@@ -29,7 +30,7 @@ class Entry(NamedTuple):
 
     Attributes:
       name: path relative to the scanned folder.
-      stamp: size and modification time of a picture; else empty.
+      stamp: size and modification time of a picture or an IDX file; else empty.
       trouble: why it is not read, if `scan` can tell; else empty.
     """
 
@@ -58,7 +59,7 @@ def scan(root: Path) -> Listing:
     Links are followed, except links to a folder that contains them. Files with a picture's ending are not opened; of
     others the first bytes are read. Unreadable folders and files and broken links are entries with `trouble`.
     """
-    listing = Listing([], [], [])
+    found: dict[str, list[Entry]] = {"pictures": [], "idx": [], "others": []}
     pending: list[tuple[str, frozenset[FileId]]] = [("", frozenset())]  # folders, each with those above it
     while pending:
         folder, above = pending.pop()
@@ -66,18 +67,18 @@ def scan(root: Path) -> Listing:
             ancestors = above | {_file_id(os.stat(root / folder))}
             items = list(os.scandir(root / folder))
         except OSError as error:
-            listing.pictures.append(Entry(folder or ".", trouble=error.strerror))
+            found["pictures"].append(Entry(folder or ".", trouble=error.strerror))
             continue
         if folder and not items:
-            listing.others.append(Entry(folder, trouble="empty"))
+            found["others"].append(Entry(folder, trouble="empty"))
         for item in items:
             name = f"{folder}/{item.name}" if folder else item.name
             kind, stamp, trouble = _inspect(item, ancestors)
             if kind == "folder":
                 pending.append((name, ancestors))
             else:
-                getattr(listing, kind).append(Entry(name, stamp, trouble))
-    return Listing(*map(sorted, listing))
+                found[kind].append(Entry(name, stamp, trouble))
+    return Listing(**{kind: sorted(entries) for kind, entries in found.items()})
 
 
 def _inspect(item: os.DirEntry, ancestors: frozenset[FileId]) -> tuple[str, str, str]:
@@ -96,8 +97,8 @@ def _inspect(item: os.DirEntry, ancestors: frozenset[FileId]) -> tuple[str, str,
         return "pictures", "", error.strerror
     if kind in ("picture", "idx"):
         return {"picture": "pictures", "idx": "idx"}[kind], f"{status.st_size} {status.st_mtime_ns}", ""
-    ending = os.path.splitext(item.name)[1].lower()
-    return "others", "", f"*{ending}" if ending.isprintable() and ending else "without an ending"
+    ending = repr(os.path.splitext(item.name)[1].lower())[1:-1]  # without line breaks
+    return "others", "", f"*{ending}" if ending else "without an ending"
 
 
 def _file_id(status: os.stat_result) -> FileId:
@@ -105,11 +106,12 @@ def _file_id(status: os.stat_result) -> FileId:
 
 
 def summary(entries: Sequence[Entry]) -> str:
-    """The number of entries for each trouble, with the name of the first, in one line; empty if there are none."""
+    """The number of entries for each of the commonest troubles, with the name of the first, in one line."""
     first = {entry.trouble: entry.name for entry in reversed(entries)}
-    counts = Counter(entry.trouble for entry in entries)
-    parts = [f"{counts[trouble]} {trouble} ({first[trouble]!r})" for trouble in sorted(counts)]
-    return ", ".join(parts)
+    common = dict(Counter(entry.trouble for entry in entries).most_common(MOST_TROUBLES))
+    parts = [f"{common[trouble]} {trouble} ({first[trouble]!r})" for trouble in sorted(common)]
+    rest = len(entries) - sum(common.values())
+    return ", ".join([*parts, f"{rest} others"] if rest else parts)
 
 
 class Arrangement(NamedTuple):

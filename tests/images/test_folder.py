@@ -12,7 +12,7 @@ from PIL import Image
 from core.errors import UserError
 from images.content import PICTURE_ENDINGS
 from images.decoded import Form, open_split
-from images.folder import Entry, arrange, scan
+from images.folder import Entry, arrange, scan, summary
 from images.generated import open_images
 from images.local import ALL, folder_source
 
@@ -68,7 +68,7 @@ MAKE = {
 }
 READABLE = {"png", "gif", "ppm", "link"}
 FOLDERS = st.sampled_from(["a", "b.png", "train", "Test", ".hidden", "__MACOSX"])
-FILES = st.sampled_from(["1.png", "2.JFIF", "3", "4.txt", "5.csv.gz", "._1.png", "Thumbs.db", "6\n.png", "7.heic"])
+FILES = st.sampled_from(["1.png", "2.JFIF", "3", "4.txt", "5.csv\n", "._1.png", "Thumbs.db", "6\n.png", "7.heic"])
 TREES = st.dictionaries(st.tuples(FOLDERS, FOLDERS, FILES), st.sampled_from(sorted(MAKE)), max_size=12)
 
 
@@ -106,8 +106,7 @@ def test_all_that_is_there_is_read_or_named(tmp_path_factory, tree):
     if not listing.pictures:
         return
     source = folder_source(root, ALL)
-    for entry in listing.others:
-        assert entry.trouble in source.note
+    assert summary(listing.others) in source.note and "\n" not in source.note
     if read:
         training = open_split(source, "train", Form(SHAPE), base / "decoded", skip_bad=True)
         assert len(training.images) == len(read)
@@ -117,6 +116,13 @@ def test_all_that_is_there_is_read_or_named(tmp_path_factory, tree):
     else:
         [(images, count)] = open_images(root, SHAPE).batches
         assert count == len(read) and (images == training.images).all()
+
+
+def test_summary_is_one_short_line():
+    """Catches a line that grows with the number of endings, and a name that breaks it."""
+    entries = [Entry(f"a.{i}", trouble=f"*.{i}") for i in range(100)] + [Entry("b\n", trouble="hidden")] * 5
+    assert summary(entries).startswith("1 *.0 ('a.0'), 1 *.1 ('a.1'), ")
+    assert summary(entries).endswith(", 5 hidden ('b\\n'), 93 others")
 
 
 def test_links_in_a_circle_end(tmp_path):
