@@ -23,6 +23,7 @@ from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from core.moments import Moments as Moments  # public here, with frechet_distance, for callers who score features
 from core.shapes import HostPixels, Images, Pixels
+from images.generated import OpenedImages
 from metrics import figures, results, statistics
 from metrics.features import Features, classifier_path, load_features, rebatched
 from metrics.frechet import Reference
@@ -375,14 +376,20 @@ def _store(folder: Path, result: Result, kept: HostPixels) -> None:
 
 
 def score_images(
-    config: ConfigDict, *, features: Features, labeller: Labeller | None, reference: Reference, path: Path, folder: Path
+    config: ConfigDict,
+    *,
+    features: Features,
+    labeller: Labeller | None,
+    reference: Reference,
+    images: OpenedImages,
+    folder: Path,
 ) -> Result:
-    """Scores a folder or .npz of images; writes result.json into a subfolder named after the images and their hash."""
+    """Scores images made elsewhere; writes result.json into a subfolder named after the images and their hash."""
     began = time.perf_counter()
-    tally, images_sha256 = tally_images(config, features, labeller, path)
+    tally, images_sha256 = tally_images(config, features, labeller, images)
     settings: RunSettings = {
         "dataset": config.data.dataset,
-        "source": str(path),
+        "source": str(images.path),
         "source_sha256": images_sha256,
         "num_samples": tally.count,
         "classifier": labeller.name if labeller else None,
@@ -390,6 +397,6 @@ def score_images(
     }
     result = settings | scores(tally, reference)
     result |= results.circumstances(time.perf_counter() - began, tally.count)
-    parts = [path.stem, images_sha256[:8], reference.digest[:8], results.own_labels(settings)]
+    parts = [images.path.stem, images_sha256[:8], reference.digest[:8], results.own_labels(settings)]
     files.write_json(folder / "_".join(filter(None, parts)) / "result.json", result)
     return result

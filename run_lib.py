@@ -16,6 +16,7 @@ from core import files, parallel, plots
 from core.diffusion import Denoiser
 from core.errors import UserError
 from evaluation import EvalRun
+from images.content import KINDS
 from metrics import card, comparison, statistics, tally
 from metrics.features import load_features
 from metrics.labels import load_labeller
@@ -154,23 +155,25 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[
 
 
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
-    """Scores a folder or an .npz of images against the statistics of the config, or against reference images."""
+    """Scores the images of a folder or an array file against the statistics of the config, or reference images."""
     validate(config)
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     for path in (source, reference):
         if path is not None and not path.exists():
-            raise UserError(f"no {path}: give a folder of PNG or JPG files, or an .npz of uint8 images")
+            raise UserError(f"no {path}: give {KINDS}")
     files.require_writable(workdir)
+    images = tally.open_images(config, source)
+    others = tally.open_images(config, reference) if reference else None
     features = load_features(config)
     labeller = load_labeller(config)
-    if reference is None:
+    if others is None:
         against = statistics.load_reference(config, features, labeller)
     else:
-        accumulated, _ = tally.tally_images(config, features, labeller, reference)
-        against = statistics.reference_of(accumulated, reference)
+        accumulated, _ = tally.tally_images(config, features, labeller, others)
+        against = statistics.reference_of(accumulated, others.path)
     result = evaluation.score_images(
-        config, features=features, labeller=labeller, reference=against, path=source, folder=workdir
+        config, features=features, labeller=labeller, reference=against, images=images, folder=workdir
     )
     print(card.card(result))
     return result

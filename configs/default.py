@@ -44,7 +44,7 @@ def get_default_config() -> ConfigDict:
     # Folder where TFDS stores the data sets that --mode=prepare prepares. If empty: the environment variable
     # TFDS_DATA_DIR, else ~/tensorflow_datasets.
     data.data_dir = ""
-    # Your own images: a folder, a .npy or .npz file, or a folder of IDX files. If empty, the images come from TFDS.
+    # Your own images: a folder of pictures or IDX files, or an array file. If empty, the images come from TFDS.
     data.path = ""
     # Fraction of the images at data.path that is the test split, if the files have no test split of their own.
     data.held_out = 0.1

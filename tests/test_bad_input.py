@@ -157,6 +157,10 @@ WRONG = {
     f"{NPY}/pickled_npy/train.npy": "not a readable .npy file",
     f"{NPY}/float_npy/train.npy": "found float32",
     f"{NPY}/empty_npy/train.npy": "holds no images",
+    f"{NPY}/one_npy/train.npy": "uint8 [48, 64, 3], which looks like one picture",
+    f"{NPY}/phone": "HEIC is not read; convert it to PNG or JPEG",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/phone": "1 of 1 pictures cannot be used",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/empty.py": "unsupported file type",
     # places that cannot be written
     f"--mode=train {TINY} --workdir=/proc/run": "/proc/run",
     f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
@@ -260,7 +264,10 @@ def make_data(w):
         "pickled_npy": np.array([Hostile()]),
         "float_npy": np.zeros((4, 8, 8, 3), np.float32),
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
+        "one_npy": np.zeros((48, 64, 3), np.uint8),
     }
+    (w / "phone").mkdir()
+    (w / "phone/1.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     np.savez(w / "one.npz", images=np.zeros((1, 8, 8, 1), np.uint8))
     for folder, array in arrays.items():
         (w / folder).mkdir()

@@ -233,6 +233,20 @@ def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, ship
     assert (itself["precision"], itself["recall"]) == (1, 1) and "70 images" in itself["reference"]
 
 
+def test_images_are_checked_before_features_are_loaded(config, tmp_path, monkeypatch):
+    """Catches an unusable picture that is found after minutes of work, or only in one of the two folders."""
+    monkeypatch.setattr(run_lib, "load_features", lambda *_: pytest.fail("features are loaded"))
+    for name, count in (("good", 1), ("moves", 2)):
+        frames = [Image.new("L", (8, 8), level) for level in range(count)]
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            frames[0].save(tmp_path / name / f"{i}.gif", save_all=True, append_images=frames[1:])
+    good, moves = tmp_path / "good", tmp_path / "moves"
+    for source, reference in ((good, moves), (moves, good)):
+        with pytest.raises(UserError, match=r"moves: 2 of 2 .*holds 2 frames.*\(2 of this kind\)"):
+            run_lib.score(config, tmp_path / "score", source, reference)
+
+
 def test_sample_writes_the_images_that_generate_draws(config, trained):
     """Catches PNGs in another order, film strips of other images, and a need for statistics that are not used."""
     config.sampling.n_steps = 3
