@@ -6,8 +6,8 @@ from pathlib import Path
 from core import files, plots, tables
 from core.shapes import HostPixels
 from metrics import figures
-from metrics.results import Result, folder_name
-from sampling.late_start import LABELS, ONE
+from metrics.results import Result, components_label, folder_name
+from sampling.late_start import ONE
 
 COMPARED = 24  # images of a run in a row of the picture
 
@@ -65,12 +65,6 @@ def start_label(run: Result) -> str:
     """The time of the start, with its components, its baseline, and "auto" for an automatic start."""
     parts = [str(run["t_start"]), components_label(run), run["baseline"], "auto" if run["chooses_start"] else ""]
     return " ".join(filter(None, parts))
-
-
-def components_label(run: Result) -> str:
-    """The components of a late start in words; empty for a single Gaussian."""
-    components = run.get("components", ONE)
-    return {ONE: "", LABELS: "labels"}.get(components, f"{components} clusters")
 
 
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
