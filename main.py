@@ -268,11 +268,10 @@ def run(config: ConfigDict) -> None:
     validate(config)
     if FLAGS.distributed:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
-    else:
-        parallel.require_devices()
     os.environ["MPLBACKEND"] = "agg"  # notebooks set a backend whose package may be missing here
     import run_lib
 
+    parallel.require_devices()  # after the import, because models/cpu.py sets a flag of the CPU's backend
     MODES[FLAGS.mode].run(run_lib, config, FLAGS)
 
 
