@@ -211,7 +211,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     path = workdir / "drawn" / f"{name}.png"
     files.write_npz(path.with_suffix(".npz"), dict(rows))
     plots.attempt(plots.save_comparison, path, rows)
-    print(f"{len(rows)} rows of images from the same {num} samples of noise: {path}, and as arrays {path.stem}.npz")
+    print(f"{len(rows)} rows of images from the same {num} samples of noise: {path} (arrays: {path.stem}.npz)")
     return path
 
 
