@@ -33,7 +33,7 @@ def attempt(draw: Callable[..., None], path: Path, *contents: Any) -> bool:
     try:
         draw(path, *contents)
     except Exception as error:  # matplotlib, its settings, fonts and the disk raise any type
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         warn(f"{path} is not drawn ({reason}); the results are saved without this picture")
         return False
     return True

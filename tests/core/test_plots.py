@@ -98,7 +98,7 @@ def test_a_picture_that_fails_is_one_warning_line(tmp_path, capsys, error):
 
     assert not plots.attempt(draw, tmp_path / "a.png", 1, 2)
     said = capsys.readouterr().err
-    assert said.startswith(f"main.py: warning: {tmp_path}/a.png is not drawn ({type(error).__name__}: ")
+    assert said.startswith(f"main.py: warning: {tmp_path}/a.png is not drawn ({type(error).__name__}")
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
