@@ -1,6 +1,7 @@
 """Data sets: a config -> the uint8 images of a split, and the batches for training, evaluation and statistics."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,14 +96,14 @@ def slug(config: ConfigDict) -> str:
 
 def absolute(path: str) -> str:
     """A path with ~ and symbolic links resolved; "" stays ""."""
-    return str(expanded(path, "data.path").resolve()) if path else ""
+    return os.path.realpath(expanded(path, "data.path")) if path else ""  # Path.resolve raises RuntimeError for a loop
 
 
 def stamp(config: ConfigDict, split: str) -> str | None:
     """A hash that changes if the files of a split at data.path change; None if data.path is empty or does not exist.
 
-    It depends on the names, sizes and modification times of the files. No image is opened, so a folder of a million
-    images takes seconds.
+    It depends on the names, sizes and modification times of the files. Files with a picture's ending are not opened, so
+    a folder of a million images takes seconds.
     """
     path = Path(absolute(config.data.path))
     if not config.data.path or not path.exists():
@@ -160,9 +161,10 @@ def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> It
 
     size = config.training.batch_size
     local_rows = own_rows(size)
+    flip_probability = 0.5 if config.data.random_flip else 0.0
 
     def fetch(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        flipped = config.data.random_flip & (rng.random(len(indices)) < 0.5)
+        flipped = rng.random(len(indices)) < flip_probability
         batch = images[indices[local_rows]]
         return np.where(flipped[local_rows, None, None, None], batch[:, :, ::-1], batch)
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from core.moments import Moments as Moments  # public here, with frechet_distance, for callers who score features
 from core.shapes import HostPixels, Images, Pixels
+from images.generated import OpenedImages
 from metrics import figures, results, statistics
 from metrics.features import Features, classifier_path, load_features, rebatched
 from metrics.frechet import Reference
@@ -36,8 +37,11 @@ from models.weights import digest
 from sampling import auto_start
 from sampling.auto_start import AutoStart, Axes, Extract
 from sampling.generate import generate, grid_of, uses_history
-from sampling.late_start import DataGaussian
+from sampling.late_start import ONE, DataGaussian, DataMixture
 from training import checkpoints, loop
+
+LateStart = tuple[str, tuple[int, ...]]
+"""sampling.components and sampling.classes."""
 
 SAVE_SECONDS = 180  # between two saves of a run's partial result
 PARTIAL_STATE = "part.npz"  # in the folder of an unfinished run
@@ -46,13 +50,18 @@ PARTIAL_IMAGES = "part_images.npy"
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvalContext:
-    """What all runs of a sweep share, loaded once: the network, the data's Gaussian, features and reference."""
+    """What all runs of a sweep share, loaded once: the network, the data's Gaussian, features and reference.
+
+    mixtures: for each (components, classes) of the runs, the mixture on all devices and the SHA-256 of its file. The
+    single Gaussian is not among them.
+    """
 
     checkpoint_step: int
     weights_sha256: str
     denoiser: Denoiser
     gaussian: DataGaussian | None = None
     gaussian_sha256: str | None = None
+    mixtures: Mapping[LateStart, tuple[DataMixture, str]] = dataclasses.field(default_factory=dict)
     features: Features | None = None
     labeller: Labeller | None = None
     reference: Reference | None = None
@@ -71,9 +80,13 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
         raise UserError("eval.num_samples=1 is not allowed: a covariance needs at least 2")
     if needs_gaussian:
         statistics.require_stats(config, statistics.GAUSSIAN)
+    late_starts = {_late_start(run): run for run in runs if run.sampling.gls and run.sampling.components != ONE}
+    for components, _ in late_starts:
+        statistics.require_stats(config, statistics.mixture_kind(components))
     if scored and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     gaussian, gaussian_sha256 = load_gaussian(config) if needs_gaussian else (None, None)
+    mixtures = {late_start: load_mixture(run) for late_start, run in late_starts.items()}
     features = load_features(config) if scored else None
     labeller = load_labeller(config) if scored else None
     reference = statistics.load_reference(config, features, labeller) if scored else None
@@ -88,6 +101,7 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
         denoiser=denoiser,
         gaussian=gaussian,
         gaussian_sha256=gaussian_sha256,
+        mixtures=mixtures,
         features=features,
         labeller=labeller,
         reference=reference,
@@ -100,6 +114,16 @@ def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
     """The Gaussian of late starts, on all devices, and the SHA-256 of its file (see `statistics.load_gaussian`)."""
     gaussian = statistics.load_gaussian(config)
     return parallel.replicate(gaussian), files.file_sha256(statistics.stats_path(config, statistics.GAUSSIAN))
+
+
+def load_mixture(config: ConfigDict) -> tuple[DataMixture, str]:
+    """The mixture of late starts, on all devices, and the SHA-256 of its file (see `statistics.load_mixture`)."""
+    path = statistics.stats_path(config, statistics.mixture_kind(config.sampling.components))
+    return parallel.replicate(statistics.load_mixture(config)), files.file_sha256(path)
+
+
+def _late_start(config: ConfigDict) -> LateStart:
+    return config.sampling.components, tuple(config.sampling.classes)
 
 
 def _bits_per_dim(config: ConfigDict, denoiser: Denoiser, images: HostPixels) -> dict[str, Any]:
@@ -145,7 +169,27 @@ class EvalRun:
             "gaussian_sha256": context.gaussian_sha256 if auto_start.needs_gaussian(config) else None,
             "eval_loss": context.eval_loss,
             "bits_per_dim": context.bits_per_dim,
-        } | _fixed_times(config, context.denoiser.schedule)
+            **self._mixture_settings(),
+            **_fixed_times(config, context.denoiser.schedule),
+        }
+
+    def _mixture_settings(self) -> RunSettings:
+        """The settings of a late start from a mixture; empty for a single Gaussian, as in results of older versions."""
+        if not self.config.sampling.gls or self.config.sampling.components == ONE:
+            return {}
+        components, classes = late_start = _late_start(self.config)
+        _, sha256 = self.context.mixtures[late_start]
+        return {"components": components, "mixture_sha256": sha256} | ({"classes": list(classes)} if classes else {})
+
+    @functools.cached_property
+    def mixture(self) -> DataMixture | None:
+        """The distribution of the late start; None without one."""
+        if not self.config.sampling.gls:
+            return None
+        if self.config.sampling.components == ONE:
+            return parallel.replicate(self.context.gaussian.mixture())
+        mixture, _ = self.context.mixtures[_late_start(self.config)]
+        return mixture
 
     @property
     def name(self) -> str:
@@ -159,7 +203,9 @@ class EvalRun:
             return grid_of(config, context.denoiser.schedule, config.sampling.gls), None
         axes = data_axes(config, context.gaussian) if auto_start.chooses_start(config) else None
         shape = datasets.image_shape(config)
-        chosen = auto_start.choose(config, context.denoiser, context.gaussian, image_shape=shape, axes=axes)
+        chosen = auto_start.choose(
+            config, context.denoiser, gaussian=context.gaussian, mixture=self.mixture, image_shape=shape, axes=axes
+        )
         return chosen.timesteps, chosen
 
     def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels, int]]:
@@ -172,7 +218,7 @@ class EvalRun:
         drawn = generate(
             config,
             self.context.denoiser,
-            self.context.gaussian if config.sampling.gls else None,
+            self.mixture,
             timesteps,
             image_shape=datasets.image_shape(config),
             num=num,
@@ -330,14 +376,20 @@ def _store(folder: Path, result: Result, kept: HostPixels) -> None:
 
 
 def score_images(
-    config: ConfigDict, *, features: Features, labeller: Labeller | None, reference: Reference, path: Path, folder: Path
+    config: ConfigDict,
+    *,
+    features: Features,
+    labeller: Labeller | None,
+    reference: Reference,
+    images: OpenedImages,
+    folder: Path,
 ) -> Result:
-    """Scores a folder or .npz of images; writes result.json into a subfolder named after the images and their hash."""
+    """Scores images made elsewhere; writes result.json into a subfolder named after the images and their hash."""
     began = time.perf_counter()
-    tally, images_sha256 = tally_images(config, features, labeller, path)
+    tally, images_sha256 = tally_images(config, features, labeller, images)
     settings: RunSettings = {
         "dataset": config.data.dataset,
-        "source": str(path),
+        "source": str(images.path),
         "source_sha256": images_sha256,
         "num_samples": tally.count,
         "classifier": labeller.name if labeller else None,
@@ -345,6 +397,6 @@ def score_images(
     }
     result = settings | scores(tally, reference)
     result |= results.circumstances(time.perf_counter() - began, tally.count)
-    parts = [path.stem, images_sha256[:8], reference.digest[:8], results.own_labels(settings)]
+    parts = [images.path.stem, images_sha256[:8], reference.digest[:8], results.own_labels(settings)]
     files.write_json(folder / "_".join(filter(None, parts)) / "result.json", result)
     return result

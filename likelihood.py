@@ -4,9 +4,9 @@ Each is the length of a lossless code for the 256 grey levels, divided by the nu
 better. The two methods define two different codes for the same network, so their lengths differ, for two reasons:
 
 - The generative process. The ODE gives the density of a deterministic flow from N(0, I), to the solver's tolerance.
-  The bound belongs to a Markov chain of Gaussian steps with variance beta_t. This variance is correct if the standard
-  deviation of the data is larger than sigma_t, that of the noise in x_t. Where it is smaller, for example in a black
-  margin, the steps together make the code longer, by up to 0.49 bits per dimension, even if eps is exact.
+  The bound belongs to a Markov chain of Gaussian steps with variance beta_t. This variance is nearly correct if the
+  standard deviation of the data is well above sigma_t, that of the noise in x_t. Where it is below, for example in a
+  black margin, the steps together make the code longer, by up to 0.49 bits per dimension, even if eps is exact.
 - The grey levels. The ODE gives only a density, so each grey level is replaced by uniform noise over its bin, which
   can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The last step of the bound, the decoder, gives
   exact probabilities of the grey levels, and its two outermost bins are unbounded. A pixel that is always black costs
@@ -124,7 +124,7 @@ def ode_bits(
             return slope, traces.mean() / dim
 
         x0 = datasets.to_network_range(noisy, centered)
-        x, growth = integrate(velocity, (schedule.signal(0) * x0, jnp.zeros(())), start, end)
+        x, growth = integrate(velocity, (schedule.signal(0) * x0, jnp.zeros(())), start=start, end=end)
         return -norm.logpdf(x).mean() - growth - 0.5 * schedule.log_alpha_bar(0)
 
     return (jax.vmap(nats)(images, keys) - math.log(bin_width(centered))) / math.log(2)
@@ -158,7 +158,7 @@ def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -
     mean = denoiser.x0(x_t, 0)
     ab = schedule.alpha_bar(schedule.num_timesteps - 1)
     nats = {
-        "L_0": -per_dimension(log_probability(images, mean, jnp.sqrt(schedule.betas[0]), centered)),
+        "L_0": -per_dimension(log_probability(images, mean, scale=jnp.sqrt(schedule.betas[0]), centered=centered)),
         "L_t": between,
         "L_T": per_dimension(ab * (x0**2 - 1) - jnp.log1p(-ab)) / 2,
     }

@@ -72,9 +72,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the kernels of dense and convolutional layers, Adam for all other parameters.
 
-    Both have Nesterov momentum. The momentum of a kernel is reshaped to a matrix from inputs to outputs, made
-    orthogonal, and scaled to the size of Adam's steps, a root mean square of 0.2 (Liu et al. 2025, arXiv 2502.16982).
-    One learning rate therefore fits both.
+    Both have Nesterov momentum, Adam with the decay b1, Muon with optax's default of 0.95. The momentum of a kernel is
+    reshaped to a matrix from inputs to outputs, made orthogonal, and scaled to the size of Adam's steps, a root mean
+    square of 0.2 (Liu et al. 2025, arXiv 2502.16982). One learning rate therefore fits both.
     """
 
     def as_matrix(kernel):
@@ -99,13 +99,20 @@ def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
 
 def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> TrainState:
     """A train state with these weights and a new optimiser state, so the warm-up of the learning rate starts again."""
-    return TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config).init(params))
+    return TrainState(
+        jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=make_optimizer(config).init(params)
+    )
 
 
 def place(config: ConfigDict, state: TrainState) -> TrainState:
     """Replicates the state on all devices; training.shard_state splits its optimiser state and EMA over them."""
     share = split if config.training.shard_state else replicate
-    return TrainState(replicate(state.step), replicate(state.params), share(state.ema), share(state.opt_state))
+    return TrainState(
+        replicate(state.step),
+        params=replicate(state.params),
+        ema=share(state.ema),
+        opt_state=share(state.opt_state),
+    )
 
 
 def ddpm_loss(denoiser: Denoiser, x0: Images, t: Int[Array, "batch"], noise: Images) -> Float[Array, "batch"]:
@@ -135,8 +142,8 @@ def make_train_step(
         noise = jax.random.normal(noise_rng, x0.shape, x0.dtype)
 
         def loss_fn(params):
-            denoiser = make_denoiser(config, graphdef, params, dropout_rng)
-            errors = ddpm_loss(denoiser, x0, t, noise)
+            denoiser = make_denoiser(config, graphdef, params, dropout_key=dropout_rng)
+            errors = ddpm_loss(denoiser, x0, t=t, noise=noise)
             return jnp.mean(errors * schedule.alpha_bar(t) ** -config.training.weighting)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
@@ -150,7 +157,7 @@ def make_train_step(
             "learning_rate": lr(state.opt_state[-1].count),
             "gradient_norm": optax.tree.norm(grads),
         }
-        return place(config, TrainState(step, params, ema, opt_state)), metrics
+        return place(config, TrainState(step, params=params, ema=ema, opt_state=opt_state)), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -166,4 +173,4 @@ def eval_loss(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) ->
 
     x0 = datasets.to_network_range(images, centered)
     t, noise = jax.vmap(draw)(keys, x0)
-    return ddpm_loss(denoiser, x0, t, noise)
+    return ddpm_loss(denoiser, x0, t=t, noise=noise)

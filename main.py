@@ -120,8 +120,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
-flags.DEFINE_string("source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder or .npz).")
-flags.DEFINE_string("reference", None, "With --mode=score: a folder or .npz of images that replace the statistics.")
+flags.DEFINE_string(
+    "source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder, .npy, .npz)."
+)
+flags.DEFINE_string("reference", None, "With --mode=score: a folder, .npy or .npz of images to compare with.")
 flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps, the number of steps of the sampler.")

@@ -10,12 +10,13 @@ import evaluation
 import likelihood
 import losses
 import sampling
-from configs.runs import expand_starts, sweep_configs, without_scores
+from configs.runs import components_of, expand_starts, sweep_configs, without_scores
 from configs.validation import validate, validate_analysis, validate_batch
 from core import files, parallel, plots
 from core.diffusion import Denoiser
 from core.errors import UserError
 from evaluation import EvalRun
+from images.content import KINDS
 from metrics import card, comparison, statistics, tally
 from metrics.features import load_features
 from metrics.labels import load_labeller
@@ -24,6 +25,7 @@ from models import make_denoiser
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.weights import fill, read_weights, save_weights
 from sampling.generate import record_trajectory
+from sampling.late_start import ONE
 from sampling.time_grid import AUTO_SPACING
 from symmetry.critical import leading_times
 from training import checkpoints, loop
@@ -75,10 +77,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """Saves statistics of the training split: its Gaussian and, with eval.enable_fid, the moments of its features."""
+    """Saves statistics of the training split: its Gaussian, the mixtures of sampling.components and sweep.components,
+    and, with eval.enable_fid, the moments of its features."""
     validate(config)
-    images = datasets.load(config, "train").images
+    split = datasets.load(config, "train")
+    images = split.images
     statistics.require_enough(images, config.sampling.rank)
+    mixtures = sorted({config.sampling.components, *components_of(config)} - {ONE})
+    for components in mixtures:
+        statistics.require_components(components, split)
     files.require_writable(statistics.stats_path(config, statistics.GAUSSIAN).parent)
     features = load_features(config, may_train=True) if config.eval.enable_fid else None
     labeller = load_labeller(config) if features else None
@@ -88,6 +95,13 @@ def fid_stats(config: ConfigDict) -> None:
     print(
         f"Gaussian of {len(images)} images; kept eigenvectors explain {gaussian.captured:.1%} of the variance: {path}"
     )
+    for components in mixtures:
+        mixture, names = statistics.fit_mixture(gaussian, split, components, centered=config.data.centered)
+        path = statistics.save_mixture(config, components, mixture, names)
+        sizes = np.rint(mixture.weights * len(images)).astype(int)
+        print(
+            f"mixture of {len(names)} Gaussians ({components}), of {sizes.min()} to {sizes.max()} images each: {path}"
+        )
     if features:
         batch_size = config.eval.feature_batch_size
         accumulated = tally.tally_split(images, features, labeller, batch_size=batch_size)
@@ -141,23 +155,25 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
 
 
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
-    """Scores a folder or an .npz of images against the statistics of the config, or against reference images."""
+    """Scores the images of a folder or an array file against the statistics of the config, or reference images."""
     validate(config)
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     for path in (source, reference):
         if path is not None and not path.exists():
-            raise UserError(f"no {path}: give a folder of PNG or JPG files, or an .npz of uint8 images")
+            raise UserError(f"no {path}: give {KINDS}")
     files.require_writable(workdir)
+    images = tally.open_images(config, source)
+    others = tally.open_images(config, reference) if reference else None
     features = load_features(config)
     labeller = load_labeller(config)
-    if reference is None:
+    if others is None:
         against = statistics.load_reference(config, features, labeller)
     else:
-        accumulated, _ = tally.tally_images(config, features, labeller, reference)
-        against = statistics.reference_of(accumulated, reference)
+        accumulated, _ = tally.tally_images(config, features, labeller, others)
+        against = statistics.reference_of(accumulated, others.path)
     result = evaluation.score_images(
-        config, features=features, labeller=labeller, reference=against, path=source, folder=workdir
+        config, features=features, labeller=labeller, reference=against, images=images, folder=workdir
     )
     print(card.card(result))
     return result
@@ -216,11 +232,16 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
 
 
 def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
-    config, context = run.config, run.context
+    config = run.config
     num = min(config.eval.num_samples, TRAJECTORIES)
-    gaussian = context.gaussian if config.sampling.gls else None
-    shape = datasets.image_shape(config)
-    times, x0 = record_trajectory(config, context.denoiser, gaussian, timesteps, image_shape=shape, num=num)
+    times, x0 = record_trajectory(
+        config,
+        run.context.denoiser,
+        run.mixture,
+        timesteps=timesteps,
+        image_shape=datasets.image_shape(config),
+        num=num,
+    )
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     rows = [(f"image {i}", strips[:, i]) for i in range(num)]

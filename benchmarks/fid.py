@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from benchmarks.timing import milliseconds
 from benchmarks.torch_process import TorchProcess, can_import
+from core.parallel import replicate
 from metrics.frechet import frechet_distance
 from models import inception
 
@@ -35,7 +36,7 @@ def feature_call(batch: int) -> Callable[[], object]:
         return (scale * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     params = jax.tree.map(draw, nnx.state(nnx.eval_shape(lambda: inception.Inception(rngs=nnx.Rngs(0)))))
-    extract = inception.features_fn(inception.Network(params, ""))
+    extract = inception.Network(replicate(params), digest="")
     images = rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
     return lambda: jax.block_until_ready(extract(images))
 

@@ -66,7 +66,7 @@ class Ours:
         graphdef, state = losses.create_state(config)
         self._state = losses.place(config, state)
         self._step = losses.make_train_step(config, graphdef)
-        self._predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x, t))
+        self._predict = jax.jit(lambda params, x, t: apply_model(graphdef, params, x=x, t=t))
         shape = (case.batch, *datasets.image_shape(config))
         self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 

@@ -44,7 +44,7 @@ def get_default_config() -> ConfigDict:
     # Folder where TFDS stores the data sets that --mode=prepare prepares. If empty: the environment variable
     # TFDS_DATA_DIR, else ~/tensorflow_datasets.
     data.data_dir = ""
-    # Your own images: a folder, a .npy or .npz file, or a folder of IDX files. If empty, the images come from TFDS.
+    # Your own images: a folder of pictures or IDX files, or an array file. If empty, the images come from TFDS.
     data.path = ""
     # Fraction of the images at data.path that is the test split, if the files have no test split of their own.
     data.held_out = 0.1
@@ -99,6 +99,7 @@ def get_default_config() -> ConfigDict:
     # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.
     optim.optimizer = "Adam"
     optim.lr = 2e-4
+    # Decay of the mean gradient in Adam. Muon's momentum has a decay of 0.95, which no field changes.
     optim.beta1 = 0.9
     optim.eps = 1e-8
     optim.weight_decay = 0.0
@@ -123,10 +124,15 @@ def get_default_config() -> ConfigDict:
     # evaluation, or more if the evaluation is small. Without a late start, sampling begins at num_scales - 1.
     sampling.gls = False
     sampling.t_start = 500
-    # An alternative that late starts are compared with: "afs", a start from pure noise in which the first noise
-    # prediction is analytic instead of the network's; "isotropic", a late start from a Gaussian with the data's mean
-    # and mean variance only; "no_history", a late start without the Gaussian's predictions for multistep solvers. Empty
-    # for none.
+    # The Gaussians of a late start: "1", the data's Gaussian; "labels", a mixture of one Gaussian per class; or a
+    # number of clusters, such as "10", for a mixture of one Gaussian per cluster. fid_stats fits them.
+    sampling.components = "1"
+    # With components="labels": the classes that are drawn, such as (3, 7); empty for all.
+    sampling.classes = ()
+    # An alternative that late starts are compared with: "leading", pure noise at T - T/n, where DDIM's own code starts;
+    # "afs", a start from pure noise in which the first noise prediction is analytic instead of the network's;
+    # "isotropic", a late start from Gaussians with the data's means and mean variances only; "no_history", a late start
+    # without the Gaussians' predictions for multistep solvers. Empty for none.
     sampling.baseline = ""
     # Number of eigenpairs of the data's covariance that fid_stats keeps for images of more than 4,096 values, whose
     # covariance is too large to be formed. For smaller images it keeps all.
@@ -171,7 +177,9 @@ def get_default_config() -> ConfigDict:
     sweep.n_steps = (3, 5, 10)
     # Times, ranges such as "300:700:25" (from 300 to 700 in steps of 25), and "auto" for the automatic start.
     sweep.t_starts = (300, 400, 500, 600, 700)
-    # Values of sampling.baseline that are run too: any of "afs", "isotropic" and "no_history".
+    # Values of sampling.components for the late starts, such as ("1", "labels", "10"). If empty, sampling.components.
+    sweep.components = ()
+    # Values of sampling.baseline that are run too: any of "leading", "afs", "isotropic" and "no_history".
     sweep.baselines = ()
 
     # The measurements of --mode=analyze.

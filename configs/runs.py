@@ -15,12 +15,14 @@ def sweep_configs(
     """One config for every sampler of config.sweep, number of steps, and start, in this order.
 
     For each sampler and n_steps, starts from pure noise come before late starts. Baselines come after the runs that
-    they are compared with, and are left out where they do not change the result (see `sampling.applies`).
+    they are compared with, and are left out where they do not change the result (see `sampling.applies`). Late starts
+    are repeated for every entry of config.sweep.components.
     """
     kinds = ["", *baselines]
-    full = [{"gls": False, "baseline": kind} for kind in ("", "afs") if kind in kinds]
+    full = [{"gls": False, "baseline": kind} for kind in ("", "leading", "afs") if kind in kinds]
     late = [
-        {"gls": True, "baseline": kind, "t_start": t_start}
+        {"gls": True, "baseline": kind, "components": components, "t_start": t_start}
+        for components in components_of(config)
         for kind in ("", "isotropic", "no_history")
         if kind in kinds
         for t_start in t_starts
@@ -32,6 +34,12 @@ def sweep_configs(
             copy.sampling.update(sampler=sampler, n_steps=steps, **start)
             configs.append(copy)
     return configs
+
+
+def components_of(config: ConfigDict) -> list[str]:
+    """The values of sampling.components in the late starts of a sweep, without duplicates."""
+    entries = config.sweep.components or (config.sampling.components,)
+    return list(dict.fromkeys(map(str, entries)))
 
 
 def expand_starts(entries: Sequence[int | str]) -> list[int]:

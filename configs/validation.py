@@ -18,7 +18,7 @@ from datasets import LOADERS
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
 from sampling.auto_start import chooses_grid, chooses_start
-from sampling.late_start import BASELINES, forms_covariance
+from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
 from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
 
 
@@ -77,6 +77,14 @@ def sweep_start() -> Rule:
     return Rule("a time of at least 1, 'auto', or 'first:last:step'", holds)
 
 
+def components() -> Rule:
+    """The value is an entry of sweep.components, or the text of sampling.components."""
+    return Rule(
+        "'1', 'labels', or a number of clusters, such as '10'",
+        lambda value: value in (ONE, LABELS) or (str(value).isdecimal() and int(value) >= 1),
+    )
+
+
 def empty_or_file() -> Rule:
     """The value is empty or the path of an existing file."""
     return Rule("a file that is there", lambda value: not value or Path(value).expanduser().is_file())
@@ -127,6 +135,8 @@ RULES = {
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
     "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING]),
+    "sampling.components": components(),
+    "sampling.classes": list_of(whole(at_least(0)), least=0),
     "sampling.baseline": one_of(["", *BASELINES]),
     "sampling.rank": at_least(1),
     "eval.checkpoint": at_least(-1),
@@ -141,6 +151,7 @@ RULES = {
     "sweep.samplers": list_of(one_of(SAMPLERS)),
     "sweep.n_steps": list_of(whole(at_least(1))),
     "sweep.t_starts": list_of(sweep_start()),
+    "sweep.components": list_of(components(), least=0),
     "sweep.baselines": list_of(one_of(BASELINES), least=0),
     "analysis.num_images": at_least(8),
     "analysis.num_times": at_least(4),
@@ -165,6 +176,11 @@ def validate(config: ConfigDict) -> None:
     _validate_start(config)
     _validate_auto_start(config)
     _validate_baseline(config)
+    _require(
+        not config.sampling.classes or config.sampling.components == LABELS,
+        f"sampling.classes={config.sampling.classes} needs sampling.components='labels', so that components are "
+        f"classes; it is {config.sampling.components!r}",
+    )
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -225,11 +241,10 @@ def _validate_betas(config: ConfigDict) -> None:
 
 
 def _validate_start(config: ConfigDict) -> None:
-    """t_start = 0 is not allowed: on the linear schedule, its images have noise of only 1.3 grey levels."""
     last = config.model.num_scales - 1
     start = _start(config)
-    clean = "; at t = 0 images are clean, and nothing is left to generate" if start == 0 else ""
-    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{clean}")
+    reason = "; images at t = 0 are almost clean, so nothing is left to generate" if start == 0 else ""
+    _require(1 <= start <= last, f"sampling.t_start={start} must be from 1 to {last}, or auto{reason}")
     n_steps = config.sampling.n_steps
     _require(
         n_steps <= start + 1,
@@ -249,10 +264,16 @@ def _validate_baseline(config: ConfigDict) -> None:
     baseline = settings.baseline
     if baseline in ("isotropic", "no_history"):
         _require(settings.gls, f"sampling.baseline={baseline!r} is a kind of late start: it needs --gls")
-    if baseline == "afs":
-        _require(not settings.gls, f"sampling.baseline={baseline!r} is a full start: no --gls")
+    if baseline in ("leading", "afs"):
+        _require(not settings.gls, f"sampling.baseline={baseline!r} is a start from pure noise: it does not take --gls")
+    if baseline == "leading":
+        _require(
+            settings.spacing != AUTO_SPACING,
+            "sampling.baseline='leading' has a fixed start: sampling.spacing must not be 'auto'",
+        )
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
+        "leading": "with one step it would start from clean images",
         "afs": "it replaces the first of several steps, and ode is adaptive",
         "no_history": f"{', '.join(solvers)} steps on: only these samplers use a history",
     }

@@ -1,4 +1,4 @@
-"""Exceptions that are not bugs: errors that the user can correct, and a stop by a signal. And warnings."""
+"""Exceptions that are not bugs (errors that the user can correct, and a stop by a signal), and warnings."""
 
 import signal
 import sys

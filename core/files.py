@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def making_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path`; renames it to `path` if the block succeeds, deletes it if not.
 
-    Fixed temporary name, so the next run cleans up after a kill; callers must lock.
+    The temporary name is fixed, so the next run deletes what a killed run has left. Callers must hold a lock.
     """
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -129,10 +129,12 @@ def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
 def read_npz(path: Path, required: set[str]) -> dict[str, Shaped[np.ndarray, "..."]]:
     """All arrays of an .npz file, read without unpickling.
 
-    Raises UserError if the file cannot be read or lacks an array named in `required`.
+    Raises UserError if the file cannot be read, holds other files than arrays, or lacks an array named in `required`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if strange := next((name for name in file.zip.namelist() if not name.endswith(".npy")), ""):
+                raise ValueError(f"{strange!r} in it is no array")
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error

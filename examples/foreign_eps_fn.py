@@ -93,7 +93,7 @@ def main() -> dict[str, tuple[float, float]]:
     distances = {}
     for sampler in sampling.SAMPLERS:
         full = distance(full_start(sampler, noise, rng), truth)
-        late = distance(late_start(sampler, gaussian, noise, rng), truth)
+        late = distance(late_start(sampler, gaussian, noise=noise, rng=rng), truth)
         distances[sampler] = full, late
     rows = [
         (name, str(sampling.nfe(name, N_STEPS) or "adaptive"), f"{full:.4f}", f"{late:.4f}", f"{full / late:.1f}x")

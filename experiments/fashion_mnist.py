@@ -36,7 +36,7 @@ from core.huge_pages import restart_with_huge_pages
 from evaluation import EvalRun
 from metrics import comparison, frechet, statistics
 from metrics.results import Result
-from metrics.tally import Tally, tally_images
+from metrics.tally import Tally, open_images, tally_images
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
 
@@ -131,7 +131,7 @@ class Experiment:
         run = EvalRun(config, self.context)
         result = run.result(self.folder)
         path = self.folder / run.name / "samples.npz"
-        tally, _ = tally_images(config, self.context.features, self.context.labeller, path)
+        tally, _ = tally_images(config, self.context.features, self.context.labeller, open_images(config, path))
         return result, tally
 
 

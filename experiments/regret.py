@@ -44,7 +44,7 @@ def score(config: ConfigDict, context: EvalContext, t_start: int) -> float:
     timesteps, _ = run.plan()
     tally = Tally(context.features.dim)
     for pixels, count in run.batches(timesteps):
-        observe(tally, context.features, None, pixels, count=count)
+        observe(tally, context.features, labeller=None, pixels=pixels, count=count)
     return frechet.distance(tally.groups, context.reference).value
 
 

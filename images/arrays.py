@@ -1,21 +1,17 @@
-"""Images in one array file: .npy, .npz, and the IDX format of MNIST."""
+"""Images in one array file: .npy, .npz or IDX."""
 
-import gzip
-import math
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer, Shaped
 from PIL import Image
 
 from core import files
 from core.errors import UserError
 from core.shapes import HostPixels
+from images.content import KINDS, kind_of
 from images.decoded import NO_LABEL, Pictures
-
-IDX_NAMES = {"train": "train", "test": "t10k"}  # file names of http://yann.lecun.com/exdb/mnist
-IDX_IMAGES = "images-idx3-ubyte"
-IDX_LABELS = "labels-idx1-ubyte"
+from images.idx import Pair, read_idx
 
 Labels = Integer[np.ndarray, "batch"]
 
@@ -45,26 +41,50 @@ def read_array(path: Path) -> tuple[HostPixels, Labels | None]:
     return images, labels
 
 
+def read_pair(pair: Pair) -> tuple[HostPixels, Labels | None]:
+    """The images of two IDX files, and their labels. Raises UserError if a file cannot be read or they do not match."""
+    images = read_images(pair.images)
+    labels = read_idx(pair.labels) if pair.labels else None
+    if labels is not None and labels.shape != images.shape[:1]:
+        shapes = f"images {list(images.shape)} and labels {list(labels.shape)}"
+        raise UserError(f"{pair.images} and {pair.labels.name}: {shapes} do not match")
+    return images, labels
+
+
 def read_images(path: Path) -> HostPixels:
     """The images in a file, without labels; a missing channel axis is added.
 
-    An .npy is mapped into memory. A file with the ending or name of IDX is read as such (the ending .gz is
-    decompressed). Any other file is read as .npz: its array "images", or its only array.
+    An .npy is mapped into memory. Of an .npz the array "images" is read, or its only array.
 
     Raises UserError if the file cannot be read or the images are not uint8 [N, H, W] or [N, H, W, 1, 3 or 4].
     """
     return _read(path)[0]
 
 
+def require_array(path: Path) -> None:
+    """Raises UserError if the file is not an .npy, .npz or IDX file."""
+    _array_kind(path)
+
+
+def _array_kind(path: Path) -> str:
+    kind = kind_of(path) if path.is_file() else ""
+    if kind == "picture":
+        raise UserError(f"{path} is named or begins like a picture; images are read from {KINDS}")
+    if not kind:
+        raise UserError(f"{path}: unsupported file type; images are read from {KINDS}")
+    return kind
+
+
 def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
     """Checked images and unchecked labels."""
+    kind = _array_kind(path)
     labels = None
-    if path.suffix == ".npy":
+    if kind == "npy":
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: not a readable .npy file ({error})") from error
-    elif IDX_IMAGES in path.name and path.suffix != ".npz":
+    elif kind == "idx":
         images = read_idx(path)
     else:
         arrays = files.read_npz(path, required=set())
@@ -73,58 +93,23 @@ def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
             raise UserError(f'{path}: needs an array "images", or exactly one array; it holds {names}')
         images = arrays.get("images", next(iter(arrays.values())))
         labels = arrays.get("labels")
-    _check_images(path, images)
+    _check_images(path, images, may_be_one=kind != "idx")
     return images[..., None] if images.ndim == 3 else images, labels
 
 
-def _check_images(path: Path, images: Shaped[np.ndarray, "..."]) -> None:
+def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: bool) -> None:
+    """may_be_one: whether three axes may also be the height, width and channels of one picture; not so in IDX files."""
+    allowed = "images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
+    found = f"{images.dtype} {list(images.shape)}"
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))):
-        found = f"{images.dtype} {list(images.shape)}"
-        raise UserError(f"{path}: found {found}, but images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4]")
+        order = "; transpose(0, 2, 3, 1) puts the channels last" if images.shape[1:2] in ((1,), (3,), (4,)) else ""
+        raise UserError(f"{path}: found {found}, but {allowed}{order}")
     if 0 in images.shape[1:]:
         raise UserError(f"{path}: images of shape {list(images.shape[1:])} have no pixels")
+    if may_be_one and images.ndim == 3 and _looks_like_one(*images.shape):
+        raise UserError(f"{path}: found {found}, which looks like one picture; {allowed}: add the axis that is missing")
 
 
-def idx_pair(folder: Path, split: str) -> tuple[Path | None, Path | None]:
-    """The IDX files of a split's images and labels, plain or gzipped; None for a file that does not exist."""
-    found = []
-    for kind in (IDX_IMAGES, IDX_LABELS):
-        name = f"{IDX_NAMES[split]}-{kind}"
-        candidates = (folder / name, folder / f"{name}.gz")
-        found.append(next((path for path in candidates if path.exists()), None))
-    images, labels = found
-    return images, labels
-
-
-def read_idx_pair(folder: Path, split: str) -> tuple[HostPixels, Labels | None]:
-    """The images of a split, and its labels if the folder has them.
-
-    Raises UserError if the images are missing, a file cannot be read, or the numbers of images and labels differ.
-    """
-    images_path, labels_path = idx_pair(folder, split)
-    if images_path is None:
-        raise UserError(f"no {IDX_NAMES[split]}-{IDX_IMAGES}[.gz] in {folder}: the {split} split is missing")
-    images = read_images(images_path)
-    labels = read_idx(labels_path) if labels_path else None
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"{folder}: {split} images {list(images.shape)} and labels {list(labels.shape)} do not match")
-    return images, labels
-
-
-def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file of bytes; a file with the ending .gz is decompressed.
-
-    The format: two zero bytes, the type 8, the rank, the sizes as big-endian int32, then the values. Raises UserError
-    if the file cannot be read, has another format or is incomplete.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise UserError(f"{path}: not an IDX file of bytes")
-    rank = content[3]
-    shape = np.frombuffer(content, ">i4", rank, offset=4).tolist()
-    if len(content) - 4 - 4 * rank != math.prod(shape):
-        raise UserError(f"{path}: {len(content)} bytes do not hold an array of shape {shape}: it is cut or broken")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+def _looks_like_one(first: int, second: int, third: int) -> bool:
+    """Whether three axes are rather the height, width and channels of a picture, in this order or channels first."""
+    return first == 3 or (third in (1, 3, 4) and second != third)

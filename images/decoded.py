@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ from core.errors import UserError
 from core.shapes import HostPixels, ImageShape
 from images.pixels import one_line, to_pixels
 
-VERSION = 1  # of the decoding; increment it to decode all splits again
+VERSION = 2  # of the decoding; increment it to decode all splits again
 NO_LABEL = -1
 CHUNK = 64  # pictures that a thread decodes at a time
+MOST_REASONS = 4  # that a message lists
 
 
 class Split(NamedTuple):
@@ -51,11 +53,17 @@ class Source(NamedTuple):
       name: for messages.
       identity: JSON values that differ whenever the pictures may differ; must be fast to compute.
       read: returns the pictures; may be slow.
+      note: what the user should know about files that are not read, in one line; empty if there is nothing.
     """
 
     name: str
     identity: Mapping[str, Any]
     read: Callable[[], Pictures]
+    note: str = ""
+
+
+Decoded = tuple[UInt8[np.ndarray, "height width channels"], int] | str
+"""Pixels and label of a picture, or the reason why it cannot be used."""
 
 
 class Form(NamedTuple):
@@ -68,11 +76,14 @@ class Form(NamedTuple):
 def open_split(source: Source, split: str, form: Form, folder: Path, skip_bad: bool) -> Split:
     """The decoded split, mapped into memory from a subfolder of `folder`; decodes it first if it is not there yet.
 
-    The subfolder's name contains a hash of source, split and form. Only one process decodes; others wait for it.
+    The subfolder's name contains a hash of source, split and form. Only one process decodes; others wait for it. The
+    source's note is printed first.
 
     Raises UserError if no picture can be used, if some cannot be used and `skip_bad` is false, or if the decoded files
     are damaged.
     """
+    if source.note:
+        print(source.note)
     key = {"source": source.identity, "split": split, "form": form._asdict(), "version": VERSION}
     target = folder / f"{split}-{fingerprint(key)}"
     if not target.exists():
@@ -95,6 +106,20 @@ def fingerprint(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def unusable(name: str | Path, skipped: Sequence[tuple[str | int, str]], total: int) -> str:
+    """How many of the `total` pictures of a source cannot be used, in one line.
+
+    skipped: (picture, reason) pairs. Of the commonest reasons, one picture is named each.
+    """
+    first = {reason: picture for picture, reason in reversed(skipped)}
+    common = Counter(reason for _, reason in skipped).most_common(MOST_REASONS)
+    parts = [f"{first[reason]!r}: {reason}" + (f" ({n} of this kind)" if n > 1 else "") for reason, n in common]
+    rest = len(skipped) - sum(n for _, n in common)
+    if rest:
+        parts.append(f"{rest} for other reasons")
+    return f"{name}: {len(skipped)} of {total} pictures cannot be used, the first is {'; '.join(parts)}"
+
+
 def _check_skipped(manifest: Mapping[str, Any], target: Path, skip_bad: bool) -> None:
     if manifest["skipped"] and not skip_bad:
         raise UserError(
@@ -106,10 +131,7 @@ def _check_skipped(manifest: Mapping[str, Any], target: Path, skip_bad: bool) ->
 
 
 def _skipped(manifest: Mapping[str, Any]) -> str:
-    skipped = manifest["skipped"]
-    total = manifest["count"] + len(skipped)
-    name, reason = skipped[0]
-    return f"{manifest['name']}: {len(skipped)} of {total} pictures cannot be used, the first is {name!r}: {reason}"
+    return unusable(manifest["name"], manifest["skipped"], manifest["count"] + len(manifest["skipped"]))
 
 
 def _decode(source: Source, split: str, form: Form, *, target: Path, key: Mapping[str, Any]) -> None:
@@ -131,7 +153,8 @@ def _write_images(
     pictures: Pictures, split: str, form: Form, file: io.BufferedWriter
 ) -> tuple[dict[str, Any], Integer[np.ndarray, "batch"] | None]:
     """Writes the decoded pictures as .npy; returns their count, SHA-256 and skipped pictures, and the labels."""
-    results = tqdm(_decoded(pictures, form), f"decode {split}", len(pictures.names), unit="image")
+    decoded = decode(pictures, lambda picture: to_pixels(picture, form.shape, form.crop))
+    results = tqdm(decoded, f"decode {split}", len(pictures.names), unit="image")
     labels = array.array("q")
     skipped: list[tuple[str | int, str]] = []
     digest = hashlib.sha256()
@@ -154,25 +177,27 @@ def _write_header(file: io.BufferedWriter, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _decoded(pictures: Pictures, form: Form) -> Iterator[tuple[UInt8[np.ndarray, "height width channels"], int] | str]:
-    """For each picture in order: pixels and label, or the reason why it cannot be used.
+def decode(
+    pictures: Pictures, convert: Callable[[Image.Image], UInt8[np.ndarray, "height width channels"]]
+) -> Iterator[Decoded]:
+    """The result of `convert` and the label of each picture in order, or the reason why it cannot be used.
 
     Pictures are decoded by threads, since Pillow releases Python's global lock.
     """
     import grain  # takes 0.25 s to import, and is needed only once per split
 
-    def decode(i: int) -> tuple[np.ndarray, int] | str:
+    def decode_one(i: int) -> Decoded:
         try:
             picture, label = pictures.open(i)
             with picture:
-                return np.ascontiguousarray(to_pixels(picture, form.shape, form.crop)), label
+                return np.ascontiguousarray(convert(picture)), label
         except Exception as error:  # Pillow raises many types of exceptions for damaged files
             return one_line(error)
 
     total = len(pictures.names)
     threads = os.cpu_count()
     chunks = grain.MapDataset.range(0, total, CHUNK).map(
-        lambda start: [decode(i) for i in range(start, min(start + CHUNK, total))]
+        lambda start: [decode_one(i) for i in range(start, min(start + CHUNK, total))]
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return itertools.chain.from_iterable(chunks.to_iter_dataset(options))

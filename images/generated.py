@@ -1,65 +1,73 @@
-"""Images made by other software, to be scored: a folder of pictures, or one array file."""
+"""Images made by other software, to be scored: a folder of pictures or IDX files, or one array file."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from tqdm import tqdm
 
 from core.errors import UserError
 from core.shapes import HostPixels, ImageShape
+from images import local
 from images.arrays import read_images
-from images.folder import ENDINGS, scan
-from images.pixels import in_colours, one_line, open_picture, upright
+from images.decoded import Decoded, Pictures, decode, unusable
+from images.pixels import exact_pixels
 
-CHANNELS = {"L": 1, "RGB": 3}  # of Pillow's modes
 CHUNK = 500  # pictures per batch
 
 
-def open_images(path: Path, shape: ImageShape) -> tuple[int, Iterator[tuple[HostPixels, int]]]:
-    """The number of images and an iterator over batches (uint8 [B, H, W, C], B), B at most CHUNK.
+class OpenedImages(NamedTuple):
+    """Images that have been checked and can be read once.
 
-    A folder is read with the rules of training data (see `images.folder.scan`), except that every picture must have
-    the shape (H, W, C) already: resizing would change the score. Pictures are decoded batch by batch, in the order of
-    their names.
+    Attributes:
+      path: where they are.
+      count: their number.
+      batches: (uint8 [B, H, W, C], B) pairs, B at most CHUNK.
+    """
 
-    Raises UserError if there are no images, if `scan` reports a file that cannot be read, or if the array has another
-    shape. The iterator raises UserError at the first picture that is damaged or has another shape.
+    path: Path
+    count: int
+    batches: Iterator[tuple[HostPixels, int]]
+
+
+def open_images(path: Path, shape: ImageShape) -> OpenedImages:
+    """All images of a folder, in any split, or of an array file.
+
+    A folder is read as training reads it (`images.local`), except that every picture must have the shape (H, W, C)
+    already: resizing would change the score. All pictures are decoded once to check them, and again batch by batch, in
+    the order of their names. Files that are not images are printed.
+
+    Raises UserError if there are no images, if one of them cannot be used, or if the array has another shape; the
+    iterator raises it if a picture cannot be used any more.
     """
     if path.is_dir():
-        names = _picture_names(path)
-        return len(names), _read_pictures([path / name for name in names], shape)
+        source = local.folder_source(path, local.ALL)
+        if source.note:
+            print(source.note)
+        pictures = source.read()
+        count = len(pictures.names)
+        decoded = decode(pictures, lambda picture: exact_pixels(picture, shape))
+        _require_usable(path, pictures.names, tqdm(decoded, f"check {path.name}", count, unit="image"))
+        return OpenedImages(path, count, _read_pictures(path, pictures, shape))
     images = read_images(path)
     if images.shape[1:] != shape or not len(images):
         expected = ", ".join(map(str, shape))
         raise UserError(f"{path}: expected uint8 [N, {expected}], got {images.dtype} {list(images.shape)}")
     chunks = np.split(images, range(CHUNK, len(images), CHUNK))
-    return len(images), ((chunk, len(chunk)) for chunk in chunks)
+    return OpenedImages(path, len(images), ((chunk, len(chunk)) for chunk in chunks))
 
 
-def _picture_names(folder: Path) -> list[str]:
-    entries, _ = scan(folder)
-    for entry in entries:
-        if entry.trouble:
-            raise UserError(f"{folder / entry.name}: {entry.trouble}; remove it or replace it")
-    if not entries:
-        raise UserError(f"{folder}: holds no images ({', '.join(ENDINGS)})")
-    return [entry.name for entry in entries]
+def _read_pictures(path: Path, pictures: Pictures, shape: ImageShape) -> Iterator[tuple[HostPixels, int]]:
+    decoded = decode(pictures, lambda picture: exact_pixels(picture, shape))
+    for start in range(0, len(pictures.names), CHUNK):
+        results = list(itertools.islice(decoded, CHUNK))
+        _require_usable(path, pictures.names[start : start + CHUNK], results)
+        yield np.stack([pixels for pixels, _ in results]), len(results)
 
 
-def _read_pictures(paths: list[Path], shape: ImageShape) -> Iterator[tuple[HostPixels, int]]:
-    for start in range(0, len(paths), CHUNK):
-        batch = np.stack([_read_picture(path, shape) for path in paths[start : start + CHUNK]])
-        yield batch, len(batch)
-
-
-def _read_picture(path: Path, shape: ImageShape) -> UInt8[np.ndarray, "height width channels"]:
-    try:
-        with open_picture(path) as opened:
-            picture = upright(opened)
-    except Exception as error:  # Pillow raises many types of exceptions for damaged files
-        raise UserError(f"{path}: not a readable image ({one_line(error)})") from error
-    if (picture.height, picture.width, CHANNELS.get(picture.mode)) != shape:
-        found = f"a {picture.mode} image of {picture.height} x {picture.width} pixels"
-        raise UserError(f"{path}: {found}, but the config requires height, width and channels {list(shape)}")
-    return np.asarray(in_colours(picture, shape[2])).reshape(shape)
+def _require_usable(path: Path, names: Sequence[str | int], results: Iterable[Decoded]) -> None:
+    skipped = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+    if skipped:
+        raise UserError(f"{unusable(path, skipped, len(names))}; all are scored or none: remove or replace these")

@@ -1,42 +1,52 @@
-"""The user's own images: a folder of pictures, one array file, or IDX files; a share of them is the test split."""
+"""The user's own images: a folder of pictures, one array file, or IDX files; and which of them are the test split."""
 
+import functools
 import hashlib
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from core.errors import UserError
-from images import arrays
+from images import arrays, content, idx
 from images.decoded import NO_LABEL, Pictures, Source
-from images.folder import Entry, classes_of, scan
+from images.folder import Entry, Listing, arrange, scan, summary
 from images.pixels import open_picture
 
-KINDS = (
-    "a folder of PNG, JPEG or WebP pictures, a .npy or .npz of uint8, or IDX files (Debian's package "
-    "dataset-fashion-mnist installs some)"
-)
+KINDS = f"{content.KINDS} (Debian's package dataset-fashion-mnist installs some)"
+ALL = "all"  # every image of a folder, in place of a split
 
 
 def source(path: Path, split: str, held_out: float) -> Source:
     """The 'train' or 'test' split of the images at `path`, which must exist.
 
-    IDX files have their own test split. Of all other images, a share `held_out` is the test split.
+    IDX files have their own test split. So have pictures in folders for training and test (`images.folder.arrange`);
+    validation pictures are the test split if there is no other. Of all other images, a share `held_out` is.
 
     Raises UserError if there are no images, or if `path` is of an unknown kind. A file is read later, by `Source.read`.
     """
-    if path.is_dir() and any(arrays.idx_pair(path, name)[0] for name in arrays.IDX_NAMES):
-        return _idx_source(path, split)
-    if split == "test" and held_out == 0:
-        raise UserError(f"{path} has no test split: data.held_out=0 keeps every image for training")
     if path.is_dir():
-        return _folder_source(path, split, held_out)
-    if path.suffix not in (".npy", ".npz") and arrays.IDX_IMAGES not in path.name:
-        raise UserError(f"{path}: unsupported file type; data.path must be {KINDS}")
+        return folder_source(path, split, held_out)
+    arrays.require_array(path)
+    _require_share(path, split, held_out)
     return _array_source(path, split, held_out)
+
+
+def folder_source(root: Path, split: str, held_out: float = 0) -> Source:
+    """The 'train' or 'test' split, or ALL, of the pictures or IDX files in a folder; see `source`."""
+    listing = scan(root)
+    pairs = idx.pairs(root, [entry.name for entry in listing.idx])
+    if not pairs:
+        return _picture_source(root, listing, split, held_out)
+    pictures = [entry.name for entry in listing.pictures if not entry.trouble]
+    if pictures:
+        found = f"IDX files ({listing.idx[0].name!r}) and {len(pictures)} pictures ({pictures[0]!r})"
+        raise UserError(f"{root} holds {found}: name a folder with one kind")
+    return _idx_source(root, listing, pairs, split)
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -49,31 +59,71 @@ def is_held_out(name: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _folder_source(root: Path, split: str, held_out: float) -> Source:
-    """Unreadable entries are reported in both splits; their contents are unknown."""
-    entries, others = scan(root)
-    name = f"{root}{_ignored(others)}"
+def _require_share(path: Path, split: str, held_out: float) -> None:
+    if split == "test" and held_out == 0:
+        raise UserError(f"{path} has no test split: data.held_out=0 keeps every image for training")
+
+
+def _test_name(splits: Collection[str]) -> str:
+    """The split that is the test split: 'test', or else 'validation'; '' if there is neither."""
+    return next((name for name in ("test", "validation") if name in splits), "")
+
+
+def _picture_source(root: Path, listing: Listing, split: str, held_out: float) -> Source:
+    entries = listing.pictures
+    ignored = _ignored(listing.others + _because("IDX labels without images", listing.idx))
     if not entries:
-        raise UserError(f"{root}: no PNG, JPEG or WebP pictures{_ignored(others)}")
-    classes = classes_of(entries)
-    chosen = [entry for entry in entries if entry.trouble or is_held_out(entry.name, held_out) == (split == "test")]
-    identity = {"folder": str(root.resolve()), "classes": classes, "files": _entries_sha256(chosen)}
-    labels = {class_name: label for label, class_name in enumerate(classes)}
+        found = f" ({ignored})" if ignored else ""
+        raise UserError(f"{root}: holds no images{found}; images are read from {content.KINDS}")
+    arrangement = arrange(entries)
+    chosen = _chosen(root, entries, arrangement.splits, split=split, held_out=held_out)
+    files = [entries[i] for i in chosen]
+    identity = {"folder": str(root.resolve()), "classes": arrangement.names, "files": _entries_sha256(files)}
+    labels = {class_name: label for label, class_name in enumerate(arrangement.names)}
 
     def open_one(i: int) -> tuple[Image.Image, int]:
-        entry = chosen[i]
-        if entry.trouble:
-            raise ValueError(entry.trouble)
-        label = labels.get(entry.name.split("/")[0], NO_LABEL)
-        return open_picture(root / entry.name), label
+        if files[i].trouble:
+            raise ValueError(files[i].trouble)
+        return open_picture(root / files[i].name), labels.get(arrangement.classes[chosen[i]], NO_LABEL)
 
-    return Source(name, identity, lambda: Pictures([entry.name for entry in chosen], open_one))
+    note = _note(root, _usage(arrangement.splits, split), ignored)
+    return Source(str(root), identity, lambda: Pictures([entry.name for entry in files], open_one), note)
 
 
-def _ignored(others: Counter[str]) -> str:
-    """The number of ignored files by ending, in parentheses; empty if there are none."""
-    counts = [f"{count} of *{ending}" for ending, count in sorted(others.items())]
-    return f" (ignored: {', '.join(counts)})" if counts else ""
+def _chosen(root: Path, entries: list[Entry], splits: list[str], *, split: str, held_out: float) -> list[int]:
+    """The indices of the entries of a split. Unreadable entries outside the folders of splits are in every split."""
+    if split == ALL:
+        return list(range(len(entries)))
+    test = _test_name(splits)
+    if test:
+        wanted = test if split == "test" else "train"
+        return [i for i, found in enumerate(splits) if found == wanted or (entries[i].trouble and not found)]
+    _require_share(root, split, held_out)
+    is_test = split == "test"
+    return [i for i, entry in enumerate(entries) if entry.trouble or is_held_out(entry.name, held_out) == is_test]
+
+
+def _usage(splits: list[str], split: str) -> str:
+    """The number of pictures in the folders of each split, and which are not used; empty without such folders."""
+    if not any(splits):
+        return ""
+    counts = Counter(splits)
+    used = set(counts) if split == ALL else {"train", _test_name(splits)}
+    parts = [f"{name or 'outside'} {counts[name]}{'' if name in used else ' (not used)'}" for name in sorted(counts)]
+    return f"pictures in folders of splits: {', '.join(parts)}"
+
+
+def _because(trouble: str, entries: list[Entry]) -> list[Entry]:
+    return [entry._replace(trouble=trouble) for entry in entries]
+
+
+def _ignored(entries: list[Entry]) -> str:
+    return f"ignored: {summary(entries)}" if entries else ""
+
+
+def _note(root: Path, *facts: str) -> str:
+    """The facts in one line; empty if all are."""
+    return f"{root}: {'; '.join(filter(None, facts))}" if any(facts) else ""
 
 
 def _entries_sha256(entries: list[Entry]) -> str:
@@ -94,13 +144,25 @@ def _array_source(path: Path, split: str, held_out: float) -> Source:
     return Source(str(path), {"files": [_stamp(path)], "held_out": held_out}, read)
 
 
-def _idx_source(folder: Path, split: str) -> Source:
-    def read() -> Pictures:
-        images, labels = arrays.read_idx_pair(folder, split)
-        return arrays.pictures(images, labels, np.arange(len(images)))
+def _idx_source(root: Path, listing: Listing, pairs: dict[str, idx.Pair], split: str) -> Source:
+    names = {"train": ["train"], "test": [_test_name(pairs)], ALL: sorted(pairs)}[split]
+    chosen = [pairs[name] for name in names if name in pairs]
 
-    paths = [path for path in arrays.idx_pair(folder, split) if path]
-    return Source(str(folder), {"files": [_stamp(path) for path in paths]}, read)
+    def read() -> Pictures:
+        if not chosen:
+            raise UserError(f"no {idx.FILES[split]}[.gz] in {root}: the {split} split is missing")
+        openers = []
+        for pair in chosen:
+            images, labels = arrays.read_pair(pair)
+            part = arrays.pictures(images, labels, np.arange(len(images)))
+            openers += [functools.partial(part.open, i) for i in range(len(images))]
+        return Pictures(range(len(openers)), lambda i: openers[i]())
+
+    paths = [path for pair in chosen for path in pair if path]
+    read_names = {path.relative_to(root).as_posix() for pair in pairs.values() for path in pair if path}
+    spare = _because("IDX beside those that are read", [entry for entry in listing.idx if entry.name not in read_names])
+    note = _note(root, _ignored(listing.others + listing.pictures + spare))
+    return Source(str(root), {"files": [_stamp(path) for path in paths]}, read, note)
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

@@ -7,26 +7,30 @@ from core import files, plots, tables
 from core.shapes import HostPixels
 from metrics import figures
 from metrics.results import Result, folder_name
+from sampling.late_start import LABELS, ONE
 
 COMPARED = 24  # images of a run in a row of the picture
 
-PURE_NOISE = (False, "", False)
-"""The kind of start (gls, baseline, chooses_start) of a run from pure noise."""
-
 
 def compare(results: Sequence[Result]) -> list[list[Result]]:
-    """A cell for each sampler and n_steps: the run from pure noise, then the best run of each other kind of start."""
+    """A cell for each sampler and n_steps: the best run of each kind of start, those from pure noise first."""
     cells: dict[tuple, dict[tuple, Result]] = {}
     for run in results:
         kinds = cells.setdefault((run["sampler"], run["n_steps"]), {})
-        kind = (run["gls"], run["baseline"], run["chooses_start"])
+        kind = (run["gls"], run.get("components"), run["baseline"], run["chooses_start"])
         if kind not in kinds or run["score"] < kinds[kind]["score"]:
             kinds[kind] = run
-    return [[kinds[PURE_NOISE], *(kinds[kind] for kind in kinds if kind != PURE_NOISE)] for kinds in cells.values()]
+    return [sorted(kinds.values(), key=lambda run: run["gls"]) for kinds in cells.values()]
+
+
+def gain(run: Result, cell: Sequence[Result]) -> float | None:
+    """The factor by which a late start lowers the score of the better start from pure noise; None for other runs."""
+    pure_noise = [other["score"] for other in cell if not other["gls"] and other["baseline"] != "afs"]
+    return min(pure_noise) / run["score"] if run["gls"] and pure_noise else None
 
 
 def comparison_table(cells: Sequence[Sequence[Result]]) -> str:
-    """The paper's Table 1 with three more columns: NFE, the start, and the factor by which the score falls."""
+    """The paper's Table 1 with three more columns: NFE, the start, and the `gain`."""
     rows = [
         [
             run["sampler"],
@@ -34,10 +38,10 @@ def comparison_table(cells: Sequence[Sequence[Result]]) -> str:
             "adaptive" if run["nfe"] is None else str(run["nfe"]),
             start_label(run),
             f"{run['score']:.2f}",
-            "" if run is full else f"{full['score'] / run['score']:.1f}x",
+            f"{factor:.1f}x" if (factor := gain(run, cell)) else "",
         ]
-        for full, *others in cells
-        for run in (full, *others)
+        for cell in cells
+        for run in cell
     ]
     return tables.aligned(("sampler", "n", "NFE", "start", "score", "gain"), rows)
 
@@ -58,8 +62,15 @@ def row_label(run: Result) -> str:
 
 
 def start_label(run: Result) -> str:
-    """The time of the start, with the baseline, and with "auto" for an automatic start."""
-    return f"{run['t_start']} {run['baseline']} {'auto' if run['chooses_start'] else ''}".strip()
+    """The time of the start, with its components, its baseline, and "auto" for an automatic start."""
+    parts = [str(run["t_start"]), components_label(run), run["baseline"], "auto" if run["chooses_start"] else ""]
+    return " ".join(filter(None, parts))
+
+
+def components_label(run: Result) -> str:
+    """The components of a late start in words; empty for a single Gaussian."""
+    components = run.get("components", ONE)
+    return {ONE: "", LABELS: "labels"}.get(components, f"{components} clusters")
 
 
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
@@ -67,8 +78,8 @@ def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, 
 
     starts.png shows the scores against the start. critical: times that are marked in it, by their labels.
     """
-    columns = ("sampler", "n_steps", "nfe", "gls", "baseline", "chooses_start", "t_start", "score")
-    values = [[run[name] for name in columns] for run in results]
+    columns = ("sampler", "n_steps", "nfe", "gls", "components", "baseline", "chooses_start", "t_start", "score")
+    values = [[({"components": ONE} | run)[name] for name in columns] for run in results]
     files.write_text(folder / "sweep.csv", tables.to_csv(columns, values))
     files.write_json(folder / "sweep.json", {"results": list(results)})
     cells = compare(results)

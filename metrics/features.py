@@ -94,9 +94,9 @@ def _inception_features(config: ConfigDict, may_train: bool) -> Features:
     if not config.eval.inception_weights:
         target = files.REPOSITORY / path_field(config, "assets_dir") / "inception" / INCEPTION_FILE
         path = fetch(INCEPTION_URL, target, INCEPTION_SHA256)
-    network = inception.load_network(path)
+    network = inception.load(path)
     return Features(
-        extract=inception.features_fn(network),
+        extract=network,
         dim=inception.FEATURES,
         name="inception",
         score_name="FID",

@@ -30,7 +30,7 @@ def draw_scores(path: Path, results: Sequence[Result], critical: Times) -> None:
     rows = ceil_div(len(samplers), MOST_COLUMNS)
     columns = ceil_div(len(samplers), rows)
     size = plots.WIDE if columns == 1 else (max(3.4 * columns, plots.WIDE[0]), 2.7 * rows + 0.8)
-    with plots.panels(path, size, rows, columns, sharex=True, sharey=True, layout="constrained") as axes:
+    with plots.panels(path, size, rows=rows, columns=columns, sharex=True, sharey=True, layout="constrained") as axes:
         _scale_scores(axes[0, 0], results, critical)
         for axis, sampler in itertools.zip_longest(axes.flat, samplers):
             if sampler is None:

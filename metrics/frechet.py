@@ -11,16 +11,16 @@ import scipy.linalg
 from jaxtyping import Float, Int, Real
 
 from core.moments import Moments
+from core.shapes import AnyArray
 from metrics import kid_prdc
 from metrics.tally import merged
 
+Mean = Real[np.ndarray, "dim"]
 
-def frechet_distance(
-    mean1: Real[np.ndarray, "..."],
-    cov1: Real[np.ndarray, "..."],
-    mean2: Real[np.ndarray, "..."],
-    cov2: Real[np.ndarray, "..."],
-) -> float:
+Covariance = Real[np.ndarray, "dim dim"]
+
+
+def frechet_distance(mean1: AnyArray, cov1: AnyArray, mean2: AnyArray, cov2: AnyArray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception features, the FID.
 
     Means have shape [dim], covariances [dim, dim]; computed in float64. Raises ValueError for shapes that do not fit
@@ -36,7 +36,7 @@ def frechet_distance(
     return _distance(mean1=mean1, factor1=_factor(cov1), mean2=mean2, cov2=cov2)
 
 
-def _factor(cov: Real[np.ndarray, "dim dim"]) -> Float[np.ndarray, "dim dim"]:
+def _factor(cov: Covariance) -> Float[np.ndarray, "dim dim"]:
     """F with F F^T = cov."""
     try:
         return np.linalg.cholesky(cov)
@@ -45,12 +45,7 @@ def _factor(cov: Real[np.ndarray, "dim dim"]) -> Float[np.ndarray, "dim dim"]:
         return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def _distance(
-    mean1: Real[np.ndarray, "dim"],
-    factor1: Float[np.ndarray, "dim dim"],
-    mean2: Real[np.ndarray, "dim"],
-    cov2: Real[np.ndarray, "dim dim"],
-) -> float:
+def _distance(mean1: Mean, factor1: Float[np.ndarray, "dim dim"], mean2: Mean, cov2: Covariance) -> float:
     """The Fréchet distance, with F = factor1 and C1 = F F^T.
 
     tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric matrix F^T C2 F.
@@ -73,8 +68,8 @@ class Reference:
       label_counts: the number of images with each label.
     """
 
-    mean: Real[np.ndarray, "dim"]
-    cov: Real[np.ndarray, "dim dim"]
+    mean: Mean
+    cov: Covariance
     digest: str
     description: str
     features: Float[np.ndarray, "kept dim"] | None = None
@@ -131,7 +126,7 @@ def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
     error = float(np.sqrt((len(groups) - 1) * np.var(rests)))
     if whole.count < 4 * whole.dim:
         return Distance(value, error, at_infinity=None)
-    return Distance(value, error, _limit(groups, to_reference, value, whole.count))
+    return Distance(value, error, _limit(groups, to_reference, value=value, count=whole.count))
 
 
 def _limit(groups: Sequence[Moments], to_reference: Callable[[Moments], float], value: float, count: int) -> float:

@@ -101,7 +101,13 @@ def label_scores(counts: Int[np.ndarray, "labels"], data_counts: Int[np.ndarray,
     p = counts / np.sum(counts)
     q = data_counts / np.sum(data_counts)
     distance = float(np.abs(p - q).sum() / 2)
-    return LabelScores(p.tolist(), q.tolist(), entropy(p), entropy(q), distance)
+    return LabelScores(
+        histogram=p.tolist(),
+        data_histogram=q.tolist(),
+        entropy=entropy(p),
+        data_entropy=entropy(q),
+        distance=distance,
+    )
 
 
 def entropy(shares: Float[np.ndarray, "labels"]) -> float:

@@ -39,6 +39,8 @@ class RunSettings(ScoreSettings, total=False):
     t_start: int
     t_last: int
     chooses_start: bool
+    components: str  # left out for a single Gaussian
+    classes: list[int]  # left out for all classes
     baseline: str
     history: bool
     spacing: str
@@ -51,6 +53,7 @@ class RunSettings(ScoreSettings, total=False):
     reference_file: str | None
     classifier: str | None
     gaussian_sha256: str | None
+    mixture_sha256: str  # left out for a single Gaussian
     eval_loss: float | None
     bits_per_dim: dict[str, Any] | None
     source: str  # the path of images generated elsewhere; they have no fields of sampling
@@ -103,6 +106,8 @@ def folder_name(settings: RunSettings) -> str:
         settings["sampler"],
         f"n{settings['n_steps']}",
         f"gls{start}" if settings["gls"] else "full",
+        f"components-{settings['components']}" if "components" in settings else "",
+        "-".join(["classes", *map(str, settings["classes"])]) if settings.get("classes") else "",
         settings["baseline"],
         settings["spacing"] if settings["spacing"] != "linear" else "",
         "clipped" if settings["clip_x0"] else "",

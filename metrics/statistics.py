@@ -1,5 +1,6 @@
-"""Statistics files: the Gaussian of a data set and the moments of its features, fitted, checked, saved and loaded."""
+"""Statistics files: fits of a data set by a Gaussian or a mixture, and the moments of its features."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Real, Shaped
+from jaxtyping import Int, Real, Shaped
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -20,14 +21,19 @@ from core.files import read_npz, write_npz
 from core.moments import EXACT_ROWS, Moments
 from core.paths import path_field
 from core.shapes import HostPixels
+from datasets import Split
 from metrics.features import Features
 from metrics.frechet import Reference
 from metrics.labels import Labeller
 from metrics.tally import Tally
+from sampling.components import FEWEST, clusters
+from sampling.components import fit_mixture as mixture_of
 from sampling.eigenpairs import ROWS
-from sampling.late_start import ARRAYS, DataGaussian, forms_covariance
+from sampling.late_start import ARRAYS, LABELS, ONE, DataGaussian, DataMixture, forms_covariance
 
-GAUSSIAN = "gaussian"  # a kind of statistics; the other kinds are the names of the features
+# Kinds of statistics; the other kinds are the names of the features.
+GAUSSIAN = "gaussian"
+MIXTURE = "mixture"  # followed by the value of sampling.components
 SPLIT = "train"  # samples are scored against this split
 VERSION = 3  # incremented when a statistics file would hold other numbers or other names
 AGAIN = "run --mode=fid_stats again with this config"
@@ -36,9 +42,9 @@ AGAIN = "run --mode=fid_stats again with this config"
 def stats_path(config: ConfigDict, kind: str) -> Path:
     """The file in which fid_stats saves the training split's statistics; kind is a name of features, or GAUSSIAN.
 
-    A Gaussian is in the network's range, so data.centered=false has a file of its own.
+    A Gaussian or mixture is in the network's range, so data.centered=false has a file of its own.
     """
-    suffix = "_01" if kind == GAUSSIAN and not config.data.centered else ""
+    suffix = "_01" if kind.startswith((GAUSSIAN, MIXTURE)) and not config.data.centered else ""
     name = f"{datasets.slug(config)}_{kind}{suffix}.npz"
     return files.REPOSITORY / path_field(config, "assets_dir") / "stats" / name
 
@@ -48,7 +54,14 @@ def require_stats(config: ConfigDict, *kinds: str) -> None:
     for kind in kinds:
         path = stats_path(config, kind)
         if not path.exists():
-            raise UserError(f"no {path}: run --mode=fid_stats with the same --config first")
+            components = kind.removeprefix(f"{MIXTURE}_")
+            field = f" and --config.sampling.components={components}" if components != kind else ""
+            raise UserError(f"no {path}: run --mode=fid_stats with the same --config{field} first")
+
+
+def mixture_kind(components: str) -> str:
+    """The kind of the statistics of late starts with this value of sampling.components."""
+    return GAUSSIAN if components == ONE else f"{MIXTURE}_{components}"
 
 
 # The origin of a statistics file: a JSON object that must agree with the config of the run that reads the file
@@ -121,8 +134,13 @@ def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussi
         gaussian = DataGaussian.from_moments(_moments(images), images.shape[1:])
     else:
         gaussian = DataGaussian.fit(lambda: _slices(images), rank)
+    return gaussian.scaled(*_to_network_range(centered))
+
+
+def _to_network_range(centered: bool) -> tuple[float, float]:
+    """(scale, shift) of pixels to the network's range."""
     low, high = np.float64(datasets.to_network_range(np.array([0, 255]), centered))
-    return gaussian.scaled((high - low) / 255, low)
+    return (high - low) / 255, low
 
 
 def _moments(images: HostPixels) -> Moments:
@@ -162,6 +180,72 @@ def load_gaussian(config: ConfigDict) -> DataGaussian:
         raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
     _checked_origin(_gaussian_origin(config) | _image_files(config), path, str(stored["origin"]))
     return DataGaussian.of_arrays(stored, path)
+
+
+# The mixture
+
+
+def require_components(components: str, split: Split) -> None:
+    """Raises UserError if the images have no labels for components="labels", or are too few for so many clusters."""
+    field = f"sampling.components={components!r}"
+    count = len(split.images)
+    if components != LABELS:
+        most = max(count // FEWEST, 1)
+        if int(components) > most:
+            raise UserError(f"{field} is too many for {count} images: at most {most}, so that each has {FEWEST} images")
+    elif split.labels is None:
+        raise UserError(f"{field} needs labels, and this data set has none; give a number of clusters, such as '10'")
+    else:
+        sizes = np.bincount(split.labels)
+        few = np.flatnonzero((sizes > 0) & (sizes < 2))
+        if len(few):
+            raise UserError(f"{field}: class {few[0]} has one image; a covariance needs at least 2. Use clusters")
+
+
+def fit_mixture(
+    gaussian: DataGaussian, split: Split, components: str, *, centered: bool
+) -> tuple[DataMixture, Int[np.ndarray, "components"]]:
+    """The mixture of sampling.components in the network's range, and the class or cluster number of each component.
+
+    gaussian: the Gaussian of all images in the network's range.
+    """
+    scale, shift = _to_network_range(centered)
+    of_pixels = gaussian.scaled(1 / scale, -shift / scale)
+    if components == LABELS:
+        names, assignment = np.unique(split.labels, return_inverse=True)
+    else:
+        assignment = clusters(of_pixels, split.images, int(components))
+        names = np.arange(assignment.max() + 1)
+    return mixture_of(of_pixels, split.images, assignment).scaled(scale, shift), names
+
+
+def save_mixture(
+    config: ConfigDict, components: str, mixture: DataMixture, names: Int[np.ndarray, "components"]
+) -> Path:
+    """Writes the mixture with its origin, and the class or cluster number of each component."""
+    path = stats_path(config, mixture_kind(components))
+    origin = _gaussian_origin(config) | _image_files(config) | {"components": components}
+    write_npz(path, mixture.arrays() | {"names": names, "origin": np.asarray(json.dumps(origin))})
+    return path
+
+
+def load_mixture(config: ConfigDict) -> DataMixture:
+    """The mixture of config.sampling.components, restricted to config.sampling.classes if there are any.
+
+    Raises UserError if the file is broken or was made of other data, and for a class that does not exist.
+    """
+    settings = config.sampling
+    path = stats_path(config, mixture_kind(settings.components))
+    names = {field.name for field in dataclasses.fields(DataMixture)}
+    stored = read_npz(path, required=names | {"names", "origin"})
+    expected = _gaussian_origin(config) | _image_files(config) | {"components": settings.components}
+    _checked_origin(expected, path, str(stored["origin"]))
+    mixture = DataMixture.of_arrays(stored, path)
+    classes = stored["names"].tolist()
+    unknown = sorted(set(settings.classes) - set(classes))
+    if unknown:
+        raise UserError(f"sampling.classes: no class {unknown[0]}; the classes are {', '.join(map(str, classes))}")
+    return mixture.restricted([classes.index(label) for label in settings.classes]) if settings.classes else mixture
 
 
 # The reference of scores

@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.moments import Moments
 from core.shapes import HostPixels, Pixels
 from images import generated
+from images.generated import OpenedImages
 from metrics.features import Features, rebatched
 from metrics.labels import Labeller
 
@@ -118,28 +119,35 @@ def tally_split(images: HostPixels, features: Features, labeller: Labeller | Non
     batches = datasets.in_order(images, size)
     for batch, _ in tqdm(batches, desc="features", total=ceil_div(len(images), size)):
         count = min(size, len(images) - tally.count)
-        observe(tally, features, labeller, parallel.shard_batch(batch), count=count)
+        observe(tally, features, labeller, pixels=parallel.shard_batch(batch), count=count)
     return tally
 
 
-def tally_images(config: ConfigDict, features: Features, labeller: Labeller | None, path: Path) -> tuple[Tally, str]:
-    """The tally of the images in a folder or an .npz file, and the SHA-256 of their pixels.
+def open_images(config: ConfigDict, path: Path) -> OpenedImages:
+    """The images in a folder or an array file, after all are checked.
 
     Raises UserError for a single image, and for the reasons that `generated.open_images` gives.
     """
-    total, images = generated.open_images(path, datasets.image_shape(config))
-    if total < 2:
+    images = generated.open_images(path, datasets.image_shape(config))
+    if images.count < 2:
         raise UserError(f"{path}: holds one image; a covariance needs at least 2")
-    tally = Tally(features.dim, stride=ceil_div(total, RESERVOIR))
+    return images
+
+
+def tally_images(
+    config: ConfigDict, features: Features, labeller: Labeller | None, images: OpenedImages
+) -> tuple[Tally, str]:
+    """The tally of images made elsewhere, and the SHA-256 of their pixels."""
+    tally = Tally(features.dim, stride=ceil_div(images.count, RESERVOIR))
     digest = hashlib.sha256()
 
     def hashed() -> Iterator[tuple[HostPixels, int]]:
-        for batch, count in images:
+        for batch, count in images.batches:
             digest.update(batch.tobytes())
             yield batch, count
 
-    with tqdm(total=total, desc=path.name, unit="image") as progress:
-        for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, total)):
+    with tqdm(total=images.count, desc=images.path.name, unit="image") as progress:
+        for pixels, count in rebatched(hashed(), min(config.eval.feature_batch_size, images.count)):
             observe(tally, features, labeller, pixels, count=count)
             progress.update(count)
     return tally, digest.hexdigest()

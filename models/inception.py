@@ -251,7 +251,7 @@ class Network:
 
 
 def load(path: str | Path) -> Network:
-    """The feature extractor with the weights of a file, features_fn(images) -> [B, 2048].
+    """The feature extractor with the weights of a file.
 
     path: a .pth as published by pytorch-fid, or an .npz with the same names and layouts.
 
@@ -262,20 +262,11 @@ def load(path: str | Path) -> Network:
     network = _abstract()
     sha256 = hashlib.sha256()
     for keys, variable in _convolutions(network):
-        kernel, bias = _fold(path, named, ".".join(keys), variable.kernel.shape)
+        kernel, bias = _fold(path, named, name=".".join(keys), shape=variable.kernel.shape)
         sha256.update(kernel.tobytes() + bias.tobytes())
         variable.kernel.set_value(jnp.asarray(kernel))
         variable.bias.set_value(jnp.asarray(bias))
     return Network(replicate(nnx.state(network)), sha256.hexdigest())
-
-
-# TODO of issue 25: both go when metrics/features.py and benchmarks/fid.py call `load`.
-load_network = load
-
-
-def features_fn(network: Network) -> Network:
-    """The network, with its weights on all devices."""
-    return dataclasses.replace(network, params=replicate(network.params))
 
 
 @jax.jit

@@ -100,7 +100,7 @@ class GroupNorm(nnx.GroupNorm):
 
     def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
         if jax.default_backend() == "cpu":
-            return cpu.group_norm(x, self.scale[...], self.bias[...], self.num_groups, self.epsilon)
+            return cpu.group_norm(x, self.scale[...], self.bias[...], groups=self.num_groups, epsilon=self.epsilon)
         return super().__call__(x)
 
 

@@ -172,7 +172,7 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
                 _combine(name, stack, marks)
 
 
-@no_type_check  # at run time, which would slow down the tests: it is called for every operation
+@no_type_check  # called for every operation, so run-time checks would slow down the tests
 def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
     """Executes an operation that combines values of the stack."""
     match name:
@@ -194,7 +194,7 @@ def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
             raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
 
 
-@no_type_check  # at run time, which would slow down the tests: it is called for every operation
+@no_type_check  # called for every operation, so run-time checks would slow down the tests
 def _take(name: str, stack: list[Any], marks: list[int]) -> list[Any]:
     """Removes the operands of an operation from the stack."""
     start = len(stack) - TAKES[name] if name in TAKES else marks.pop()
@@ -246,7 +246,7 @@ def _rebuild(name: Any, arguments: Any) -> Any:
         case "collections OrderedDict", ():
             return {}
         case "torch._utils _rebuild_tensor_v2", (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
-            return _tensor(storage, offset, shape, strides)
+            return _tensor(storage, offset, shape=shape, strides=strides)
         case "torch._utils _rebuild_parameter", (np.ndarray() as tensor, *_):
             return tensor
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")

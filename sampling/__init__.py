@@ -23,7 +23,7 @@ class Sampler(NamedTuple):
     """
 
     run: Callable[..., tuple[Images, Records]]
-    order: int | None = None  # of convergence; None where fixed steps have none
+    order: int | None = None  # of convergence; None for stochastic and adaptive samplers
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
     history_from: int | None = None  # the smallest number of steps that uses a history; None where none is used
@@ -66,6 +66,8 @@ def applies(baseline: str, name: str, n_steps: int) -> bool:
     """Whether one of late_start.BASELINES changes the result of a sampler with this number of steps."""
     if baseline == "no_history":
         return lookup(name).takes_history(n_steps)
+    if baseline == "leading":
+        return n_steps >= 2
     return baseline != "afs" or (n_steps >= 2 and nfe(name, n_steps) is not None)
 
 

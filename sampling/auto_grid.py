@@ -26,7 +26,7 @@ def fine_times(num_timesteps: int) -> Int[np.ndarray, "fine"]:
     """FINE_STEPS times from the schedule's last time to 0, descending, in equal steps of sqrt(t): denser near data."""
     roots = np.linspace(np.sqrt(num_timesteps - 1), 0, min(FINE_STEPS, num_timesteps))
     times = np.rint(roots**2).astype(np.int32)
-    return np.maximum(times, np.arange(len(times))[::-1])  # near 0, where squares repeat, every integer
+    return np.maximum(times, np.arange(len(times))[::-1])  # every integer near 0, where rounded squares repeat
 
 
 @functools.partial(jax.jit, static_argnames="num_measured")
@@ -40,9 +40,10 @@ def walk(
 ) -> tuple[Images, Float[Array, "fine fine+1"]]:
     """Integrates x from times[0] through all `times` to clean data: (x_0, errors).
 
-    The steps are Adams and Bashforth's of order 2 in v; the first has order 1. errors[i, j] is the error of a DDIM step
-    from the i-th time to the j-th (the last j: clean data), as the squared distance after the flow of `gaussian` to
-    clean data, averaged over the first num_measured images; infinite for j <= i. One network evaluation per time.
+    The steps are Adams and Bashforth's of order 2 in v; the first has order 1. There is one network evaluation per
+    time. errors[i, j] is the error of a DDIM step from the i-th time to the j-th, or to clean data for the last j. The
+    error is propagated to clean data by the flow of `gaussian`, squared, and averaged over the first num_measured
+    images. It is infinite for j <= i.
     """
     schedule = denoiser.schedule
     starts, ends = intervals(times, x.dtype)

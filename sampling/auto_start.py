@@ -22,7 +22,7 @@ from core.diffusion import Denoiser
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
 from sampling.generate import generate, prior
-from sampling.late_start import DataGaussian
+from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
 
 SHARE = 0.15  # of the evaluation's network calls
@@ -90,15 +90,17 @@ def needs_gaussian(config: ConfigDict) -> bool:
 def choose(
     config: ConfigDict,
     denoiser: Denoiser,
-    gaussian: DataGaussian,
     *,
+    gaussian: DataGaussian,
+    mixture: DataMixture | None,
     image_shape: ImageShape,
     axes: tuple[Extract, Axes] | None,
 ) -> AutoStart:
     """The time grid of config.sampling where its start, its spacing or both are automatic.
 
-    gaussian: the Gaussian of the data. axes: the data's axes, needed for an automatic start. The result is a
-    deterministic function of the weights and the config.
+    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. axes:
+    the data's axes, needed for an automatic start. The result is a deterministic function of the weights and the
+    config.
     """
     settings = config.sampling
     num = config.eval.num_samples
@@ -110,15 +112,16 @@ def choose(
     errors = None
     if chooses_grid(config):
         measured = min(size, parallel.round_up(GRID_IMAGES))
-        noise, _ = prior(config.seed, first_chunk * size, measured, image_shape)
-        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times, num_measured=min(size, GRID_IMAGES))
+        noise, _ = prior(config.seed, first=first_chunk * size, batch_size=measured, image_shape=image_shape)
+        num_measured = min(size, GRID_IMAGES)
+        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times=times, num_measured=num_measured)
         errors = np.asarray(parallel.replicate(errors), np.float64)
         calls += len(times) * measured
 
     def grid(t_start: int) -> np.ndarray:
         if errors is not None:
-            return cheapest_grid(errors, times, settings.n_steps, t_start)
-        return time_grid(settings.n_steps, t_start, settings.spacing, denoiser.schedule)
+            return cheapest_grid(errors, times, n_steps=settings.n_steps, t_start=t_start)
+        return time_grid(settings.n_steps, t_start, spacing=settings.spacing, schedule=denoiser.schedule)
 
     last = denoiser.schedule.num_timesteps - 1
     candidates = []
@@ -129,13 +132,13 @@ def choose(
         def draw(t_start: int, k: int) -> np.ndarray:
             first = (first_chunk + k) * size
             shape = {"image_shape": image_shape, "num": first + size, "batch_size": size}
-            [(x0, _)] = generate(config, denoiser, gaussian, grid(t_start), **shape, first=first)
+            [(x0, _)] = generate(config, denoiser, mixture, timesteps=grid(t_start), **shape, first=first)
             return extract(x0)
 
         least = settings.n_steps - 1 if errors is None else least_start(times, settings.n_steps)
-        start, candidates, drawn = _search(draw, data, max(least, 1), last)
+        start, candidates, drawn = _search(draw, data, least=max(least, 1), last=last)
         calls += drawn * size * nfe
-    return AutoStart(grid(start), candidates, calls, calls / (num * nfe))
+    return AutoStart(grid(start), candidates, network_calls=calls, share=calls / (num * nfe))
 
 
 def _chunk_size(config: ConfigDict, nfe: int) -> int:

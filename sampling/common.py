@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from core.diffusion import Denoiser, NoiseSchedule, per_image
 from core.shapes import Images
 
 History = Callable[[jax.Array], tuple[Images, Images]]
-"""Predictions above the start of sampling: maps a scalar alpha_bar to the x_0 and eps predicted there."""
+"""Predictions at and above the start of sampling, for example the data's Gaussian's: maps a scalar alpha_bar to the x_0
+and eps predicted there. Solvers use only their change from the start, see `joined`."""
 
 
 class Evaluation(NamedTuple):
@@ -105,18 +106,20 @@ def linear_multistep(
     x_weights: Float[Array, "steps"],
     weights: Float[Array, "steps length"],
     known: Sequence[Images] | Float[Array, "known batch height width channels"] = (),
+    relative: bool = False,
 ) -> tuple[Images, Records]:
     """A linear multistep solver: step i is x <- x_weights[i] x + sum_j weights[i, j] p_{i-j}.
 
     p_i is the prediction of evaluate(x, times[i]), which also returns a record. weights[i, j] must be zero where
-    j > i + len(known). known: predictions from before the first step, newest first.
+    j > i + len(known). known: predictions from before the first step, newest first. relative: whether they are changes
+    relative to the prediction of the first step (see `joined`).
     """
 
     def step(carry, row):
         x, past = carry
         t, x_weight, weights = row
         prediction, record = evaluate(x, t)
-        past = jnp.concatenate([prediction[None], past[:-1]])
+        past = joined(prediction, past, changes=relative & (t == times[0]))
         return (per_image(x_weight, x) * x + weighted_sum(weights, past), past), record
 
     past = filled(known, weights.shape[1], x)
@@ -124,10 +127,23 @@ def linear_multistep(
     return x, records
 
 
+def joined(
+    prediction: Images, past: Float[Array, "length batch height width channels"], changes: Bool[Array, ""] | bool
+) -> Float[Array, "length batch height width channels"]:
+    """The newest prediction, followed by the past ones; the oldest is dropped.
+
+    At the first step of a solver with a history, `past` holds changes: the history's predictions above the start, minus
+    the history's prediction at the start. The network's prediction at the start is added to them. Otherwise the jump
+    between network and history at the start would be taken for a derivative, and the solver would have order 1.
+    """
+    past = jnp.where(changes, past + prediction, past)
+    return jnp.concatenate([prediction[None], past[:-1]])
+
+
 def filled(
     known: Sequence[Images] | Float[Array, "known batch height width channels"], length: int, x: Images
 ) -> Float[Array, "{length} *image"]:
-    """The known predictions, newest first, padded with zeros to `length`."""
+    """The known images, newest first, padded with zeros to `length`."""
     return jnp.stack([*known, *[jnp.zeros_like(x)] * (length - len(known))])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 import sampling
@@ -16,14 +16,14 @@ from core.parallel import own_rows, replicate, round_up, shard_batch
 from core.rng import image_keys, image_noise, key_for
 from core.shapes import Images, ImageShape, Keys, Timesteps
 from sampling.common import Callback, Evaluation, clip_x0
-from sampling.late_start import DataGaussian, analytic_first_step
+from sampling.late_start import Components, DataMixture, analytic_first_step
 from sampling.time_grid import time_grid
 
 
 def generate(
     config: ConfigDict,
     denoiser: Denoiser,
-    gaussian: DataGaussian | None,
+    mixture: DataMixture | None,
     timesteps: Timesteps,
     *,
     image_shape: ImageShape,
@@ -36,7 +36,7 @@ def generate(
     Args:
       config: sampler, clipping, baseline and seed are read.
       denoiser: one compilation serves all its weights and all starts.
-      gaussian: the distribution of late starts, also used for the solvers' history. None: start from pure noise.
+      mixture: the distribution of late starts, also used for the solvers' history. None: start from pure noise.
       timesteps: the grid of the sampler, descending; see `grid_of`.
       image_shape: (height, width, channels).
       num: number of images, counted from index 0.
@@ -46,9 +46,10 @@ def generate(
     The last batch has full size, so that nothing is compiled again; its images beyond `count` are to be dropped.
     """
     batch_size = round_up(min(batch_size, num))
-    run = _batch_sampler(config, denoiser, gaussian, timesteps)
+    run = _batch_sampler(config, denoiser, mixture, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        x0 = run(*prior(config.seed, start, batch_size, image_shape))
+        noise, keys = prior(config.seed, start, batch_size, image_shape)
+        x0 = run(noise, keys, _components(mixture, config.seed, start, batch_size))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
 
@@ -56,25 +57,26 @@ def generate(
 def _batch_sampler(
     config: ConfigDict,
     denoiser: Denoiser,
-    gaussian: DataGaussian | None,
+    mixture: DataMixture | None,
     timesteps: Timesteps,
     callback: Callback | None = None,
-) -> Callable[[Images, Keys], Any]:
-    """A function from pure noise and keys to what `sampling.sample` returns for the settings of config.sampling."""
+) -> Callable[[Images, Keys, Components | None], Any]:
+    """A function from pure noise, keys and components to what `sampling.sample` returns for config.sampling."""
     settings = config.sampling
-    if gaussian is not None and settings.baseline == "isotropic":
-        gaussian = replicate(gaussian.isotropic())
+    if mixture is not None and settings.baseline == "isotropic":
+        mixture = replicate(mixture.isotropic())
     denoiser, ab_start = replicate((denoiser, denoiser.schedule.alpha_bar(timesteps[0])))
-    with_history = gaussian is not None and uses_history(config)
+    with_history = mixture is not None and uses_history(config)
 
-    def run(noise, keys):
-        x_start = noise if gaussian is None else _late_start(gaussian, noise, ab_start)
+    def run(noise, keys, component):
+        x_start = noise if mixture is None else _late_start(mixture, noise, component, ab_start)
+        past = jax.tree_util.Partial(DataMixture.predictions, mixture, noise, component) if with_history else None
         return _sample(
             denoiser,
             x_start,
             timesteps,
             keys,
-            history=jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise) if with_history else None,
+            history=past,
             sampler=settings.sampler,
             clip_range=_clip_range(config),
             afs=settings.baseline == "afs",
@@ -100,10 +102,47 @@ def uses_history(config: ConfigDict) -> bool:
 
 
 def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timesteps:
-    """The time grid of config.sampling, descending: from its t_start with a late start, else from T - 1."""
+    """The time grid of config.sampling, descending.
+
+    It begins at t_start with a late start. From pure noise it begins at T - 1, or at T - T // n_steps for the baseline
+    "leading", where the paper and DDIM's own code begin.
+    """
     settings = config.sampling
-    t_start = settings.t_start if late else schedule.num_timesteps - 1
+    num_timesteps = schedule.num_timesteps
+    t_start = settings.t_start if late else num_timesteps - 1
+    if settings.baseline == "leading":
+        t_start = num_timesteps - num_timesteps // settings.n_steps
     return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
+
+
+def _components(mixture: DataMixture | None, seed: int, first: int, batch_size: int) -> Components | None:
+    """The component of each image from index `first` on, on the devices; None without a late start."""
+    if mixture is None:
+        return None
+    sequence = component_sequence(np.asarray(mixture.weights), seed, first, batch_size)
+    return shard_batch(sequence[own_rows(batch_size)])
+
+
+def component_sequence(
+    weights: Float[np.ndarray, "components"], seed: int, first: int, count: int
+) -> Int32[np.ndarray, "{count}"]:
+    """The components of the images with indices first .. first + count - 1.
+
+    The component of an image depends on the seed, its index and the weights only. The sequence is stratified: among the
+    first N images, component c occurs N weights[c] times, up to a difference of less than 2. The j-th occurrence of
+    component c is at the time (j + u) / weights[c], with u uniform in [0, 1), and the images take the occurrences in
+    the order of their times.
+    """
+    if len(weights) == 1:
+        return np.zeros(count, np.int32)
+    end = first + count
+    needed = np.ceil((end + len(weights)) * weights).astype(int) + 1
+    times = []
+    for component, (weight, occurrences) in enumerate(zip(weights, needed, strict=True)):
+        uniform = np.random.default_rng((seed, component)).random(occurrences)
+        times.append((np.arange(occurrences) + uniform) / weight)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    return np.repeat(np.arange(len(weights), dtype=np.int32), needed)[order[first:end]]
 
 
 def prior(seed: int, first: int, batch_size: int, image_shape: ImageShape) -> tuple[Images, Keys]:
@@ -120,7 +159,7 @@ def _draw(noise_rng, sampler_rng, indices, shape):
     return image_noise(image_keys(noise_rng, indices), 0, like), image_keys(sampler_rng, indices)
 
 
-_late_start = jax.jit(DataGaussian.sample)
+_late_start = jax.jit(DataMixture.sample)
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "clip_range", "afs", "callback"), donate_argnames="x_start")
@@ -135,15 +174,17 @@ def _sample(denoiser, x_start, timesteps, keys, history, sampler, clip_range, af
 def record_trajectory(
     config: ConfigDict,
     denoiser: Denoiser,
-    gaussian: DataGaussian | None,
+    mixture: DataMixture | None,
     timesteps: Timesteps,
     *,
     image_shape: ImageShape,
     num: int,
 ) -> tuple[Float[np.ndarray, "nfe"], Float[np.ndarray, "nfe num height width channels"]]:
     """The times of all network evaluations and the x_0 predicted at each, for the first `num` images."""
-    run = _batch_sampler(config, denoiser, gaussian, timesteps, callback=_time_and_x0)
-    _, (times, predictions) = run(*prior(config.seed, 0, round_up(num), image_shape))
+    size = round_up(num)
+    run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
+    noise, keys = prior(config.seed, 0, size, image_shape)
+    _, (times, predictions) = run(noise, keys, _components(mixture, config.seed, 0, size))
     return np.asarray(times), np.asarray(predictions)[:, :num]
 
 

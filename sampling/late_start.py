@@ -1,21 +1,24 @@
-"""The Gaussian late start: the Gaussian with the mean and covariance of the noised data, in closed form for every t.
+"""The distribution of late starts: a Gaussian, or a mixture of Gaussians, fitted to the data, at every noise level.
 
 If the data have mean m and covariance S, then x_t has mean sqrt(ab) m and covariance ab S + (1 - ab) I. One
-eigendecomposition S = U L U^T, from one pass or a few passes over the data, therefore serves all t: sampling and the
-exact noise prediction of this Gaussian take two products with U each.
+eigendecomposition S = U L U^T, from one pass or a few passes over the data, therefore serves all t. If the data are a
+mixture of such Gaussians, for example one per class, then x_t is a mixture with the same weights. `DataMixture` draws
+from it and has its exact noise prediction. `DataGaussian` is the fit to all data, and the mixture of one component.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from core.diffusion import Denoiser, per_image
 from core.errors import UserError
@@ -26,10 +29,17 @@ from sampling.eigenpairs import leading_eigenpairs
 
 Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 
+Components = Int[Array | np.ndarray, "batch"]
+"""The component of each image, from 0 to K - 1."""
+
 EXACT_UP_TO = 4096  # the largest image dimension whose covariance is formed, in 134 MB
-# Alternatives that a late start is compared with: `analytic_first_step`, `DataGaussian.isotropic`, and a late start
-# without a history for multistep solvers.
-BASELINES = ("afs", "isotropic", "no_history")
+# Alternatives to the usual starts: pure noise at T - T/n, `analytic_first_step`, `DataMixture.isotropic`, and a late
+# start without a history for multistep solvers.
+BASELINES = ("leading", "afs", "isotropic", "no_history")
+# Values of sampling.components; the others are numbers of clusters.
+ONE = "1"
+LABELS = "labels"
+LOG_2_PI = math.log(2 * math.pi)
 ARRAYS = ("mean", "eigenvectors", "eigenvalues", "residual_variance", "image_shape")
 
 
@@ -137,10 +147,18 @@ class DataGaussian:
             residual_variance=scale**2 * self.residual_variance,
         )
 
-    def isotropic(self) -> "DataGaussian":
-        """The Gaussian with the same mean and the same variance in every direction, the mean variance."""
-        dim = len(self.mean)
-        return DataGaussian(self.mean, np.zeros((dim, 0)), np.zeros(0), self._trace / dim, self.image_shape)
+    def mixture(self) -> "DataMixture":
+        """The mixture of one component, this Gaussian."""
+        return DataMixture(
+            mean=self.mean,
+            eigenvectors=self.eigenvectors,
+            weights=np.ones(1),
+            means=jnp.zeros_like(jnp.asarray(self.eigenvalues)[None]),
+            rotations=np.zeros((1, 0, 0)),
+            variances=jnp.asarray(self.eigenvalues)[None],
+            residual_variances=jnp.reshape(jnp.asarray(self.residual_variance), (1,)),
+            image_shape=self.image_shape,
+        )
 
     def sample(self, noise: Images, alpha_bar: ArrayLike) -> Images:
         """x_t with exactly this Gaussian's mean and covariance at alpha_bar, a scalar or one per image.
@@ -149,55 +167,29 @@ class DataGaussian:
         is the map of the probability-flow ODE from pure noise, so the same noise gives comparable images from every
         start.
         """
-        signal = jnp.sqrt(alpha_bar)
-        noise_variance = 1 - jnp.asarray(alpha_bar)
-        return per_image(signal, noise) * self._mean_image(noise.dtype) + self._transform(
-            noise, lambda variance: jnp.sqrt(signal**2 * variance + noise_variance)
-        )
+        return self.mixture().sample(noise, _first(noise), alpha_bar)
 
     def eps(self, x: Images, alpha_bar: ArrayLike) -> Images:
         """The exact noise prediction at x for data with this Gaussian: -sqrt(1 - ab) times the score."""
-        ab = jnp.asarray(alpha_bar)
-        centred = x - per_image(jnp.sqrt(ab), x) * self._mean_image(x.dtype)
-        return self._transform(centred, lambda variance: jnp.sqrt(1 - ab) / _noised(variance, ab, x.dtype))
+        return self.mixture().eps(x, alpha_bar)
 
     def predictions(self, noise: Images, alpha_bar: ArrayLike) -> tuple[Images, Images]:
         """The exact predictions (x_0, eps) at the point x_t = sample(noise, alpha_bar), for a scalar alpha_bar.
 
-        They stand for the network's predictions above a late start. They are computed from the noise rather than from
-        x_t, so that x_0 loses no digits where alpha_bar is small.
+        They stand for the network's predictions above a late start.
         """
-        ab = jnp.asarray(alpha_bar)
-        dtype = noise.dtype
-        x0 = self._transform(noise, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(_noised(variance, ab, dtype)))
-        eps = self._transform(noise, lambda variance: jnp.sqrt((1 - ab) / _noised(variance, ab, dtype)))
-        return self._mean_image(noise.dtype) + x0, eps
+        return self.mixture().predictions(noise, _first(noise), alpha_bar)
 
     def carried(self, displacement: Images, alpha_bar: ArrayLike) -> Images:
         """A displacement of x_t, propagated to clean data by the probability flow of this Gaussian.
 
         Along an eigenvector of variance L it is multiplied by sqrt(L / (ab L + 1 - ab)).
         """
-        ab = jnp.asarray(alpha_bar)
-        dtype = displacement.dtype
-        tiny = jnp.finfo(dtype).tiny  # makes 0/0 equal 1 at alpha_bar = 1
-        return self._transform(
-            displacement, lambda variance: jnp.sqrt((variance + tiny) / _noised(variance, ab, dtype))
+        ab = _column(alpha_bar, displacement.dtype)
+        tiny = jnp.finfo(ab.dtype).tiny  # makes 0/0 equal 1 at alpha_bar = 1
+        return self.mixture().transform(
+            displacement, _first(displacement), lambda variance: jnp.sqrt((variance + tiny) / _noised(variance, ab))
         )
-
-    def _mean_image(self, dtype: jnp.dtype) -> jax.Array:
-        return jnp.asarray(self.mean, dtype).reshape(self.image_shape)
-
-    def _transform(self, images: Images, function: Callable[[jax.Array], jax.Array]) -> Images:
-        """Applies the matrix U f(L) U^T + f(r) (I - U U^T) to each image; f maps variances."""
-        flat = images.reshape(len(images), -1)
-        basis = jnp.asarray(self.eigenvectors, images.dtype)
-        outside = jnp.reshape(function(jnp.asarray(self.residual_variance)), (-1, 1))
-        inside = function(jnp.asarray(self.eigenvalues)[:, None]).T  # [1 or B, k]
-        highest = jax.lax.Precision.HIGHEST  # otherwise a TPU rounds to bfloat16
-        coefficients = jnp.matmul(flat, basis, precision=highest) * (inside - outside).astype(images.dtype)
-        flat = outside.astype(images.dtype) * flat + jnp.matmul(coefficients, basis.T, precision=highest)
-        return flat.reshape(images.shape)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All fields as arrays, for `of_arrays`."""
@@ -226,9 +218,254 @@ class DataGaussian:
         return cls(*(stored[name] for name in ARRAYS[:-1]), image_shape=shape)
 
 
-def _noised(variance: jax.Array, alpha_bar: jax.Array, dtype: jnp.dtype) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataMixture:
+    """A mixture of K Gaussians with shared eigenvectors, fitted to images: what late starts are drawn from.
+
+    An image x has the coordinates y = U^T (x - mean). In component c their mean is means[c]. Their covariance is
+    rotations[c] diag(variances[c, :r]) rotations[c]^T in the first r directions, and diag(variances[c, r:]) in the
+    others. Outside the span of U the variance is residual_variances[c], about the mean. One Gaussian is the case K = 1
+    with r = 0. The memory is d k + K (r^2 + 2 k) numbers.
+
+    Attributes:
+      mean: [d], the mean of all data, with d = height * width * channels.
+      eigenvectors: U of shape [d, k], orthonormal columns.
+      weights: [K], positive, with sum 1.
+      means: [K, k].
+      rotations: [K, r, r], orthogonal.
+      variances: [K, k].
+      residual_variances: [K].
+      image_shape: (height, width, channels).
+    """
+
+    mean: ArrayLike
+    eigenvectors: ArrayLike
+    weights: ArrayLike
+    means: ArrayLike
+    rotations: ArrayLike
+    variances: ArrayLike
+    residual_variances: ArrayLike
+    image_shape: ImageShape = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    def scaled(self, scale: float, shift: float) -> "DataMixture":
+        """The mixture of scale * x + shift, where x has this mixture."""
+        return dataclasses.replace(
+            self,
+            mean=scale * self.mean + shift,
+            means=scale * self.means,
+            variances=scale**2 * self.variances,
+            residual_variances=scale**2 * self.residual_variances,
+        )
+
+    def isotropic(self) -> "DataMixture":
+        """The mixture in which each component has the same variance in every direction, its mean variance."""
+        dim, rank = self.eigenvectors.shape
+        mean_variances = (self.variances.sum(axis=1) + (dim - rank) * self.residual_variances) / dim
+        return dataclasses.replace(
+            self,
+            variances=jnp.broadcast_to(mean_variances[:, None], self.variances.shape),
+            residual_variances=mean_variances,
+        )
+
+    def restricted(self, components: Sequence[int]) -> "DataMixture":
+        """The mixture of these components only, with weights in the same proportions."""
+        chosen = np.asarray(components)
+        weights = self.weights[chosen]
+        return dataclasses.replace(
+            self,
+            weights=weights / weights.sum(),
+            means=self.means[chosen],
+            rotations=self.rotations[chosen],
+            variances=self.variances[chosen],
+            residual_variances=self.residual_variances[chosen],
+        )
+
+    def sample(self, noise: Images, component: Components, alpha_bar: ArrayLike) -> Images:
+        """x_t of each image's component, at alpha_bar, a scalar or one per image.
+
+        The symmetric root of the component's covariance is used. The result is deterministic in noise and component,
+        and is the map of the component's probability-flow ODE from pure noise.
+        """
+        ab = _column(alpha_bar, noise.dtype)
+        spread = self.transform(noise, component, lambda variance: jnp.sqrt(ab * variance + (1 - ab)))
+        return per_image(jnp.sqrt(ab[:, 0]), noise) * self.component_means(noise.dtype)[component] + spread
+
+    def predictions(self, noise: Images, component: Components, alpha_bar: ArrayLike) -> tuple[Images, Images]:
+        """The component's exact predictions (x_0, eps) at x_t = sample(noise, component, alpha_bar).
+
+        They stand for the network's predictions above a late start. They are computed from the noise rather than from
+        x_t, so that x_0 loses no digits where alpha_bar is small.
+        """
+        ab = _column(alpha_bar, noise.dtype)
+        x0 = self.transform(
+            noise, component, lambda variance: jnp.sqrt(ab) * variance / jnp.sqrt(_noised(variance, ab))
+        )
+        eps = self.transform(noise, component, lambda variance: jnp.sqrt((1 - ab) / _noised(variance, ab)))
+        return self.component_means(noise.dtype)[component] + x0, eps
+
+    def eps(self, x: Images, alpha_bar: ArrayLike) -> Images:
+        """The exact noise prediction at x for data with this mixture: -sqrt(1 - ab) times the score.
+
+        It is the mean of the components' noise predictions, weighted by their posterior probabilities at x. alpha_bar
+        is a scalar or one per image.
+        """
+        place = self._place(x, alpha_bar)
+
+        def add(total, component):
+            log_sum, inside, outside = total
+            log_joint, component_inside, component_outside = _evaluate(component, place)
+            new = jnp.logaddexp(log_sum, log_joint)
+            old_share = jnp.exp(log_sum - new)[:, None]
+            new_share = jnp.exp(log_joint - new)[:, None]
+            inside = old_share * inside + new_share * component_inside
+            return (new, inside, old_share * outside + new_share * component_outside), None
+
+        zero = jnp.zeros(len(x), x.dtype)
+        nothing = (zero - jnp.inf, jnp.zeros_like(place.inside), zero[:, None])
+        (_, inside, outside), _ = jax.lax.scan(add, nothing, self._components(x.dtype))
+        flat = _product(inside, jnp.asarray(self.eigenvectors, x.dtype).T)
+        if place.outside is not None:
+            flat += outside * place.outside
+        return flat.reshape(x.shape)
+
+    def log_joint(self, x: Images, alpha_bar: ArrayLike) -> Float[Array, "batch components"]:
+        """log(weight) + log(density at x) of each component of x_t. Their logsumexp is the log density of x_t."""
+        place = self._place(x, alpha_bar)
+        return jax.lax.map(lambda component: _evaluate(component, place)[0], self._components(x.dtype)).T
+
+    def transform(self, images: Images, component: Components, function: Callable[[Array], Array]) -> Images:
+        """Multiplies each image by f(S), with S the covariance of its component; f maps variances [batch, :]."""
+        dtype = images.dtype
+        flat = images.reshape(len(images), -1)
+        basis = jnp.asarray(self.eigenvectors, dtype)
+        outside = function(jnp.asarray(self.residual_variances, dtype)[component][:, None])
+        inside = function(jnp.asarray(self.variances, dtype)[component])
+        rotated = self._rotated(_product(flat, basis), component)
+        coordinates = self._rotated(rotated * (inside - outside), component, back=True)
+        return (outside * flat + _product(coordinates, basis.T)).reshape(images.shape)
+
+    def component_means(self, dtype: jnp.dtype) -> Float[Array, "components height width channels"]:
+        """The mean image of each component."""
+        basis = jnp.asarray(self.eigenvectors, dtype)
+        flat = jnp.asarray(self.mean, dtype) + _product(jnp.asarray(self.means, dtype), basis.T)
+        return flat.reshape(-1, *self.image_shape)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All fields as arrays, for `of_arrays`."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def of_arrays(cls, stored: Mapping[str, np.ndarray], path: Path) -> "DataMixture":
+        """The mixture of arrays that were read from a file; the path is used in error messages."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        shape = tuple(stored["image_shape"].ravel().tolist())
+        count = stored["weights"].size
+        block = stored["rotations"].shape[-1]
+        rank = stored["variances"].shape[-1]
+        dim = math.prod(shape)
+        expected = [(dim,), (dim, rank), (count,), (count, rank), (count, block, block), (count, rank), (count,), (3,)]
+        shapes = [stored[name].shape for name in names]
+        if shapes != expected or block > rank:
+            raise UserError(f"{path}: arrays of shapes {shapes} do not make a mixture for images of shape {shape}")
+        if not all(np.isfinite(stored[name]).all() for name in names):
+            raise UserError(f"{path}: holds NaN or infinity")
+        return cls(*(stored[name] for name in names[:-1]), image_shape=shape)
+
+    def _components(self, dtype: jnp.dtype) -> "Component":
+        """The parameters of all components, stacked."""
+        fields = (self.weights, self.means, self.rotations, self.variances, self.residual_variances)
+        return Component(*(jnp.asarray(field, dtype) for field in fields))
+
+    def _place(self, x: Images, alpha_bar: ArrayLike) -> "Place":
+        """x relative to the mean of x_t, in coordinates and outside of them."""
+        ab = _column(alpha_bar, x.dtype)
+        basis = jnp.asarray(self.eigenvectors, x.dtype)
+        centred = x.reshape(len(x), -1) - jnp.sqrt(ab) * jnp.asarray(self.mean, x.dtype)
+        inside = _product(centred, basis)
+        dim, rank = basis.shape
+        return Place(ab, inside, centred - _product(inside, basis.T) if rank < dim else None)
+
+    def _rotated(self, coordinates: Array, component: Components, *, back: bool = False) -> Array:
+        """The coordinates in each component's own eigenvectors, or back from there."""
+        rotations = jnp.asarray(self.rotations, coordinates.dtype)
+        block = rotations.shape[-1]
+        if not block:
+            return coordinates
+        rotations = rotations.swapaxes(1, 2) if back else rotations
+
+        def rotate(rotated, row):
+            number, rotation = row
+            chosen = (component == number)[:, None]
+            return jnp.where(chosen, _product(coordinates[:, :block], rotation), rotated), None
+
+        rows = (jnp.arange(len(rotations)), rotations)
+        rotated, _ = jax.lax.scan(rotate, coordinates[:, :block], rows)
+        return jnp.concatenate([rotated, coordinates[:, block:]], axis=1)
+
+
+class Component(NamedTuple):
+    """The parameters of a component of a DataMixture, or of all, stacked."""
+
+    weight: Float[Array, "..."]
+    mean: Float[Array, "... k"]
+    rotation: Float[Array, "... r r"]
+    variances: Float[Array, "... k"]
+    residual_variance: Float[Array, "..."]
+
+
+class Place(NamedTuple):
+    """Points x_t, relative to their mean over all components."""
+
+    alpha_bar: Float[Array, "#batch 1"]
+    inside: Float[Array, "batch k"]  # coordinates
+    outside: Float[Array, "batch d"] | None  # the part outside the span of the eigenvectors; None if they span all
+
+
+def _evaluate(component: Component, place: Place) -> tuple[Array, Array, Array]:
+    """For one component at points x_t: log(weight) + log(density), and its noise prediction.
+
+    The prediction is in coordinates, [batch, k], with the factor of `place.outside`, [batch or 1, 1].
+    """
+    ab = place.alpha_bar
+    block = len(component.rotation)
+    centred = place.inside - jnp.sqrt(ab) * component.mean
+    own = jnp.concatenate([_product(centred[:, :block], component.rotation), centred[:, block:]], axis=1)
+    variances = _noised(component.variances, ab)
+    terms = jnp.sum(own**2 / variances + jnp.log(variances), axis=1) + own.shape[1] * LOG_2_PI
+    residual = _noised(component.residual_variance, ab)
+    if place.outside is not None:
+        directions = place.outside.shape[1] - own.shape[1]
+        squares = jnp.sum(place.outside**2, axis=1, keepdims=True)
+        terms += (squares / residual + directions * (jnp.log(residual) + LOG_2_PI))[:, 0]
+    eps = jnp.sqrt(1 - ab) * own / variances
+    inside = jnp.concatenate([_product(eps[:, :block], component.rotation.T), eps[:, block:]], axis=1)
+    terms = jnp.minimum(terms, jnp.finfo(terms.dtype).max / 4)  # finite where clean data do not vary
+    return jnp.log(component.weight) - terms / 2, inside, jnp.sqrt(1 - ab) / residual
+
+
+def _noised(variance: jax.Array, alpha_bar: jax.Array) -> jax.Array:
     """The variance of a direction of x_t; kept above 0 where clean data do not vary."""
-    return alpha_bar * variance + (1 - alpha_bar) + jnp.finfo(dtype).tiny
+    return alpha_bar * variance + (1 - alpha_bar) + jnp.finfo(alpha_bar.dtype).tiny
+
+
+def _product(left: Array, right: Array) -> Array:
+    """The matrix product in full precision, which a TPU would otherwise round to bfloat16."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _column(alpha_bar: ArrayLike, dtype: jnp.dtype) -> Float[Array, "#batch 1"]:
+    return jnp.reshape(jnp.asarray(alpha_bar, dtype), (-1, 1))
+
+
+def _first(images: Images) -> Components:
+    """Component 0 for each image."""
+    return jnp.zeros(len(images), jnp.int32)
 
 
 def _vectors(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

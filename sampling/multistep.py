@@ -5,9 +5,9 @@ predicted noise in t. Each solver computes its table of weights from the grid, f
 as predictions accumulate. In lambda they also fall to 1 at the end, as the authors advise, since the last step ends at
 lambda = infinity.
 
-With a late start, the first step need not have order 1. One step above the start the marginal is Gaussian, and its
-prediction is known in closed form (`DataGaussian.predictions`). This prediction is called a history; with it, the first
-step has order 2.
+With a late start, the first step need not have order 1. Above the start the data's Gaussian or mixture stands for the
+network, and its prediction is known in closed form (`DataMixture.predictions`). This prediction is called a history;
+with its change above the start, the first step has order 2.
 """
 
 import functools
@@ -28,6 +28,7 @@ from sampling.common import (
     evaluate_x0,
     filled,
     intervals,
+    joined,
     lagrange,
     linear_multistep,
     looking_back,
@@ -71,7 +72,7 @@ def dpmpp(
     weights = schedule.signal(times[1:])[:, None] * jnp.stack([phi_1 + newer, -newer - older, older], axis=1)
     x_weights, weights = ending_in_x0(sigma[1:] / sigma[:-1], weights[:, :order])
     evaluate = functools.partial(evaluate_x0, denoiser, callback)
-    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known, relative=True)
 
 
 def unipc(
@@ -103,7 +104,7 @@ def unipc(
         """Weights of the predictions at the ends of the last steps; newest = 1 includes the end of this step."""
         counts = falling_orders(order, len(times), len(known)) + newest
         points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
-        basis = lagrange(looking_back(lambdas, len(h), order + 1, newest), counts, points)
+        basis = lagrange(looking_back(lambdas, len(h), length=order + 1, newest=newest), counts, points)
         return (basis * masses[:, None]).sum(axis=-1)
 
     ratio = sigma[1:] / sigma[:-1]
@@ -115,7 +116,7 @@ def unipc(
         x, predicted, past = carry
         t, (correct_x, correct_past), (predict_x, predict_past) = row
         x0, record = evaluate_x0(denoiser, callback, predicted, t)
-        past = jnp.concatenate([x0[None], past[:-1]])
+        past = joined(x0, past, changes=(history is not None) & (t == times[0]))
         x = per_image(correct_x, x) * x + weighted_sum(correct_past, past)
         predicted = per_image(predict_x, x) * x + weighted_sum(predict_past, past)
         return (x, predicted, past), record
@@ -135,10 +136,10 @@ def ipndm(
     """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that starts with lower orders instead of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
-    known = known_eps(history, denoiser.schedule, times[0], next_times[0])
+    known = known_eps(history, denoiser.schedule, t=times[0], s=next_times[0])
     weights = eps_weights[:, None] * ADAMS_BASHFORTH[rising_orders(4, len(times), len(known)) - 1]
     evaluate = functools.partial(evaluate_eps, denoiser, callback)
-    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known, relative=True)
 
 
 def deis_3(
@@ -160,13 +161,13 @@ def deis_3(
     middles = ends[1:] - 0.5
     masses = jnp.diff(jnp.exp(-schedule.half_log_snr(ends)))
     covered = (next_times[:, None] < middles) & (middles < times[:, None])
-    known = known_eps(history, schedule, times[0], next_times[0])
+    known = known_eps(history, schedule, t=times[0], s=next_times[0])
     nodes = looking_back(jnp.append(times, next_times[-1]), len(times), 4)
     basis = lagrange(nodes, rising_orders(4, len(times), len(known)), middles[None])
     integrals = -(basis * (covered * masses)[:, None]).sum(axis=-1)
     weights = schedule.signal(next_times)[:, None] * integrals
     evaluate = functools.partial(evaluate_eps, denoiser, callback)
-    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known)
+    return linear_multistep(evaluate, x, times=times, x_weights=x_weights, weights=weights, known=known, relative=True)
 
 
 def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}"]:
@@ -175,34 +176,36 @@ def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n
 
 
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
-    """The same without the last step, falling to .. 3, 2 before it; the last step has order 1."""
+    """The order of each step but the last, which has order 1: as `rising_orders`, but falling to .. 3, 2 at the end."""
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
 def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Images]:
-    """The x_0 predicted above the start, at the distance in lambda of the first step; empty without a history."""
+    """The change of x_0 from the start to a step above it, as long in lambda as the first; empty without a history."""
     if history is None:
         return []
-    [[_, above]] = looking_back(lambdas, 1, 2)
+    [[start, above]] = looking_back(lambdas, 1, 2)
     x0, _ = history(jax.nn.sigmoid(2 * above))
-    return [x0]
+    x0_start, _ = history(jax.nn.sigmoid(2 * start))
+    return [x0 - x0_start]
 
 
 def known_eps(
     history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
 ) -> list[Images]:
-    """The noise predicted above t, at the distance of the step from t to s, but not above the last time T - 1."""
+    """The change of the noise from t to the length of the step from t to s above it, at most to T - 1; may be empty."""
     if history is None:
         return []
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
     _, eps = history(schedule.alpha_bar(above))
-    return [eps]
+    _, eps_start = history(schedule.alpha_bar(t))
+    return [eps - eps_start]
 
 
 def ending_in_x0(
     x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
 ) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
-    """A table for all steps but the last, extended by the step to clean data: the newest prediction of x_0 itself."""
+    """Adds the last step, which returns the newest prediction of x_0, to the table of all other steps."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 

@@ -22,8 +22,8 @@ class Mixture:
     """Data distributed as sum_k w_k N(m_k, v_k I); v_k = 0 is a point.
 
     At alpha_bar the noised data are a mixture of the same kind: with means sqrt(ab) m_k and variances ab v_k + 1 - ab.
-    All methods except `eps` take a single x and a scalar alpha_bar in (0, 1). beta is the rate of the diffusion at that
-    time; fixed points do not depend on it.
+    `eps` takes batches of x and alpha_bar. Elsewhere x is one vector, and alpha_bar is a scalar in (0, 1). beta is the
+    rate of the diffusion at that time; fixed points do not depend on it.
 
     Attributes:
       means: [components, dim].
@@ -123,10 +123,11 @@ def _sign_change(mixture: Mixture, direction: int) -> float:
     def curvature(alpha_bar: float) -> float:
         return float(_curvatures(mixture, alpha_bar)[direction])
 
-    first, last = 1e-6, 1 - 1e-6
-    if not curvature(first) > 0 > curvature(last):
+    low = 1e-6
+    high = 1 - 1e-6
+    if not curvature(low) > 0 > curvature(high):
         return np.nan
-    return brentq(curvature, first, last, xtol=1e-13)
+    return brentq(curvature, low, high, xtol=1e-13)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
-"""The figures of an analysis: each function draws the arrays of one measurement (`measurements`) into a PNG.
+"""The figures of an analysis, one function draw_... for each.
 
-The functions have the same parameters. arrays: the result of a measurement. marks: the times to be marked, which not
-all figures use.
+Each saves a PNG at `path` and has three parameters: the path, the data, and the times to be marked, which not all
+figures use. The data are the result of one of `measurements`, or for `draw_scores` the results of runs.
 """
 
 import textwrap

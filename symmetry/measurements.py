@@ -228,7 +228,7 @@ def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
     for i, t in enumerate(starts.tolist()):
         x = subject.gaussian.sample(noise, subject.denoiser.schedule.alpha_bar(t))
         for j, n_steps in enumerate(LATE_STEPS):
-            late = images(x, t, min(n_steps or t + 1, t + 1))
+            late = images(x, t, min(n_steps, t + 1) if n_steps else t + 1)
             distance[i, j] = jnp.mean((late - full) ** 2)
     to_other = np.asarray(jnp.mean((full - jnp.roll(full, 1, axis=0)) ** 2))
     return {"t_start": starts, "n_steps": np.array(LATE_STEPS), "distance": distance, "to_other_noise": to_other}

@@ -73,7 +73,7 @@ def follow(
         eps = _eps_at(denoiser, schedule.signal(t) * mean, t)
         y, residual = _newton(lambda y: y / 2 - eps(y) / schedule.sigma(t), y)
         growth, start, asymmetry = _leading_growth(eps, schedule, t, y=y, start=start, count=num_eigenvalues)
-        return (y, start), Followed(y[0], residual, growth[0], asymmetry[0])
+        return (y, start), Followed(points=y[0], residuals=residual, growth=growth[0], asymmetry=asymmetry[0])
 
     first = _eps_at(denoiser, schedule.signal(times[0]) * mean, times[0])
     y = _iterate(first, schedule, times[0], y=jnp.zeros_like(mean)[None])
@@ -176,7 +176,7 @@ def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
             operator = lineax.FunctionLinearOperator(jacobian, jax.eval_shape(lambda: y))
             change = lineax.linear_solve(operator, -value, GMRES, throw=False).value
             length = jnp.minimum(2 * state.length, 1)
-            return _NewtonState(state.count + 1, candidate, residual, change, length)
+            return _NewtonState(count=state.count + 1, y=candidate, residual=residual, change=change, length=length)
 
         def reject():
             return state._replace(count=state.count + 1, length=state.length / 4)

@@ -103,7 +103,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{EVAL} --gls --t_start=soon": "must be a whole number, or auto",
     f"{EVAL} --gls --t_start=auto --sampler=ode": "ode is adaptive",
     f"{EVAL} --config.sampling.spacing=auto --n_steps=16": "at most 15",
-    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; at t = 0 images are clean",
+    f"{EVAL} --gls --t_start=0 --n_steps=1": "from 1 to 999, or auto; images at t = 0 are almost clean",
     f"{SWEEP} --config.sweep.t_starts=(0,300)": "each a time of at least 1",
     f"{SWEEP} --config.sweep.samplers=('euler',)": "each one of ddpm",
     f"{SWEEP} --config.sweep.samplers=(['ddim'],)": "each one of ddpm",
@@ -168,6 +168,10 @@ WRONG = {
     f"{NPY}/pickled_npy/train.npy": "not a readable .npy file",
     f"{NPY}/float_npy/train.npy": "found float32",
     f"{NPY}/empty_npy/train.npy": "holds no images",
+    f"{NPY}/one_npy/train.npy": "uint8 [48, 64, 3], which looks like one picture",
+    f"{NPY}/phone": "HEIC is not read; convert it to PNG or JPEG",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/phone": "1 of 1 pictures cannot be used",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/empty.py": "unsupported file type",
     # places that cannot be written
     f"--mode=train {TINY} --workdir=/proc/run": "/proc/run",
     f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
@@ -271,7 +275,10 @@ def make_data(w):
         "pickled_npy": np.array([Hostile()]),
         "float_npy": np.zeros((4, 8, 8, 3), np.float32),
         "empty_npy": np.zeros((0, 8, 8, 3), np.uint8),
+        "one_npy": np.zeros((48, 64, 3), np.uint8),
     }
+    (w / "phone").mkdir()
+    (w / "phone/1.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     np.savez(w / "one.npz", images=np.zeros((1, 8, 8, 1), np.uint8))
     for folder, array in arrays.items():
         (w / folder).mkdir()
@@ -286,7 +293,8 @@ def run_main(arguments, log, rights=True, at_once=False):
     os.dup2(out, 1)
     os.dup2(out, 2)
     if not rights:
-        version_3, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        none = (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version_3, none) == 0
     if at_once:
         sys.modules["run_lib"] = None  # to import it is an ImportError
@@ -304,7 +312,8 @@ def run_main(arguments, log, rights=True, at_once=False):
 def ends_in_one_line(arguments, says, world, tmp_path, **how):
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
-    before, log = contents(world), tmp_path / "log"
+    before = contents(world)
+    log = tmp_path / "log"
     process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)
     process.start()
     process.join(60)
@@ -318,13 +327,13 @@ def ends_in_one_line(arguments, says, world, tmp_path, **how):
 
 @pytest.mark.parametrize("arguments", WRONG_AT_ONCE)
 def test_wrong_flags_and_fields_are_told_before_long_imports(arguments, world, tmp_path):
-    """A typing error that is answered after seconds, or in another way than below."""
+    """Catches a typing error that is reported only after seconds, or with another message than below."""
     ends_in_one_line(arguments, WRONG_AT_ONCE[arguments], world, tmp_path, at_once=True)
 
 
 @pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_input_ends_in_one_line_and_touches_nothing(arguments, world, tmp_path):
-    """A traceback, a second line, a success, or a file of the user's that is another afterwards."""
+    """Catches a traceback, a second line, exit code 0, or a changed file of the user."""
     ends_in_one_line(arguments, WRONG[arguments], world, tmp_path)
 
 
@@ -340,8 +349,10 @@ def read_only(world):
 
 @pytest.mark.parametrize("arguments", NEEDS_RIGHTS)
 def test_without_rights_it_ends_in_one_line(arguments, read_only, tmp_path):
+    """Catches a traceback for a folder that cannot be written or read."""
     ends_in_one_line(arguments, NEEDS_RIGHTS[arguments], read_only, tmp_path, rights=False)
 
 
 def test_there_are_enough_of_them():
+    """Catches a table of cases that has become short."""
     assert len(WRONG_AT_ONCE) + len(WRONG) + len(NEEDS_RIGHTS) >= 90

@@ -28,7 +28,7 @@ def before(tmp_path, shipped_classifier, config):
 
 
 def test_checkpoint_holds_the_weights_that_were_exported(before):
-    """A renamed parameter or item of a checkpoint, or an .npz that is read in another order."""
+    """Catches a renamed parameter or item of a checkpoint, or an .npz that is read in another order."""
     config, workdir = before
     step, _, ema = checkpoints.load_ema(config, workdir)
     exported = STORED / "exported.npz"
@@ -37,7 +37,7 @@ def test_checkpoint_holds_the_weights_that_were_exported(before):
 
 
 def test_training_goes_on(before):
-    """A train state of another shape or another name: the optimiser's, say."""
+    """Catches a train state, such as the optimiser's, that has another shape or other names."""
     config, workdir = before
     config.training.update(n_iters=6, snapshot_freq=6)
     run_lib.train(config, workdir)
@@ -45,7 +45,7 @@ def test_training_goes_on(before):
 
 
 def test_finished_runs_are_not_drawn_again(before, monkeypatch):
-    """A setting renamed in result.json or a folder named otherwise: a sweep of hours would start anew."""
+    """Catches a renamed setting or folder, after which a sweep of hours would start again."""
     config, workdir = before
     monkeypatch.setattr(run_lib.evaluation, "generate", lambda *_, **__: pytest.fail("a finished run is drawn again"))
     results = run_lib.sweep(config, workdir)
@@ -54,7 +54,7 @@ def test_finished_runs_are_not_drawn_again(before, monkeypatch):
 
 
 def test_same_settings_give_the_same_scores_and_images(before):
-    """A key, a default or a statistic that changed on the way."""
+    """Catches a random key, a default or a statistic that has changed."""
     config, workdir = before
     config.sampling.update(sampler="unipc_3", n_steps=4, gls=True, t_start=400)
     result = run_lib.evaluate(config, workdir, "again")
@@ -65,6 +65,6 @@ def test_same_settings_give_the_same_scores_and_images(before):
 
 
 def test_statistics_are_read(before):
-    """Another name or version in an origin."""
+    """Catches another name or version in the origin of statistics."""
     config, _ = before
     assert statistics.load_gaussian(config).image_shape == (8, 8, 1)

@@ -83,7 +83,7 @@ def accept_all(calls: list[list[str]]) -> None:
 
 
 def test_reproduce_calls_every_mode_that_it_needs():
-    """A block that the recorder does not see, or a loop that it does not enter."""
+    """Catches a block that the recorder does not see, or a loop that it does not enter."""
     modes = [re.search("--mode=(\\w+)", " ".join(call))[1] for call in commands(REPRODUCE)]
     assert {mode: modes.count(mode) for mode in modes} == {
         "import": 2, "prepare": 4, "train": 3, "fid_stats": 5, "sweep": 5, "eval": 45,
@@ -92,27 +92,27 @@ def test_reproduce_calls_every_mode_that_it_needs():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_recorded(page):
-    """A command in a block that is neither fenced as bash nor indented, whose flags would not be checked."""
+    """Catches a command outside fenced or indented blocks, whose flags would not be checked."""
     written = re.findall(r"^(?!\|).*python main\.py --", re.sub("`[^`\n]*`", "", read(page)), re.MULTILINE)
     assert len(commands(page)) >= len(written)
 
 
 @pytest.mark.parametrize("mode", ["import", "prepare", "train", "fid_stats", "sweep", "eval"])
 def test_commands_of_reproduce_are_accepted(mode):
-    """A flag, field or value that was renamed, or is no longer allowed."""
+    """Catches a flag, field or value that was renamed, or is no longer allowed."""
     calls = [call for call in commands(REPRODUCE) if f"--mode={mode}" in call]
     accept_all(calls[:: max(len(calls) // 5, 1)])  # some of the calls that a loop makes
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != REPRODUCE and commands(page)])
 def test_commands_of_a_page_are_accepted(page):
-    """The same on the other pages. Placeholders such as PATH stand where any value is allowed."""
+    """Catches the same on the other pages. Placeholders such as PATH stand where any value is allowed."""
     accept_all(commands(page))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_fields_that_a_page_names_exist(page):
-    """An override --config.section.field in the text whose field was renamed."""
+    """Catches an override --config.section.field in the text whose field was renamed."""
     from configs.default import get_default_config
 
     config = get_default_config()
@@ -127,7 +127,7 @@ def test_fields_that_a_page_names_exist(page):
 
 @pytest.mark.parametrize("page", LINKED_PAGES)
 def test_scripts_that_a_page_names_exist(page):
-    """A benchmark, experiment or example that was moved or renamed."""
+    """Catches a benchmark, experiment or example that was moved or renamed."""
     modules = re.findall(r"python -m ((?:benchmarks|experiments|examples)\.\w+)", read(page))
     scripts = re.findall(r"python ((?:benchmarks|experiments|examples)/\S+?\.py)", read(page))
     paths = [*(module.replace(".", "/") + ".py" for module in modules), *scripts]
@@ -136,7 +136,7 @@ def test_scripts_that_a_page_names_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_in_python_blocks_exist(page):
-    """An import, or an attribute of an imported module, that was moved or renamed."""
+    """Catches an import, or an attribute of an imported module, that was moved or renamed."""
     fenced = re.findall(r"^```python\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
     inline = re.findall(r"<<'EOF'\n(.*?)^EOF$", read(page), re.DOTALL | re.MULTILINE)
     for block in [*fenced, *inline]:
@@ -159,7 +159,7 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", LINKED_PAGES)
 def test_links_of_a_page_lead_somewhere(page):
-    """A link to a file or a heading that was moved or renamed."""
+    """Catches a link to a file or a heading that was moved or renamed."""
     for target in re.findall(r"\]\(([^)\s]+)\)", without_fences(read(page))):
         if target.startswith("https://"):
             continue
@@ -171,5 +171,5 @@ def test_links_of_a_page_lead_somewhere(page):
 
 @pytest.mark.parametrize(("page", "most"), [("README.md", 180), ("CONTRIBUTING.md", 80)])
 def test_page_is_short(page, most):
-    """A page that grows until it is no longer read; longer texts belong in docs/."""
+    """Catches a page that has grown too long; longer texts belong in docs/."""
     assert len(read(page).splitlines()) <= most

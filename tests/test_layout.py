@@ -37,7 +37,8 @@ def imported(path: Path, known: set[str]) -> set[str]:
 
 def graph(top: bool) -> dict[str, set[str]]:
     """Which module imports which; with `top`, a package and all in it count as one module."""
-    files, edges = code_files(), {}
+    files = code_files()
+    edges = {}
     for name, path in files.items():
         node = name.split(".")[0] if top else name
         others = {other.split(".")[0] if top else other for other in imported(path, set(files))}
@@ -46,13 +47,14 @@ def graph(top: bool) -> dict[str, set[str]]:
 
 
 def test_root_holds_exactly_the_entries_of_the_layout():
-    """A module at the root, or a package, that the layout does not name."""
+    """Catches a module or package at the root that the layout does not name."""
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
     assert {path.stem for path in REPOSITORY.glob("*.py")} | packages == ENTRIES
 
 
 @pytest.mark.parametrize("top", [True, False], ids=["entries", "modules"])
 def test_imports_have_no_circle(top):
+    """Catches two modules that import each other, directly or through others."""
     try:
         graphlib.TopologicalSorter(graph(top)).prepare()
     except graphlib.CycleError as error:
@@ -60,8 +62,9 @@ def test_imports_have_no_circle(top):
 
 
 def test_entries_lie_on_few_layers():
-    """A chain of imports so long that nobody can hold it in mind."""
-    edges, layer = graph(top=True), {}
+    """Catches a chain of imports that is too long."""
+    edges = graph(top=True)
+    layer = {}
     for entry in graphlib.TopologicalSorter(edges).static_order():
         layer[entry] = 1 + max((layer[other] for other in edges[entry]), default=0)
     assert max(layer.values()) <= MOST_LAYERS, layer

@@ -47,7 +47,9 @@ def gaussian_images(centered, smallest, n=12_000):
     levels = rng.standard_normal((n, DIM)) * stds @ basis.T + 127.5
     images = np.clip(np.round(levels), 0, 255).astype(np.uint8).reshape(n, *SHAPE)
     scale, shift = (2 / 255, 1) if centered else (1 / 255, 0)
-    gaussian = DataGaussian(np.full(DIM, 127.5 * scale - shift), basis, (stds * scale) ** 2, 0.0, SHAPE)
+    gaussian = DataGaussian(
+        np.full(DIM, 127.5 * scale - shift), basis, (stds * scale) ** 2, residual_variance=0.0, image_shape=SHAPE
+    )
     return jnp.asarray(images), gaussian, float(np.mean(0.5 * np.log2(2 * np.pi * np.e * stds**2)))
 
 
@@ -115,13 +117,19 @@ def test_each_image_has_the_density_of_data_with_the_noise_of_t_0():
         found = likelihood.ode_bits.__wrapped__(exact_denoiser(gaussian), images, keys, centered=True, exact=True)
     assert offsets == [(-0.5, 0.5)]
     blurred = gaussian.eigenvalues + (1 - SCHEDULE.alpha_bars[0]) / SCHEDULE.alpha_bars[0]
-    expected = analytic_bits(images, DataGaussian(gaussian.mean, gaussian.eigenvectors, blurred, 0.0, SHAPE), True)
+    expected = analytic_bits(
+        images,
+        DataGaussian(gaussian.mean, gaussian.eigenvectors, blurred, residual_variance=0.0, image_shape=SHAPE),
+        True,
+    )
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_bits_of_a_pixel_that_is_always_black():
     """Catches numbers in the module's docstring that are wrong: 1.7 bits against 0.6 + 0.49 bits."""
-    black = exact_denoiser(DataGaussian(np.full(DIM, -1.0), np.eye(DIM), np.zeros(DIM), 0.0, SHAPE))
+    black = exact_denoiser(
+        DataGaussian(np.full(DIM, -1.0), np.eye(DIM), np.zeros(DIM), residual_variance=0.0, image_shape=SHAPE)
+    )
     images = jnp.zeros((500, *SHAPE), jnp.uint8)
     keys = jax.random.split(jax.random.key(3), 500)
     ode = likelihood.ode_bits(black, images, keys, centered=True, exact=True)
@@ -145,8 +153,9 @@ def test_hutchinson_is_unbiased():
 
 def test_terms_of_the_bound_on_gaussian_data():
     """Catches errors in weight, variance or time that cancel in the sum: for variance s^2, each term is known."""
-    s2, n = 0.02, 2000
-    gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.full(DIM, s2), 0.0, SHAPE)
+    s2 = 0.02
+    n = 2000
+    gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.full(DIM, s2), residual_variance=0.0, image_shape=SHAPE)
     levels = np.random.default_rng(0).standard_normal((n, *SHAPE)) * s2**0.5 * 127.5 + 127.5
     images = jnp.asarray(np.round(levels).astype(np.uint8))
     keys = jax.random.split(jax.random.key(0), n)
@@ -181,7 +190,9 @@ def measured(config, batch_size):
     """The means and standard errors of ten digits."""
     config.eval.batch_size = batch_size
     images = datasets.load(config, "train").images[:10]
-    gaussian = DataGaussian(np.linspace(-1, 1, 64), np.eye(64), np.linspace(2, 0.1, 64), 0.0, (8, 8, 1))
+    gaussian = DataGaussian(
+        np.linspace(-1, 1, 64), np.eye(64), np.linspace(2, 0.1, 64), residual_variance=0.0, image_shape=(8, 8, 1)
+    )
     schedule = NoiseSchedule.linear(num_timesteps=50)
     bits = likelihood.measure(config, exact_denoiser(gaussian, schedule), images)
     return [bits[name][value] for name in likelihood.ROWS for value in ("mean", "standard_error")]

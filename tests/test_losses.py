@@ -26,7 +26,7 @@ def test_loss_of_the_exact_prediction_on_gaussian_data(rng):
     """
     s2 = 0.25
     x0 = jnp.asarray(rng.standard_normal((4000, 4, 4, 1)), jnp.float32) * s2**0.5
-    gaussian = DataGaussian(np.zeros(16), np.eye(16), np.full(16, s2), 0.0, (4, 4, 1))
+    gaussian = DataGaussian(np.zeros(16), np.eye(16), np.full(16, s2), residual_variance=0.0, image_shape=(4, 4, 1))
     exact = loss_of(lambda x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), x0)
     ab = np.asarray(SCHEDULE.alpha_bars)
     assert exact.shape == (4000,)

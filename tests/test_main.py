@@ -16,6 +16,7 @@ def run(*arguments):
 
 
 def test_help_lists_every_flag():
+    """Catches a flag that --help does not list."""
     done = run("--help")
     assert done.returncode == 0
     for flag in ("--mode", "--config", "--workdir", "--sampler", "--n_steps", "gls", "--t_start", "--eval_folder"):
@@ -24,7 +25,7 @@ def test_help_lists_every_flag():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--mode=train", "--nonsense"], ["--mode=eval", DIGITS]])
 def test_help_and_wrong_flags_load_no_jax(arguments):
-    """Seconds of imports before the answer to a typing error."""
+    """Catches seconds of imports before the answer to a typing error."""
     code = f"""
 import sys, main
 try:
@@ -88,7 +89,7 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
     ],
 )
 def test_mistakes_end_in_one_line(arguments, says, tmp_path):
-    """A traceback, a second line, a zero exit code, or a workdir made by a command that was refused."""
+    """Catches a traceback, a second line, exit code 0, or a workdir made by a command that was refused."""
     done = run(*arguments.format(tmp=tmp_path / "run").split())
     assert done.returncode == 2
     assert says in done.stderr

@@ -1,4 +1,4 @@
-"""Every mode once, for real: real digits, a small network, and something true said of what comes out."""
+"""Every mode once, with real digits and a small network, and checks of the results."""
 
 import functools
 import json
@@ -21,6 +21,7 @@ from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
 from metrics.features import load_features
+from models import make_denoiser
 from sampling import late_start
 from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian
@@ -45,7 +46,7 @@ def trained(config, tmp_path):
 
 
 def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
-    """A step that does not learn, or metrics, samples and config that are not written."""
+    """Catches a step that does not learn, and metrics, samples or a config that are not written."""
     config.training.update(n_iters=60, batch_size=32, log_freq=20, snapshot_freq=60)
     run_lib.train(config, tmp_path / "run")
     losses_logged = [line["loss"] for line in metrics_of(tmp_path / "run")]
@@ -55,7 +56,7 @@ def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
 
 
 def test_training_anew_draws_its_own_samples(config, trained):
-    """The pictures of the network that was there before, beside the new one's checkpoints."""
+    """Catches pictures of an earlier network that are kept as those of the new one."""
     picture = trained / "samples/step_0000006.png"
     own = picture.read_bytes()
     (trained / "checkpoints").rename(trained / "moved")
@@ -65,10 +66,11 @@ def test_training_anew_draws_its_own_samples(config, trained):
 
 
 def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path, trained):
-    """Randomness, data, schedule or EMA that restart or drift at a resume: every bit must agree."""
+    """Catches random keys, data, schedule or EMA that start again or change when training resumes."""
     config.training.n_iters = 3
     config.optim.schedule = "constant"
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    straight = tmp_path / "straight"
+    resumed = tmp_path / "resumed"
     run_lib.train(config, resumed)
     config.training.n_iters = 6
     run_lib.train(config, resumed)
@@ -77,7 +79,19 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, final_state(config, resumed), final_state(config, straight))
 
 
+def test_the_library_loads_the_averaged_weights_of_a_step(config, trained):
+    """Catches the raw weights in place of the averaged, or another step than the one asked for."""
+    graphdef, state = losses.create_state(config)
+    for step, asked in ((6, {}), (3, {"step": 3})):
+        ema = checkpoints.load(config, trained, step=step, state=state).ema
+        expected = make_denoiser(config, graphdef, ema)
+        jax.tree.map(np.testing.assert_array_equal, run_lib.load_denoiser(trained, **asked), expected)
+    with pytest.raises(UserError, match="no checkpoint of step 4"):
+        run_lib.load_denoiser(str(trained), step=4)
+
+
 def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
+    """Catches a workdir whose network is replaced, and a message about shapes in place of the field."""
     before = (trained / "config.json").read_bytes()
     config.model.nf = 64
     for start in (run_lib.train, run_lib.evaluate):
@@ -87,6 +101,7 @@ def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
 
 
 def test_eval_says_what_is_missing(config, tmp_path, trained):
+    """Catches a traceback for a missing checkpoint or missing statistics."""
     with pytest.raises(UserError, match="no checkpoint in"):
         run_lib.evaluate(config, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="run --mode=fid_stats"):
@@ -97,7 +112,7 @@ def test_eval_says_what_is_missing(config, tmp_path, trained):
 
 
 def test_statistics_are_those_of_every_training_image(config, shipped_classifier):
-    """A part-batch lost, padding counted, images flipped or in another range."""
+    """Catches a last batch that is lost, padding that is counted, and images that are flipped or scaled wrongly."""
     config.eval.batch_size = 500
     run_lib.fid_stats(config)
     images = datasets.load(config, "train").images
@@ -115,7 +130,7 @@ def test_statistics_are_those_of_every_training_image(config, shipped_classifier
 
 
 def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypatch):
-    """Images too large to form their covariance: a part-batch lost, padding counted, or another range."""
+    """Catches the same where images are too large to form their covariance."""
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 63)
     config.eval.enable_fid = False
     config.sampling.rank = 5
@@ -129,7 +144,7 @@ def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypa
 
 
 def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_classifier, monkeypatch):
-    """A finished cell drawn again, one of another question taken for it, or eval and sweep that differ."""
+    """Catches a finished run drawn again, a run with other settings reused, and eval unlike the sweep."""
     run_lib.fid_stats(config)
     results = run_lib.sweep(config, trained)
     assert [(r["sampler"], r["nfe"], r["t_start"]) for r in results] == [
@@ -158,7 +173,7 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
 
 
 def test_killed_eval_goes_on_to_the_same_result(config, tmp_path, trained, shipped_classifier):
-    """An image lost, doubled or drawn anew in another batch at the resume; a part of another question taken for it."""
+    """Catches images lost, repeated or changed by the resume, and the saved state of other settings."""
     config.eval.update(num_samples=40, feature_batch_size=5, enable_sampling=True)
     run_lib.fid_stats(config)
     (tmp_path / "config.json").write_text(config.to_json())
@@ -188,7 +203,8 @@ run_lib.evaluate(config, Path({str(trained)!r}))
         patch.setattr(
             evaluation, "generate", lambda *args, **opts: drawn.append(opts["first"]) or real_generate(*args, **opts)
         )
-        resumed, straight = run_lib.evaluate(config, trained), run_lib.evaluate(config, trained, "straight")
+        resumed = run_lib.evaluate(config, trained)
+        straight = run_lib.evaluate(config, trained, "straight")
     assert drawn == [15, 0]
     timing = {"wall_seconds", "images_per_second"}
     for name in resumed.keys() - timing:
@@ -200,7 +216,7 @@ run_lib.evaluate(config, Path({str(trained)!r}))
 
 
 def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, shipped_classifier):
-    """Images scored in part, twice, or after a change on the way to disk and back."""
+    """Catches images that are lost, scored twice, or changed by writing and reading."""
     config.eval.update(num_samples=70, feature_batch_size=32, enable_sampling=True, batch_size=70)
     run_lib.fid_stats(config)
     drawn = run_lib.evaluate(config, trained)
@@ -217,11 +233,26 @@ def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, ship
     assert (itself["precision"], itself["recall"]) == (1, 1) and "70 images" in itself["reference"]
 
 
+def test_images_are_checked_before_features_are_loaded(config, tmp_path, monkeypatch):
+    """Catches an unusable picture that is found after minutes of work, or only in one of the two folders."""
+    monkeypatch.setattr(run_lib, "load_features", lambda *_: pytest.fail("features are loaded"))
+    for name, count in (("good", 1), ("moves", 2)):
+        frames = [Image.new("L", (8, 8), level) for level in range(count)]
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            frames[0].save(tmp_path / name / f"{i}.gif", save_all=True, append_images=frames[1:])
+    good, moves = tmp_path / "good", tmp_path / "moves"
+    for source, reference in ((good, moves), (moves, good)):
+        with pytest.raises(UserError, match=r"moves: 2 of 2 .*holds 2 frames.*\(2 of this kind\)"):
+            run_lib.score(config, tmp_path / "score", source, reference)
+
+
 def test_sample_writes_the_images_that_generate_draws(config, trained):
-    """PNGs in another order, a film strip of another run, or pictures that need statistics that they do not use."""
+    """Catches PNGs in another order, film strips of other images, and a need for statistics that are not used."""
     config.sampling.n_steps = 3
-    folder = run_lib.sample(config, trained, 5, "npz", trajectory=True)
-    images, film = np.load(folder / "samples.npz")["images"], np.load(folder / "trajectory.npz")
+    folder = run_lib.sample(config, trained, 5, file_format="npz", trajectory=True)
+    images = np.load(folder / "samples.npz")["images"]
+    film = np.load(folder / "trajectory.npz")
     assert film["t"].tolist() == [999, 499, 0] and images.shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(datasets.to_uint8(film["predicted_x0"][-1], True), images)
     assert run_lib.sample(config, trained, 5) == folder
@@ -264,7 +295,7 @@ def test_results_are_on_disk_when_a_picture_fails(config, tmp_path, shipped_clas
 
 
 def test_more_directions_than_images_have_are_refused():
-    """A rank cut in silence, or refused where all of a small covariance is kept."""
+    """Catches a rank that is reduced without an error, or refused for a small covariance, which is kept whole."""
     images = np.zeros((20, 64, 64, 3), np.uint8)
     with pytest.raises(UserError, match="sampling.rank=20 is too many for 20 images of dimension 12288: at most 19"):
         statistics.require_enough(images, 20)
@@ -273,7 +304,7 @@ def test_more_directions_than_images_have_are_refused():
 
 
 def test_comparison_needs_the_gaussian_alone(config, trained):
-    """A start that no grid fits, drawn all the same; features computed for nothing."""
+    """Catches a start without a time for each step that is drawn, and features that are computed but not used."""
     config.eval.enable_fid = False
     run_lib.fid_stats(config)
     path = run_lib.compare(config, trained, 4)
@@ -289,7 +320,7 @@ def test_comparison_needs_the_gaussian_alone(config, trained):
 
 
 def test_training_that_diverges_is_stopped_by_name(config, tmp_path):
-    """NaN saved over a good checkpoint, and drawn and scored as if it were images."""
+    """Catches NaN that is saved over a good checkpoint, or scored as images."""
     config.optim.update(lr=1e30, warmup=0, schedule="constant")
     with pytest.raises(UserError, match="lower optim.lr"):
         run_lib.train(config, tmp_path / "run")
@@ -311,6 +342,7 @@ def test_eval_repeats_the_loss_that_training_logged(config, tmp_path, monkeypatc
 
 
 def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
+    """Catches NaN that is rounded to grey levels and saved as an image."""
     broken = Denoiser(lambda x, t: x * np.nan, NoiseSchedule.linear())
     monkeypatch.setattr(evaluation, "make_denoiser", lambda *_: broken)
     with pytest.raises(UserError, match="NaN or infinity"):
@@ -318,7 +350,7 @@ def test_nan_in_samples_is_no_score(config, trained, monkeypatch):
 
 
 def test_later_frequencies_delete_nothing_and_fewer_steps_change_nothing(config, tmp_path):
-    """Checkpoints kept by one run lost to the next; a finished run's config replaced by that of a shorter one."""
+    """Catches checkpoints deleted by a later run, and a config replaced by that of a shorter run."""
     config.training.update(n_iters=4, snapshot_freq=1, snapshot_sampling=False)
     run_lib.train(config, tmp_path)
     config.training.update(n_iters=8, snapshot_freq=4, snapshot_freq_for_preemption=1)
@@ -331,7 +363,7 @@ def test_later_frequencies_delete_nothing_and_fewer_steps_change_nothing(config,
 
 
 def test_statistics_of_another_range_are_not_used(config):
-    """A Gaussian of images in [-1, 1] given to a network that sees [0, 1]."""
+    """Catches a Gaussian of images in [-1, 1] used for a network with the range [0, 1]."""
     centered = statistics.stats_path(config, statistics.GAUSSIAN)
     config.data.centered = False
     assert statistics.stats_path(config, statistics.GAUSSIAN) != centered
@@ -348,21 +380,28 @@ def drawn_images(config, batch_size, sampler="ddpm"):
     config.sampling.update(sampler=sampler, n_steps=4)
     denoiser = run_lib.make_denoiser(config, graphdef, params)
     shape = datasets.image_shape(config)
-    batches = generate(config, denoiser, None, time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size)
+    batches = generate(
+        config, denoiser, gaussian=None, timesteps=time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size
+    )
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
 
 @pytest.mark.parametrize("baseline", ["", "no_history", "isotropic"])
 def test_a_late_start_is_the_solvers_history(config, rng, baseline):
-    """A history lost on the way to the solver, kept where a run is to do without, or of another Gaussian or noise."""
+    """Catches a history that does not reach the solver, is not switched off, or is of another Gaussian or noise."""
     config.sampling.update(sampler="unipc_2", n_steps=4, gls=True, baseline=baseline)
-    grid, shape = time_grid(4, 500), datasets.image_shape(config)
+    grid = time_grid(4, 500)
+    shape = datasets.image_shape(config)
     gaussian = DataGaussian.fit([rng.normal(0, 0.5, (99, *shape))])
     denoiser = Denoiser(lambda x, t: 0.5 * x, NoiseSchedule.linear())
-    [(found, _)] = generate(config, denoiser, gaussian, grid, image_shape=shape, num=8, batch_size=8)
-    own = gaussian.isotropic() if baseline == "isotropic" else gaussian
-    noise, _ = prior(config.seed, 0, 8, shape)
-    x, history = own.sample(noise, denoiser.schedule.alpha_bar(500)), functools.partial(own.predictions, noise)
+    [(found, _)] = generate(
+        config, denoiser, gaussian.mixture(), timesteps=grid, image_shape=shape, num=8, batch_size=8
+    )
+    mixture = gaussian.mixture().isotropic() if baseline == "isotropic" else gaussian.mixture()
+    component = np.zeros(8, int)
+    noise, _ = prior(config.seed, first=0, batch_size=8, image_shape=shape)
+    x = mixture.sample(noise, component, denoiser.schedule.alpha_bar(500))
+    history = functools.partial(mixture.predictions, noise, component)
     known = {} if baseline == "no_history" else {"history": history}
     np.testing.assert_allclose(found, sampling.sample("unipc_2", denoiser, x, grid, **known), atol=2e-5)
     other = {"history": history} if baseline == "no_history" else {}
@@ -370,14 +409,14 @@ def test_a_late_start_is_the_solvers_history(config, rng, baseline):
 
 
 def test_what_starts_from_pure_noise_has_no_history(config):
-    """A crash in the middle of training, whose samples start from pure noise though config.sampling asks for --gls."""
+    """Catches a crash of training with --gls: its sample grids start from pure noise, without a history."""
     images = drawn_images(config, 12, "unipc_2")
     config.sampling.gls = True
     np.testing.assert_array_equal(drawn_images(config, 12, "unipc_2"), images)
 
 
 def test_same_images_for_any_batch_size_and_device_count(config, tmp_path):
-    """Noise tied to a place in the batch or on a device instead of to the image's global index."""
+    """Catches noise that depends on the place in a batch or on the device instead of on the image's index."""
     alone = drawn_images(config, 12)
     assert np.abs(alone[0] - alone[1]).max() > 0.1
     rounding = 1e-6 * np.abs(alone).max()
@@ -397,7 +436,7 @@ np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
 
 
 def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, trained, monkeypatch):
-    """A config beside no weights: make takes it for a finished import, and every later command fails."""
+    """Catches a config without weights: make would take it for a finished import, and later commands would fail."""
     run_lib.export_weights(config, trained, tmp_path / "exported.npz")
 
     def cut(*_, **__):
@@ -412,10 +451,11 @@ def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, t
 
 
 def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
-    """Weights, or the raw ones in place of the averaged, lost on the way through diffusers' format and back."""
+    """Catches weights that are lost, or raw weights in place of the averaged, by diffusers' format and back."""
     run_lib.export_weights(config, trained, tmp_path / "exported")
     run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")
-    original, imported = final_state(config, trained), final_state(config, tmp_path / "imported")
+    original = final_state(config, trained)
+    imported = final_state(config, tmp_path / "imported")
     jax.tree.map(np.testing.assert_array_equal, imported.ema, original.ema)
     jax.tree.map(np.testing.assert_array_equal, imported.params, original.ema)
     with pytest.raises(UserError, match="holds checkpoints already"):

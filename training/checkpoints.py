@@ -203,7 +203,7 @@ def resume(config: ConfigDict, workdir: Path, state: State) -> State:
     step = newest_whole(workdir)
     if step is None:
         return state
-    state = load(config, workdir, step, state)
+    state = load(config, workdir, step=step, state=state)
     _set_aside(workdir, after=step)
     return state
 

@@ -159,15 +159,21 @@ class PeriodicEvaluation:
         return make_denoiser(self.config, self.graphdef, parallel.replicate(ema))
 
     def _write_loss(self, step: int, denoiser: Denoiser) -> None:
-        loss = mean_loss(self.config, denoiser, self.held_out, self.signals)
+        loss = mean_loss(self.config, denoiser, self.held_out, signals=self.signals)
         if not self.signals:
             self.writer.write(step, {"eval_loss": loss})
 
     def _save_samples(self, path: Path, denoiser: Denoiser) -> None:
         size = self.config.training.sampling_size
-        grid = grid_of(self.config, denoiser.schedule, late=False)
-        shape = datasets.image_shape(self.config)
-        [(x0, count)] = generate(self.config, denoiser, None, grid, image_shape=shape, num=size, batch_size=size)
+        [(x0, count)] = generate(
+            self.config,
+            denoiser,
+            gaussian=None,
+            timesteps=grid_of(self.config, denoiser.schedule, late=False),
+            image_shape=datasets.image_shape(self.config),
+            num=size,
+            batch_size=size,
+        )
         pixels = parallel.all_rows(datasets.to_uint8(x0, self.config.data.centered))[:count]
         plots.attempt(plots.save_grid, path, pixels)
 

@@ -1,7 +1,6 @@
 """DDPM on your own images, at 32x32 unless --config.data.image_size sets another size.
 
-PATH is a folder of PNG, JPEG or WebP pictures (with subfolders), a .npy or .npz file of uint8 images, or a folder of
-IDX files.
+PATH is a folder of pictures (with subfolders), a .npy or .npz file of uint8 images, or a folder of IDX files.
 
 python main.py --mode=train --config=configs/ddpm/custom.py --config.data.path=PATH --workdir=results/custom
 """

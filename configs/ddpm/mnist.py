@@ -3,7 +3,7 @@
 python main.py --mode=prepare --config=configs/ddpm/mnist.py
 python main.py --mode=train   --config=configs/ddpm/mnist.py --workdir=results/mnist
 
-With --config.data.path=FOLDER the images come from four IDX files in a folder instead of TFDS.
+With --config.data.path=FOLDER the images come from the IDX files in a folder instead of TFDS.
 """
 
 from ml_collections import ConfigDict

@@ -50,7 +50,8 @@ def test_other_content_is_refused_and_not_left_behind(address, tmp_path):
 @pytest.mark.parametrize("broken", ["http://127.0.0.1:1/weights.pth", "http://no.such.host.invalid/w.pth", "{}x"])
 def test_offline_says_what_to_put_where(address, tmp_path, broken):
     """Catches a traceback of the HTTP library, or a message without the address, the checksum or the place."""
-    url, path = broken.format(address), tmp_path / "weights.pth"
+    url = broken.format(address)
+    path = tmp_path / "weights.pth"
     with pytest.raises(UserError) as error:
         fetch(url, path, SHA256)
     assert all(part in str(error.value) for part in (url, SHA256, str(path))) and "\n" not in str(error.value)

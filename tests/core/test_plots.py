@@ -36,7 +36,8 @@ def test_comparison_is_a_picture_with_a_row_each(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """Collects the axes of every picture that `panels` makes."""
-    panels, pictures = plots.panels, []
+    panels = plots.panels
+    pictures = []
 
     @contextlib.contextmanager
     def kept(*args, **options):

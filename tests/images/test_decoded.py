@@ -35,7 +35,13 @@ def never():
 def test_array_and_manifest_agree(tmp_path):
     """Catches an order shuffled by threads, a chunk lost at the end, and a manifest of another array."""
     count = 3 * decoded.CHUNK + 5
-    split = open_split(levels(count, lambda i: time.sleep(0.002 * (i % 3 == 0))), "train", FORM, tmp_path, False)
+    split = open_split(
+        levels(count, lambda i: time.sleep(0.002 if i % 3 == 0 else 0)),
+        "train",
+        form=FORM,
+        folder=tmp_path,
+        skip_bad=False,
+    )
     assert isinstance(split.images, np.memmap) and split.images.dtype == np.uint8
     np.testing.assert_array_equal(
         split.images, np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1) + np.zeros(FORM.shape, np.uint8)
@@ -50,8 +56,8 @@ def test_array_and_manifest_agree(tmp_path):
 
 def test_second_opening_reads_nothing(tmp_path):
     """Catches a split that is decoded again at every start."""
-    first = open_split(levels(5), "train", FORM, tmp_path, False)
-    again = open_split(levels(5)._replace(read=never), "train", FORM, tmp_path, False)
+    first = open_split(levels(5), "train", form=FORM, folder=tmp_path, skip_bad=False)
+    again = open_split(levels(5)._replace(read=never), "train", form=FORM, folder=tmp_path, skip_bad=False)
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.labels, again.labels)
 
@@ -67,7 +73,7 @@ def test_every_setting_has_its_own_array(tmp_path):
         (levels(5), "train", Form((4, 4, 1), crop=2)),
     ]
     for source, split, form in settings:
-        open_split(source, split, form, tmp_path, False)
+        open_split(source, split, form, folder=tmp_path, skip_bad=False)
     assert len(list(tmp_path.glob("t*-*"))) == len(settings)
 
 
@@ -80,9 +86,9 @@ def test_interrupted_decoding_leaves_nothing(tmp_path, error):
             raise error
 
     with pytest.raises(error):
-        open_split(levels(200, stop), "train", FORM, tmp_path, False)
+        open_split(levels(200, stop), "train", form=FORM, folder=tmp_path, skip_bad=False)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
-    assert len(open_split(levels(200), "train", FORM, tmp_path, False).images) == 200
+    assert len(open_split(levels(200), "train", form=FORM, folder=tmp_path, skip_bad=False).images) == 200
 
 
 SLOW = """
@@ -104,7 +110,14 @@ def test_next_run_cleans_up_after_a_killed_one(tmp_path):
     process.wait()
     process.stdout.close()
     assert left[0].exists() and not list(tmp_path.glob("train-*"))
-    assert len(open_split(levels(10**6)._replace(read=levels(3).read), "train", FORM, tmp_path, False).images) == 3
+    assert (
+        len(
+            open_split(
+                levels(10**6)._replace(read=levels(3).read), "train", form=FORM, folder=tmp_path, skip_bad=False
+            ).images
+        )
+        == 3
+    )
     assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["lock", "train-"]
 
 
@@ -129,8 +142,8 @@ def test_labels_of_skipped_pictures_are_skipped(tmp_path):
             raise ValueError(f"bad\n{i}")
 
     with pytest.raises(UserError, match="levels: 33 of 100 pictures cannot be used, the first is 1: bad 1"):
-        open_split(levels(100, trouble), "train", FORM, tmp_path, False)
-    split = open_split(levels(100)._replace(read=never), "train", FORM, tmp_path, True)
+        open_split(levels(100, trouble), "train", form=FORM, folder=tmp_path, skip_bad=False)
+    split = open_split(levels(100)._replace(read=never), "train", form=FORM, folder=tmp_path, skip_bad=True)
     kept = np.array([i for i in range(100) if i % 3 != 1])
     np.testing.assert_array_equal(split.images[:, 0, 0, 0], kept)
     np.testing.assert_array_equal(split.labels, kept % 7)
@@ -139,17 +152,17 @@ def test_labels_of_skipped_pictures_are_skipped(tmp_path):
 def test_labels_are_none_if_one_picture_has_none(tmp_path):
     """Catches the placeholder NO_LABEL used as a class."""
     source = levels(5, label=lambda i: NO_LABEL if i == 3 else 1)
-    assert open_split(source, "train", FORM, tmp_path, False).labels is None
+    assert open_split(source, "train", form=FORM, folder=tmp_path, skip_bad=False).labels is None
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
 def test_damaged_array_is_an_error_of_one_line(tmp_path, name):
     """Catches a bus error in the middle of training, after the array was cut short by a full disk."""
-    open_split(levels(5), "train", FORM, tmp_path, False)
+    open_split(levels(5), "train", form=FORM, folder=tmp_path, skip_bad=False)
     [path] = tmp_path.glob(f"train-*/{name}")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"train-\w+") as error:
-        open_split(levels(5), "train", FORM, tmp_path, False)
+        open_split(levels(5), "train", form=FORM, folder=tmp_path, skip_bad=False)
     assert "\n" not in str(error.value)
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -65,6 +66,60 @@ def test_class_folders_are_labels(config, photos):
     assert datasets.load(config, "train").labels is None
 
 
+@pytest.mark.parametrize("name", ["a.jfif", "a.jpe", "a.JPG", "a", "a.txt", "a.png.bak", "a.heic", "a.png/b.dat"])
+@pytest.mark.parametrize("form", ["JPEG", "PPM", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000"])
+def test_content_decides_and_not_the_name(config, photos, name, form):
+    """Catches pictures of an unusual ending that are left out of training without a word."""
+    (photos / name).parent.mkdir(exist_ok=True)
+    picture().save(photos / name, form)
+    picture().save(photos / "z.png")
+    images = datasets.load(config, "train").images
+    np.testing.assert_allclose(images[0], images[1], atol=6)
+
+
+def test_what_is_no_image_is_named_before_decoding(config, photos, capsys):
+    """Catches files that are left out of training without a word, and a note that only the first run prints."""
+    picture().save(photos / "a.png")
+    (photos / "b.txt").write_text("no picture")
+    (photos / "__MACOSX").mkdir()
+    picture().save(photos / "__MACOSX/c.png")
+    (photos / "empty").mkdir()
+    for _ in range(2):
+        assert len(datasets.load(config, "train").images) == 1
+        expected = "ignored: 1 *.txt ('b.txt'), 1 empty ('empty'), 1 hidden ('__MACOSX')"
+        assert capsys.readouterr().out == f"{photos}: {expected}\n"
+
+
+def test_folders_of_splits(config, photos, capsys):
+    """Catches test pictures that are trained on, and a validation split that is lost without a word."""
+    levels = {"Train/cat/1": 10, "Train/dog/2": 20, "test/dog/3": 30, "valid/cat/4": 40, "stray": 50}
+    for name, level in levels.items():
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(level).save(photos / f"{name}.png")
+    train = datasets.load(config, "train")
+    expected = "folders of splits: outside 1 (not used), test 1, train 2, validation 1 (not used)"
+    assert capsys.readouterr().out == f"{photos}: pictures in {expected}\n"
+    test = datasets.load(config, "test")
+    assert (train.images[:, 0, 0, 0].tolist(), train.labels.tolist()) == ([10, 20], [0, 1])
+    assert (test.images[:, 0, 0, 0].tolist(), test.labels.tolist()) == ([30], [1])
+    (photos / "test/dog/3.png").unlink()
+    assert datasets.load(config, "test").images[:, 0, 0, 0].tolist() == [40]
+    (photos / "valid/cat/4.png").unlink()
+    (photos / "stray.png").unlink()
+    with pytest.raises(UserError, match="no test split: data.held_out=0"):
+        datasets.load(config, "test")
+    assert datasets.load(config, "train").labels.tolist() == [0, 1]
+
+
+def test_reasons_are_counted(config, photos):
+    """Catches a message that names one broken picture where there are others of another kind."""
+    for i in range(3):
+        (photos / f"{i}.heic").write_bytes(HEIC)
+    animated("GIF")(photos / "m.gif")
+    with pytest.raises(UserError, match=r"4 of 4 .*'0.heic': HEIC .*\(3 of this kind\); 'm.gif': holds 2 frames"):
+        datasets.load(config, "train")
+
+
 # Unusable files by name: a function that creates the file, and a pattern for the reason in the error message.
 
 
@@ -89,24 +144,29 @@ def bomb(path):
     path.write_bytes(content)
 
 
+HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
 REFUSED = {
-    "empty.png": (write(b""), "not a PNG, JPEG or WebP"),
-    "text.jpg": (write(b"<html>404</html>"), "not a PNG, JPEG or WebP"),
+    "empty.png": (write(b""), "not a readable picture"),
+    "text.jpg": (write(b"<html>404</html>"), "not a readable picture"),
     "cut.png": (cut("PNG"), "truncated"),
     "cut.jpg": (cut("JPEG"), "truncated"),
     "cut.webp": (cut("WEBP"), "."),
     "bomb.png": (bomb, "."),
     "moves.png": (animated("PNG"), "holds 2 frames"),
     "moves.webp": (animated("WEBP"), "holds 2 frames"),
-    "moves.gif": (animated("GIF"), r"\.gif is not read, only PNG, JPEG and WebP are"),
-    "gif.png": (animated("GIF"), "not a PNG, JPEG or WebP"),
-    "scan.TIFF": (write(b"II*\0"), r"\.tiff is not read"),
+    "moves.gif": (animated("GIF"), "holds 2 frames"),
+    "gif.png": (animated("GIF"), "holds 2 frames"),
+    "pages.tif": (animated("TIFF"), "holds 2 frames"),
+    "scan.TIFF": (write(b"II*\0"), "not a readable picture"),
+    "phone.HEIC": (write(HEIC), "HEIC is not read; convert it to PNG or JPEG"),
+    "phone": (write(HEIC), "HEIC is not read; convert it to PNG or JPEG"),
+    "phone.jpg": (write(HEIC), "HEIC is not read; convert it to PNG or JPEG"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "self.png": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "loop": (lambda path: path.symlink_to(path.parent), "a link to a folder that contains it"),
     "pipe.png": (os.mkfifo, "not a regular file"),
-    "猫\n.png": (write(b"?"), "not a PNG, JPEG or WebP"),
-    os.fsdecode(b"latin\xe9.png"): (write(b"?"), "not a PNG, JPEG or WebP"),
+    "猫\n.png": (write(b"?"), "not a readable picture"),
+    os.fsdecode(b"latin\xe9.png"): (write(b"?"), "not a readable picture"),
 }
 
 
@@ -167,7 +227,10 @@ def test_repaired_picture_is_decoded_again(config, photos):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no PNG, JPEG or WebP pictures$"), (["a.txt", "b.csv", "c.txt"], r"1 of \*.csv, 2 of \*.txt")],
+    [
+        ([], "holds no images; images are read from a folder of pictures"),
+        (["a.txt", "b.csv", "c.txt"], r"ignored: 1 \*.csv \('b.csv'\), 2 \*.txt \('a.txt'\)"),
+    ],
 )
 def test_folder_without_pictures_is_an_error(config, photos, names, message):
     """Catches an empty training set, and a message that omits the ignored files."""
@@ -296,6 +359,10 @@ def save_npz(**arrays):
             r"float32 \[9, 4, 4, 3\], but images are uint8",
         ),
         ("a.npy", lambda path: np.save(path, ARRAYS[..., :2]), "but images are uint8"),
+        ("a.npy", lambda path: np.save(path, np.zeros((9, 3, 6, 5), np.uint8)), r"transpose\(0, 2, 3, 1\)"),
+        ("a.npy", lambda path: np.save(path, np.zeros((6, 5, 3), np.uint8)), "uint8 .6, 5, 3., which looks like one"),
+        ("a.npy", lambda path: np.save(path, np.zeros((3, 6, 5), np.uint8)), "uint8 .3, 6, 5., which looks like one"),
+        ("a.npz", save_npz(x=np.zeros((6, 5, 4), np.uint8)), r"uint8 \[6, 5, 4\], which looks like one"),
         ("a.npy", lambda path: np.save(path, ARRAYS[:, :0]), "have no pixels"),
         ("a.npy", lambda path: np.save(path, ARRAYS[:0]), "holds no images"),
         ("a.npy", lambda path: np.save(path, np.array([None])), "not a readable .npy"),
@@ -306,6 +373,9 @@ def save_npz(**arrays):
         ("a.npz", save_npz(images=ARRAYS, labels=np.full(9, 0.5)), "labels must be integers"),
         ("a-images-idx3-ubyte", write(b"\0\0\x09"), "not an IDX file"),
         ("a.tar", write(b""), "unsupported file type"),
+        ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "unsupported file type"),
+        ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is no array"),
+        ("a.png", picture().save, "named or begins like a picture"),
     ],
 )
 def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, message):
@@ -315,6 +385,15 @@ def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, 
     with pytest.raises(UserError, match=message) as error:
         datasets.load(config, "train")
     assert "\n" not in str(error.value)
+
+
+def test_path_that_is_a_link_to_itself_is_an_error_of_one_line(config, tmp_path):
+    """Catches a RuntimeError of pathlib, wherever the path is looked at first."""
+    (tmp_path / "loop").symlink_to("loop")
+    config.data.path = str(tmp_path / "loop")
+    assert datasets.stamp(config, "train") is None
+    with pytest.raises(UserError, match="no .*loop: set --config.data.path"):
+        datasets.load(config, "train")
 
 
 def test_tilde_is_the_home_folder(config, photos, monkeypatch):

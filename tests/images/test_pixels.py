@@ -1,11 +1,13 @@
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from images.pixels import open_picture, to_pixels
+from images.pixels import in_colours, open_picture, to_pixels
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -39,11 +41,13 @@ def test_the_crop_is_centred(size):
 
 
 def test_small_pictures_are_enlarged():
+    """Catches a picture smaller than the requested size that is padded or refused."""
     picture = Image.fromarray(np.array([[0, 255], [0, 255]], np.uint8))
     assert to_pixels(picture, (4, 4, 1))[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
 
 
 def test_crop_larger_than_the_picture_is_refused():
+    """Catches a crop that reaches beyond the edges."""
     with pytest.raises(ValueError, match="100x139 pixels, smaller than the crop of 140x140"):
         to_pixels(Image.new("RGB", (100, 139)), (32, 32, 3), crop=140)
 
@@ -114,3 +118,61 @@ def test_jpeg_with_a_preview_is_read():
     picture = open_picture(file)
     assert picture.n_frames == 2
     assert to_pixels(picture, (2, 2, 3)).max() < 20
+
+
+def png(depth, colour_type, samples, transparent):
+    """A PNG of one row and two pixels, whose colour `transparent` is transparent."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, depth, colour_type, 0, 0, 0)
+    colour = struct.pack(f">{len(transparent)}H", *transparent)
+    body = [(b"IHDR", header), (b"tRNS", colour), (b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b"")]
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body))
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "samples", "transparent", "levels"),
+    [
+        (1, 0, b"\x40", (0,), [255, 255]),
+        (2, 0, b"\x60", (1,), [255, 170]),
+        (4, 0, b"\x3f", (3,), [255, 255]),
+        (4, 0, b"\x3c", (15,), [51, 204]),
+        (8, 0, b"\x03\x09", (3,), [255, 9]),
+        (16, 0, struct.pack(">2H", 0, 300), (0,), [255, 1]),
+        (16, 0, struct.pack(">2H", 0, 300), (300,), [0, 255]),
+        (8, 2, bytes([1, 1, 1, 9, 9, 9]), (1, 1, 1), [255, 9]),
+        (16, 2, struct.pack(">6H", 300, 300, 300, 2570, 2570, 2570), (300, 300, 300), [255, 10]),
+    ],
+)
+def test_one_transparent_colour_becomes_white(depth, colour_type, samples, transparent, levels):
+    """Catches transparent pixels that stay black, because their colour is stored at another depth than the pixels."""
+    picture = in_colours(open_picture(png(depth, colour_type, samples, transparent)), 1)
+    assert np.asarray(picture).ravel().tolist() == levels
+
+
+def saved(picture, form, **options):
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file
+
+
+def test_16_bits_of_a_ppm_are_scaled():
+    """Catches levels clipped at 255, which is what Pillow's own conversion does."""
+    file = io.BytesIO(b"P5 2 2 65535\n" + struct.pack(">4H", *[257 * 90] * 4))
+    assert (to_pixels(open_picture(file), (2, 2, 1)) == 90).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (saved(Image.new("F", (2, 2), 0.5), "TIFF"), "levels of 32 bits"),
+        (saved(Image.new("I", (2, 2), 70_000), "TIFF"), "levels of 32 bits"),
+        (saved(Image.new("RGB", (2, 2)), "TIFF", tiffinfo={254: 1}), "preview of a raw photograph"),
+    ],
+)
+def test_pictures_whose_levels_are_not_known_are_refused(file, reason):
+    """Catches measurements that are cut to black and white, and the thumbnail of a raw photograph in its place."""
+    with pytest.raises(ValueError, match=reason):
+        to_pixels(open_picture(file), (2, 2, 1))

@@ -54,12 +54,13 @@ def test_baselines_stand_beside_the_late_start():
 
 
 def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
+    """Catches a run that is missing or repeated, and a full start for each late start."""
     runs = sweep_configs(config, [2, 5], [300])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.t_start if r.sampling.gls else None) for r in runs]
     assert cells[:4] == [("ddim", 2, None), ("ddim", 2, 300), ("ddim", 5, None), ("ddim", 5, 300)]
     assert len(set(cells)) == len(cells) == 8
 
-    runs = sweep_configs(config, [2], [300], ["isotropic", "afs"])
+    runs = sweep_configs(config, [2], [300], baselines=["isotropic", "afs"])
     cells = [(r.sampling.gls, r.sampling.baseline) for r in runs[:4]]
     assert cells == [(False, ""), (False, "afs"), (True, ""), (True, "isotropic")]
     for each in runs:
@@ -69,7 +70,7 @@ def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
 def test_only_samplers_with_a_history_run_without_it(config):
     """Catches a sweep that fails at a sampler without a history, for which the baseline no_history does not exist."""
     config.sweep.samplers = ("ddim", "unipc_3")
-    runs = sweep_configs(config, [4], [300], ["no_history"])
+    runs = sweep_configs(config, [4], [300], baselines=["no_history"])
     cells = [(r.sampling.sampler, r.sampling.gls, r.sampling.baseline) for r in runs]
     late = [("unipc_3", True, ""), ("unipc_3", True, "no_history")]
     assert cells == [("ddim", False, ""), ("ddim", True, ""), ("unipc_3", False, ""), *late]
@@ -80,7 +81,7 @@ def test_only_samplers_with_a_history_run_without_it(config):
 def test_baselines_run_where_they_change_something(config):
     """Catches a sweep that fails where a baseline does not exist, and a baseline that repeats another run."""
     config.sweep.samplers = ("ddim", "unipc_3", "ode")
-    runs = sweep_configs(config, [3, 4], [300], ["no_history", "afs"])
+    runs = sweep_configs(config, [3, 4], [300], baselines=["no_history", "afs"])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.baseline) for r in runs if r.sampling.baseline]
     assert cells == [
         ("ddim", 3, "afs"),

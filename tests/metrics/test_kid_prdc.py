@@ -29,7 +29,8 @@ def test_kid_over_subsets_is_that_of_torch_fidelity(golden):
 
 def test_kid_of_all_samples_has_no_spread(golden):
     """Catches an error bar made of rounding where each subset is both whole sets, and subsets larger than a set."""
-    real, fake = golden["real"][:50], golden["fake"][:50]
+    real = golden["real"][:50]
+    fake = golden["fake"][:50]
     found = kid(real, fake)
     assert found.mean == pytest.approx(squared_mmd(real, fake)) and found.std is None
     assert found.subset_size == kid(real, golden["fake"]).subset_size == 50
@@ -45,6 +46,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity_and_prdc(golden, monke
 
 
 def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
+    """Catches another number of neighbours, or real and generated samples exchanged."""
     monkeypatch.setattr(kid_prdc, "BLOCK", 33)
     for k in (3, 5):
         expected = golden[f"prdc{k}_density"], golden[f"prdc{k}_coverage"]
@@ -53,7 +55,8 @@ def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
 
 def test_precomputed_radii_change_nothing(golden):
     """Catches radii of another k, and samples counted as their own neighbours."""
-    real, fake = golden["real"], golden["fake"]
+    real = golden["real"]
+    fake = golden["fake"]
     radii = squared_radii(real)
     distances = np.sort(((real[:20, None].astype(np.float64) - real) ** 2).sum(axis=2), axis=1)
     np.testing.assert_allclose(radii[:20], distances[:, 1 : radii.shape[1] + 1], rtol=1e-9)

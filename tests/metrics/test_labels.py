@@ -35,6 +35,7 @@ def flat(images):
 
 
 def test_a_classifier_is_plugged_in_by_name(config, rng):
+    """Catches a user's function that is ignored or applied to padding."""
     images = jnp.asarray(rng.integers(0, 256, (20, 8, 8, 1), np.uint8))
     config.eval.classifier = "tests.metrics.test_labels:brightest_half"
     expected = np.bincount(brightest_half(images[:15]).argmax(axis=1), minlength=2)
@@ -45,6 +46,7 @@ def test_a_classifier_is_plugged_in_by_name(config, rng):
     "entry", ["tests.metrics.test_labels", "no_such_module:f", "tests.metrics.test_labels:absent", "core.errors:"]
 )
 def test_what_cannot_be_plugged_in_is_named(config, entry):
+    """Catches a traceback for a module or function that cannot be used."""
     config.eval.classifier = entry
     with pytest.raises(UserError, match="module:function"):
         load_labeller(config)

@@ -39,7 +39,7 @@ def test_rank_deficient_distance_is_that_of_pytorch_fid(golden):
 
 
 def test_distance_of_gaussians_in_closed_form(rng):
-    """If the covariances commute, the distance is a sum over their common eigenvectors."""
+    """Catches a wrong term: if the covariances commute, the distance is a sum over their eigenvectors."""
     basis = scipy.linalg.qr(rng.standard_normal((6, 6)))[0]
     a, b = rng.uniform(0.1, 4, (2, 6))
     mean = rng.standard_normal(6)
@@ -49,6 +49,7 @@ def test_distance_of_gaussians_in_closed_form(rng):
 
 
 def test_distance_is_symmetric_and_zero_to_itself(rng):
+    """Catches arguments that are treated differently, and a distance below zero by rounding."""
     a, b = (moments_of(rng.standard_normal((50, 8)) * scale) for scale in (1, 3))
     assert frechet_distance(*a, *b) == pytest.approx(frechet_distance(*b, *a), rel=1e-10)
     assert frechet_distance(*a, *a) == pytest.approx(0, abs=1e-10)
@@ -80,6 +81,7 @@ def stored(config, rng):
 
 
 def test_statistics_come_back_as_they_were_saved(config, stored):
+    """Catches an array that is lost, renamed or rounded by saving."""
     reference = statistics.load_reference(config, FEATURES, LABELLER)
     np.testing.assert_allclose(reference.cov, np.cov(reference.features, rowvar=False), rtol=1e-6)
     assert reference.description == "digits, train split, 10 images"
@@ -143,7 +145,7 @@ def test_published_statistics_that_are_not_numbers_are_refused(config, tmp_path,
 
 @pytest.mark.parametrize("name", ["sigma", "cov"])
 def test_published_statistics_are_read(config, tmp_path, rng, name):
-    """pytorch-fid and EDM write mu and sigma, the paper's code writes mu and cov."""
+    """Catches a format that is refused: pytorch-fid and EDM write mu and sigma, the paper's code mu and cov."""
     mean, cov = moments_of(rng.standard_normal((50, 3)))
     np.savez(tmp_path / "theirs.npz", mu=mean, **{name: cov})
     config.eval.reference = str(tmp_path / "theirs.npz")
@@ -162,7 +164,7 @@ def repeated(rng, repeats, count, dim):
 
 def test_error_bar_is_the_spread_of_repeated_runs(rng):
     """Catches an error that is wrong by the number of groups or its square root. 300 runs give the spread within 4%."""
-    found = repeated(rng, 300, 200, 5)
+    found = repeated(rng, repeats=300, count=200, dim=5)
     error = np.sqrt(np.mean([run.error**2 for run in found]))
     assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
     assert error == pytest.approx(np.std([run.at_infinity for run in found]), rel=0.15)
@@ -170,7 +172,8 @@ def test_error_bar_is_the_spread_of_repeated_runs(rng):
 
 def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
     """Catches a line through other points, or not in 1/N: with 200 samples in 20 dimensions the bias is large."""
-    found, dim = repeated(rng, 40, 200, 20), 20
+    dim = 20
+    found = repeated(rng, repeats=40, count=200, dim=dim)
     truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)
     bias = np.mean([run.value for run in found]) - truth
     assert bias > 0.7

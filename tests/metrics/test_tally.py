@@ -9,7 +9,8 @@ from metrics.tally import Tally
 def test_same_tally_for_any_batches_and_after_a_pause(rng, cuts, monkeypatch):
     """Catches groups or a reservoir that depend on the batches, and a field that saving or loading loses."""
     monkeypatch.setattr(tally_module, "RESERVOIR", 9)
-    vectors, labels = rng.standard_normal((40, 3)), rng.integers(0, 5, 40)
+    vectors = rng.standard_normal((40, 3))
+    labels = rng.integers(0, 5, 40)
     tally = Tally(3, groups=4, stride=3)
     for indices in np.split(np.arange(40), cuts):
         tally.update(vectors[indices], np.bincount(labels[indices]))

@@ -15,7 +15,7 @@ from training.checkpoints import load_ema
 @pytest.fixture
 def saved(config, tmp_path):
     _, params = create_model(config, jax.random.key(0))
-    save_weights(tmp_path / "weights.npz", config, 7, params)
+    save_weights(tmp_path / "weights.npz", config, step=7, params=params)
     return tmp_path / "weights.npz", params
 
 

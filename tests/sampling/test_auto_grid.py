@@ -20,7 +20,7 @@ SCHEDULE = NoiseSchedule.linear()
 @pytest.fixture
 def gaussian():
     values = np.array([4.0, 1.0, 0.25])
-    return DataGaussian(np.array([0.5, 0.0, -0.5]), np.eye(3), values, 0.0, (1, 3, 1))
+    return DataGaussian(np.array([0.5, 0.0, -0.5]), np.eye(3), values, residual_variance=0.0, image_shape=(1, 3, 1))
 
 
 def exact(model):
@@ -28,14 +28,21 @@ def exact(model):
 
 
 def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussian, rng):
-    """A slope taken at the wrong time or leaning the wrong way: Gaussian data have the flow in closed form."""
+    """Catches a slope at the wrong time or of the wrong sign: for Gaussian data the flow has a closed form."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((8, 1, 3, 1)))
         x = gaussian.sample(noise, SCHEDULE.alpha_bar(600))
         end = gaussian.sample(noise, 1.0)
         missed = [
             np.abs(
-                walk(exact(gaussian), gaussian, x, time_grid(n, 600, "logsnr", SCHEDULE), num_measured=8)[0] - end
+                walk(
+                    exact(gaussian),
+                    gaussian,
+                    x,
+                    times=time_grid(n, 600, spacing="logsnr", schedule=SCHEDULE),
+                    num_measured=8,
+                )[0]
+                - end
             ).max()
             for n in (50, 100)
         ]
@@ -44,12 +51,13 @@ def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussia
 
 
 def test_errors_are_those_of_ddims_steps(gaussian, rng):
-    """An error measured from the wrong place, or at the wrong time: on the walk's own times, by hand."""
+    """Catches an error measured from the wrong point or at the wrong time, by computing two errors by hand."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((5, 1, 3, 1)))
         times = np.array([900, 500, 100])
-        x0, errors = walk(exact(gaussian), gaussian, noise, times, num_measured=2)
-        y, v = {900: noise / SCHEDULE.signal(900)}, {t: SCHEDULE.sigma(t) / SCHEDULE.signal(t) for t in (900, 500, 100)}
+        x0, errors = walk(exact(gaussian), gaussian, noise, times=times, num_measured=2)
+        y = {900: noise / SCHEDULE.signal(900)}
+        v = {t: SCHEDULE.sigma(t) / SCHEDULE.signal(t) for t in (900, 500, 100)}
         slopes = {900: gaussian.eps(noise, SCHEDULE.alpha_bar(900))}
         y[500] = y[900] + (v[500] - v[900]) * slopes[900]
         slopes[500] = gaussian.eps(SCHEDULE.signal(500) * y[500], SCHEDULE.alpha_bar(500))
@@ -68,7 +76,7 @@ def test_errors_are_those_of_ddims_steps(gaussian, rng):
 
 
 def test_no_other_path_is_cheaper(rng):
-    """A minimum over the wrong neighbour, or a step left out of the sum: against every path there is."""
+    """Catches a minimum over the wrong neighbour, or a step that is not added, by trying all paths."""
     times = np.array([90, 70, 40, 20, 10, 5, 0])
     errors = np.where(np.tri(7, 8, 0, bool), np.inf, rng.random((7, 8)))
 
@@ -79,18 +87,20 @@ def test_no_other_path_is_cheaper(rng):
     for n_steps, first in ((1, 0), (3, 0), (3, 2), (4, 3), (5, 1)):
         paths = [(first, *rest) for rest in itertools.combinations(range(first + 1, 7), n_steps - 1)]
         best = min(paths, key=cost)
-        np.testing.assert_array_equal(cheapest_grid(errors, times, n_steps, int(times[first])), times[list(best)])
+        np.testing.assert_array_equal(
+            cheapest_grid(errors, times, n_steps=n_steps, t_start=int(times[first])), times[list(best)]
+        )
 
 
 def test_the_start_replaces_the_nearest_time(rng):
-    """A grid that starts elsewhere than asked, or rises: from every start, for every number of steps."""
+    """Catches a grid with another start than the given one, or that rises, for all starts and numbers of steps."""
     times = fine_times(1000)
     assert times[0] == 999
     assert times[-1] == 0
     errors = np.where(np.tri(30, 31, 0, bool), np.inf, rng.random((30, 31)))
     for n_steps in (1, 2, 7, 15):
         for t_start in (least_start(times, n_steps), 250, 333, 999):
-            grid = cheapest_grid(errors, times, n_steps, max(t_start, least_start(times, n_steps)))
+            grid = cheapest_grid(errors, times, n_steps=n_steps, t_start=max(t_start, least_start(times, n_steps)))
             assert len(grid) == n_steps
             assert (np.diff(grid) < 0).all()
             assert grid[0] == max(t_start, least_start(times, n_steps))
@@ -99,24 +109,26 @@ def test_the_start_replaces_the_nearest_time(rng):
 
 @pytest.mark.parametrize("num_timesteps", [2, 10, 40, 100, 1000])
 def test_fine_times_descend(num_timesteps):
-    """Squares of roots that round to the same integer near 0."""
+    """Catches times that repeat near 0, where squares round to the same integer."""
     times = fine_times(num_timesteps)
     assert (np.diff(times) < 0).all()
     assert (times[0], times[-1]) == (num_timesteps - 1, 0)
 
 
 def test_chosen_grid_beats_equal_steps_on_a_mixture(rng):
-    """Errors that say nothing of where steps are needed: DDIM on a mixture, against the fine walk's images."""
-    means, variances = np.array([[1.0, 0.3, -0.2], [-1.0, 0.1, 0.4]]), np.array([0.05, 0.2])
+    """Catches errors that do not show where steps are needed, by DDIM on a mixture against the fine trajectory."""
+    means = np.array([[1.0, 0.3, -0.2], [-1.0, 0.1, 0.4]])
+    variances = np.array([0.05, 0.2])
     weights = np.array([0.4, 0.6])
-    mixture, mean = Mixture(means, variances, weights), weights @ means
+    mixture = Mixture(means, variances, weights)
+    mean = weights @ means
     values, vectors = np.linalg.eigh((means - mean).T * weights @ (means - mean) + weights @ variances * np.eye(3))
-    gaussian = DataGaussian(mean, vectors, values, 0.0, (1, 3, 1))
+    gaussian = DataGaussian(mean, vectors, values, residual_variance=0.0, image_shape=(1, 3, 1))
     denoiser = exact(mixture)
     times = fine_times(1000)
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((64, 1, 3, 1)))
-        x0, errors = walk(denoiser, gaussian, noise, times, num_measured=32)
-        grids = cheapest_grid(np.asarray(errors), times, 6, 999), time_grid(6, 999)
+        x0, errors = walk(denoiser, gaussian, noise, times=times, num_measured=32)
+        grids = cheapest_grid(np.asarray(errors), times, n_steps=6, t_start=999), time_grid(6, 999)
         chosen, equal = (jnp.mean((sample("ddim", denoiser, noise, grid) - x0) ** 2) for grid in grids)
     assert chosen < 0.8 * equal

@@ -22,7 +22,7 @@ def features_at(best, rng, chunk=200):
 
 
 def test_distance_sees_mean_and_spread(rng):
-    """A mean or a spread forgotten, or compared with another than the data's: by hand, with images without end."""
+    """Catches a mean or standard deviation that is ignored, by the limit for many images computed by hand."""
     images = rng.standard_normal((50, 2))
     images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [2.3, 7.0]
     distance = auto_start._distance(images, auto_start.Axes(np.array([2.0, 7.0]), np.array([1.0, 3.0])))
@@ -30,18 +30,18 @@ def test_distance_sees_mean_and_spread(rng):
 
 
 def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
-    """Chance along one broad axis that outweighs a difference along many narrow ones: eight draws of 16."""
+    """Catches chance along one broad axis that outweighs a difference along many narrow axes."""
     broad = np.array([100.0, *[1.0] * 50])
     data = auto_start.Axes(np.zeros(51), broad)
     draws = rng.standard_normal((8, 16, 51)) * broad
-    far = [auto_start._distance(images + 1.5 * (broad == 1), data) for images in draws]
+    far = [auto_start._distance(images + np.where(broad == 1, 1.5, 0), data) for images in draws]
     near = [auto_start._distance(images, data) for images in draws]
     assert np.median(far) > 2 * np.median(near)
 
 
 @pytest.mark.parametrize("best", [120, 225, 424, 610, 790])
 def test_search_finds_the_nearest_start(rng, best):
-    """A round around the wrong start, or the farthest one taken: to within half the step of the second round."""
+    """Catches a second round around the wrong start, and the farthest start taken as the best."""
     found, curve, drawn = auto_start._search(*features_at(best, rng), 4, 999)
     tried = {start for start, _, _ in curve}
     assert abs(found - best) == min(abs(start - best) for start in tried)
@@ -51,7 +51,7 @@ def test_search_finds_the_nearest_start(rng, best):
 
 
 def test_search_stays_where_a_grid_has_room(rng):
-    """A start from which the steps do not fit, or one beyond the schedule."""
+    """Catches a start with fewer times below it than steps, or one beyond the schedule."""
     for best in (0, 999):
         _, curve, _ = auto_start._search(*features_at(best, rng), 200, 860)
         starts = [start for start, _, _ in curve]
@@ -74,17 +74,17 @@ def trained(tmp_path_factory):
 
 
 def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifier, monkeypatch):
-    """More network calls than the limit, a count that is not the true one, or another choice from the same seed."""
+    """Catches more network calls than the limit, a wrong count, or another choice from the same seed."""
     config.eval.update(num_samples=600, batch_size=600, feature_batch_size=100)
     config.sampling.update(gls=True, t_start=-1, n_steps=4, spacing="auto")
     run_lib.fid_stats(config)
     drawn = []
-    real_generate, real_walk = auto_start.generate, auto_start.walk
+    real_generate = auto_start.generate
+    real_walk = auto_start.walk
 
-    def counted(*arguments, num, first, **options):
-        grid = arguments[-1]
-        drawn.append((num - first) * len(grid))
-        return real_generate(*arguments, num=num, first=first, **options)
+    def counted(*arguments, timesteps, num, first, **options):
+        drawn.append((num - first) * len(timesteps))
+        return real_generate(*arguments, timesteps=timesteps, num=num, first=first, **options)
 
     def counted_walk(denoiser, gaussian, noise, times, **options):
         drawn.append(len(noise) * len(times))
@@ -112,7 +112,7 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
 
 @pytest.mark.parametrize(("start", "spacing", "least"), [(-1, "linear", 0.13), (500, "auto", 0), (-1, "auto", 0.1)])
 def test_trial_keeps_within_its_share(config, trained, shipped_classifier, start, spacing, least):
-    """A part of the trial that is not counted when its images are, or a trial far smaller than it may be."""
+    """Catches network calls that are not counted, or a search far smaller than its share allows."""
     config.eval.num_samples = 4000
     config.sampling.update(gls=True, t_start=start, n_steps=4, spacing=spacing)
     run_lib.fid_stats(config)
@@ -121,7 +121,7 @@ def test_trial_keeps_within_its_share(config, trained, shipped_classifier, start
 
 
 def test_chosen_grid_from_pure_noise_needs_the_gaussian_too(config, trained, shipped_classifier):
-    """A grid chosen without the flow that carries its errors: a traceback, or a result that does not name the file."""
+    """Catches a missing Gaussian that gives a traceback, or a result that does not name the Gaussian's file."""
     config.eval.update(num_samples=40, batch_size=40)
     config.sampling.update(gls=False, n_steps=4, spacing="auto")
     run_lib.fid_stats(config)
@@ -133,7 +133,7 @@ def test_chosen_grid_from_pure_noise_needs_the_gaussian_too(config, trained, shi
 
 
 def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
-    """An automatic start that replaces, or is replaced by, the best of those given."""
+    """Catches an automatic start that replaces the best of the given starts, or is replaced by it."""
     config.eval.update(num_samples=40, batch_size=40)
     config.sweep.update(samplers=("ddim",), n_steps=(2,), t_starts=("300:500:100", "auto"))
     run_lib.fid_stats(config)
@@ -158,6 +158,7 @@ def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
     ],
 )
 def test_what_no_trial_can_choose_is_refused(config, settings, message):
+    """Catches an error only after the search has begun."""
     config.sampling.update(settings)
     with pytest.raises(UserError, match=message):
         validate(config)
@@ -165,6 +166,7 @@ def test_what_no_trial_can_choose_is_refused(config, settings, message):
 
 @pytest.mark.parametrize("start", ["300", "500:300:25", "300:500:0", "a:b:c", "+300:400:50", "automatic", 1.5])
 def test_starts_of_a_sweep_that_mean_nothing(config, start):
+    """Catches an invalid start that is accepted."""
     config.sweep.t_starts = (300, start)
     with pytest.raises(UserError, match="first:last:step"):
         validate(config)

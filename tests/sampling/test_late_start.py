@@ -15,7 +15,8 @@ from sampling.late_start import DataGaussian, analytic_first_step
 from sampling.time_grid import time_grid
 from symmetry.exact import Mixture
 
-SHAPE, DIM = (2, 2, 3), 12
+SHAPE = (2, 2, 3)
+DIM = 12
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(50, DIM)).cumsum(axis=1).reshape(50, *SHAPE) / 3 + 0.2
 LARGE = RNG.normal(size=(40, 40, 40, 3))  # of a dimension whose covariance is not formed
@@ -55,7 +56,7 @@ def test_low_rank_keeps_the_leading_pairs_and_the_trace():
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("alpha_bar", [0.01, 0.5, 0.9])
 def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
-    """A draw is linear in its noise, so basis vectors show its exact moments, and that the root is symmetric."""
+    """Catches wrong moments or an asymmetric root: a draw is linear in its noise, so basis vectors show both."""
     gaussian = fit(rank)
     noise = np.concatenate([np.zeros((1, DIM)), np.eye(DIM)]).reshape(DIM + 1, *SHAPE)
     draws = np.asarray(gaussian.sample(noise, alpha_bar)).reshape(DIM + 1, DIM)
@@ -67,14 +68,17 @@ def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_carried_is_the_gaussians_own_flow(rank):
-    """Draws from one noise at two times are two points of one path: so are their differences. Nothing is undone at the
-    end, though the data do not vary in some directions."""
-    gaussian, alpha_bars = fit(rank), jnp.array([0.01, 0.5, 1.0])
+    """Catches a wrong flow: draws from one noise at two times lie on one path, so their differences do too.
+
+    At alpha_bar = 1 nothing may change, even if the data do not vary in some directions.
+    """
+    gaussian = fit(rank)
+    alpha_bars = jnp.array([0.01, 0.5, 1.0])
     noise = RNG.normal(size=(2, 3, *SHAPE))
     first, second = (gaussian.sample(part, alpha_bars) for part in noise)
     ends = gaussian.sample(noise[0], 1.0) - gaussian.sample(noise[1], 1.0)
     np.testing.assert_allclose(gaussian.carried(first - second, alpha_bars), ends, rtol=1e-9)
-    flat = DataGaussian(np.zeros(DIM), np.eye(DIM), np.zeros(DIM), 0.0, SHAPE)
+    flat = DataGaussian(np.zeros(DIM), np.eye(DIM), np.zeros(DIM), residual_variance=0.0, image_shape=SHAPE)
     np.testing.assert_allclose(flat.carried(noise[0], jnp.array([0.0, 0.9, 1.0]))[2], noise[0][2])
     np.testing.assert_allclose(flat.carried(noise[0], 0.9), 0, atol=1e-9)
 
@@ -82,7 +86,8 @@ def test_carried_is_the_gaussians_own_flow(rank):
 @pytest.mark.parametrize("rank", [None, 4])
 def test_eps_is_the_score(rank):
     """Catches a wrong factor or sign: eps = -sqrt(1 - ab) grad log density, the derivative taken by JAX."""
-    gaussian, alpha_bars = fit(rank), jnp.array([0.1, 0.5, 0.99])
+    gaussian = fit(rank)
+    alpha_bars = jnp.array([0.1, 0.5, 0.99])
 
     def log_density(x, alpha_bar):
         covariance = alpha_bar * dense(gaussian) + (1 - alpha_bar) * jnp.eye(DIM)
@@ -118,7 +123,7 @@ def test_load_refuses_arrays_that_do_not_fit(tmp_path):
 
 
 def test_errors():
-    """Bad data and ranks are refused with the value in the message."""
+    """Catches bad data and ranks that are accepted, or a message without the value."""
     for batches, rank, message in [
         ([], None, "no images"),
         ([IMAGES[:1]], None, "at least 2"),
@@ -147,7 +152,7 @@ def natural(num, size):
 
 
 def test_streamed_eigenpairs_are_those_of_the_covariance(monkeypatch):
-    """d = 3,072, against numpy: a mean that leaks in, a subspace not turned far enough, a trace that loses a part."""
+    """Catches a mean that is not removed, too few passes, and a trace without its rest: d = 3,072 against numpy."""
     images = natural(500, 32)
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 3000)
     gaussian = DataGaussian.fit(lambda: iter([images[:300], images[300:]]), rank=64)
@@ -183,7 +188,8 @@ def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
     order = list(range(50))
     random.shuffle(order)
     pieces = np.split(IMAGES.reshape(50, DIM)[order], sorted(set(cuts)))
-    left, right = Moments(DIM), Moments(DIM)
+    left = Moments(DIM)
+    right = Moments(DIM)
     for i, piece in enumerate(pieces):
         (left, right)[i % 2].update(piece)
     gaussian = DataGaussian.from_moments(left.merge(right), SHAPE)
@@ -192,7 +198,7 @@ def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
 
 
 def test_scaled_pixels_are_the_images_in_the_networks_range():
-    """A variance scaled once in place of twice, a residual left behind, or a shift before the scale."""
+    """Catches a variance scaled once instead of twice, a residual not scaled, or a shift before the scale."""
     pixels = np.random.default_rng(3).integers(0, 256, (30, *SHAPE), np.uint8)
     for rank in (None, 4):
         scaled = DataGaussian.fit([pixels], rank).scaled(2 / 255, -1)
@@ -202,12 +208,12 @@ def test_scaled_pixels_are_the_images_in_the_networks_range():
 
 
 def test_isotropic_keeps_the_mean_and_the_trace():
-    gaussian = fit().isotropic()
-    np.testing.assert_allclose(dense(gaussian), np.trace(COVARIANCE) / DIM * np.eye(DIM), atol=1e-12)
+    """Catches a baseline with another mean or total variance than the Gaussian's."""
+    mixture = fit().mixture().isotropic()
     noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
     scale = np.sqrt(0.3 * np.trace(COVARIANCE) / DIM + 0.7)
-    expected = scale * noise + np.sqrt(0.3) * gaussian.mean.reshape(SHAPE)
-    np.testing.assert_allclose(gaussian.sample(noise, 0.3), expected, atol=1e-12)
+    expected = scale * noise + np.sqrt(0.3) * mixture.mean.reshape(SHAPE)
+    np.testing.assert_allclose(mixture.sample(noise, np.zeros(5, int), 0.3), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [None, 4])
@@ -223,8 +229,10 @@ def test_predictions_along_the_way_down(rank):
 
 
 def test_clean_data_that_do_not_vary_everywhere():
-    """0 / 0 where PNDM in few steps asks the exact prediction at t = -1, along an eigenvalue of zero."""
-    gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), 0.0, SHAPE)
+    """Catches 0 / 0 along an eigenvalue of zero: PNDM in few steps evaluates the prediction at t = -1."""
+    gaussian = DataGaussian(
+        np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), residual_variance=0.0, image_shape=SHAPE
+    )
     noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
     x0, eps = gaussian.predictions(noise, 1.0)
     np.testing.assert_allclose(x0, gaussian.sample(noise, 1.0), atol=1e-12)
@@ -233,15 +241,16 @@ def test_clean_data_that_do_not_vary_everywhere():
 
 
 def test_same_noise_same_picture():
-    """A root that is not symmetric, or noise put through in another order: full DDIM of an exact mixture, 1000 steps.
+    """Catches a root that is not symmetric, or noise in another order, by 1000 steps of DDIM on an exact mixture.
 
-    Late images lie at most a fiftieth as far (squared, on average) from the full ones of their noise as others do,
-    and from above the times at which the mixture leaves its Gaussian a ten-thousandth.
+    The mean squared distance between late-start images and full DDIM from the same noise is at most a fiftieth of the
+    distance between images from different noise. With one step for every t it is at most a ten-thousandth.
     """
-    schedule, means = NoiseSchedule.linear(), RNG.normal(size=(5, DIM)) / 2
+    schedule = NoiseSchedule.linear()
+    means = RNG.normal(size=(5, DIM)) / 2
     mixture = Mixture(means, np.full(5, 0.02), np.full(5, 0.2))
     values, vectors = np.linalg.eigh(np.cov(means, rowvar=False, bias=True) + 0.02 * np.eye(DIM))
-    gaussian = DataGaussian(means.mean(axis=0), vectors, values, 0.0, SHAPE)
+    gaussian = DataGaussian(means.mean(axis=0), vectors, values, residual_variance=0.0, image_shape=SHAPE)
     noise = jnp.asarray(np.random.default_rng(1).normal(size=(64, *SHAPE)))
 
     @jax.jit
@@ -257,14 +266,16 @@ def test_same_noise_same_picture():
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
 def test_analytic_first_step_saves_one_evaluation(sampler):
-    """A network still asked at the first time, or a direction that is not the unit Gaussian's exact one."""
-    schedule, calls = NoiseSchedule.linear(), []
+    """Catches a network call at the first time, or another prediction than that of unit Gaussian data."""
+    schedule = NoiseSchedule.linear()
+    calls = []
 
     def unit_gaussian(x, t):
         jax.debug.callback(lambda t: calls.append(float(t)), t[0], ordered=True)
         return per_image(schedule.sigma(t), x) * x
 
-    x, times = jnp.asarray(RNG.normal(size=(3, *SHAPE))), time_grid(4, 999)
+    x = jnp.asarray(RNG.normal(size=(3, *SHAPE)))
+    times = time_grid(4, 999)
     denoiser = Denoiser(unit_gaussian, schedule)
     plain = sample(sampler, denoiser, x, times)
     jax.effects_barrier()

@@ -116,9 +116,13 @@ def test_agrees_with_diffusers(name, grid):
 # Orders of convergence, between the fixed times HIGH and LOW of a schedule fine enough to halve steps in
 
 FINE = NoiseSchedule.linear(1e-4 / 8, 0.02 / 8, 8000)
-HIGH, LOW = 6000, 6000 - 4096
-MEANS, VARIANCES = np.array([0.5, -0.3, 0.8]), np.array([4.0, 0.3, 0.01])
-MIXTURE_MEANS, MIXTURE_STD, MIXTURE_WEIGHTS = np.array([1.0, -0.6]), 0.3, np.array([0.3, 0.7])
+HIGH = 6000
+LOW = 6000 - 4096
+MEANS = np.array([0.5, -0.3, 0.8])
+VARIANCES = np.array([4.0, 0.3, 0.01])
+MIXTURE_MEANS = np.array([1.0, -0.6])
+MIXTURE_STD = 0.3
+MIXTURE_WEIGHTS = np.array([0.3, 0.7])
 STARTS = np.repeat(np.linspace(-2, 2, 6)[:, None, None, None], 4, axis=3)
 
 
@@ -146,18 +150,19 @@ def exact_states():
     return np.concatenate([states, mixture], axis=-1)
 
 
-def errors_at_low(name, grid):
+def errors_at_low(name, grid, history=None):
     """The errors of the state at a sampler's last network evaluation, at LOW: (Gaussian channels, mixture)."""
-    sample = jax.jit(functools.partial(sampling.sample, name, Denoiser(fine_eps, FINE), callback=lambda call: call.x))
+    options = {"history": history, "callback": lambda call: call.x}
+    sample = jax.jit(functools.partial(sampling.sample, name, Denoiser(fine_eps, FINE), **options))
     _, states = sample(jnp.asarray(STARTS), jnp.asarray(grid))
     assert len(states) == sampling.nfe(name, len(grid))
     error = states[-1] - exact_states()
     return np.linalg.norm(error[..., :3]), np.linalg.norm(error[..., 3:])
 
 
-def measured_orders(name, grids):
+def measured_orders(name, grids, history=None):
     """The slopes of log error over log step, the step halved from grid to grid."""
-    errors = np.log2([errors_at_low(name, grid) for grid in grids])
+    errors = np.log2([errors_at_low(name, grid, history) for grid in grids])
     return -np.polyfit(np.arange(len(grids)), errors, 1)[0]
 
 
@@ -170,7 +175,7 @@ def test_converges_at_the_declared_order(name, x64):
 
 @pytest.mark.parametrize(("name", "order"), [("unipc_3", 4), ("deis_3", 4)])
 def test_full_order_where_the_ends_are_graded(name, order, x64):
-    """Equal steps show only the order of the opening; steps that double from 1 and halve to 1 show the method's own."""
+    """Catches a wrong order of the later steps: steps that double at first and halve at last do not limit it."""
 
     def graded(longest):
         doubling = 2 ** np.arange(np.log2(longest), dtype=int)
@@ -186,7 +191,7 @@ def test_history_opens_at_order_2(name, x64):
 
     Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
     """
-    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, 0.0, (1, 1, 3))
+    gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, residual_variance=0.0, image_shape=(1, 1, 3))
     noise = jnp.asarray(STARTS[..., :3])
     denoiser = Denoiser(lambda x, t: gaussian.eps(x, FINE.alpha_bar(t)), FINE)
 
@@ -203,6 +208,21 @@ def test_history_opens_at_order_2(name, x64):
     np.testing.assert_allclose(errors(functools.partial(gaussian.predictions, noise)), 3, atol=0.2)
 
 
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_history_of_a_gaussian_keeps_order_2_on_a_mixture(name, x64):
+    """Catches a history that does not join the network's prediction at the start: the jump made the order 1.2."""
+    mean = MIXTURE_WEIGHTS @ MIXTURE_MEANS
+    variance = MIXTURE_WEIGHTS @ (MIXTURE_STD**2 + MIXTURE_MEANS**2) - mean**2
+    gaussian = DataGaussian(np.append(MEANS, mean), np.eye(4), np.append(VARIANCES, variance), 0.0, (1, 1, 4))
+    ab = FINE.alpha_bar(HIGH)
+    noise = (STARTS - np.sqrt(ab) * gaussian.mean) / np.sqrt(ab * gaussian.eigenvalues + 1 - ab)
+    np.testing.assert_allclose(gaussian.sample(noise, ab), STARTS, atol=1e-12)
+    grids = [np.linspace(HIGH, LOW, steps + 1).astype(int) for steps in (64, 128, 256)]
+    history = functools.partial(gaussian.predictions, jnp.asarray(noise))
+    _, on_mixture = measured_orders(name, grids, history)
+    assert on_mixture > 1.85
+
+
 def test_ode_is_the_exact_solution(x64):
     """Catches a wrong drift, a wrong inverse of lambda(t), and a tolerance that is not met."""
     expected = FINE.predict_x0(exact_states(), LOW, fine_eps(exact_states(), jnp.full(len(STARTS), LOW)))
@@ -215,11 +235,15 @@ def test_ode_is_the_exact_solution(x64):
 def ddpm_moments(grid, mean, variance):
     """The mean and variance of DDPM's result on data N(mean, variance), by Ho et al. (2020), equations 6 and 7."""
     ab = np.exp(SCHEDULE.log_alpha_bars)
-    m, v = np.sqrt(ab[grid[0] + 1]) * mean, ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
+    m = np.sqrt(ab[grid[0] + 1]) * mean
+    v = ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
     for t, s in zip(grid, [*grid[1:], -1], strict=True):
-        ab_t, ab_s = ab[t + 1], ab[s + 1]
-        alpha, denoise = ab_t / ab_s, np.sqrt(ab_t) * variance / (ab_t * variance + 1 - ab_t)
-        x0_weight, x_weight = np.sqrt(ab_s) * (1 - alpha) / (1 - ab_t), np.sqrt(alpha) * (1 - ab_s) / (1 - ab_t)
+        ab_t = ab[t + 1]
+        ab_s = ab[s + 1]
+        alpha = ab_t / ab_s
+        denoise = np.sqrt(ab_t) * variance / (ab_t * variance + 1 - ab_t)
+        x0_weight = np.sqrt(ab_s) * (1 - alpha) / (1 - ab_t)
+        x_weight = np.sqrt(alpha) * (1 - ab_s) / (1 - ab_t)
         slope = x0_weight * denoise + x_weight
         m = slope * m + x0_weight * (1 - denoise * np.sqrt(ab_t)) * mean
         v = slope**2 * v + (1 - alpha) * (1 - ab_s) / (1 - ab_t)
@@ -233,7 +257,9 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
     For Gaussian data a step is linear, so images that start at 0 or 1 and meet one unit of noise, or none, show the
     whole map.
     """
-    mean, variance, grid = 0.7, 0.2, time_grid(n_steps, 999)
+    mean = 0.7
+    variance = 0.2
+    grid = time_grid(n_steps, 999)
     x = np.zeros((n_steps + 2, 1, 1, 1))
     x[-1] = 1
     monkeypatch.setattr(
@@ -242,7 +268,9 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
         lambda keys, i, like: per_image(jnp.arange(n_steps + 2) == i, like),
     )
     x0 = run("ddpm", gaussian_eps(SCHEDULE, mean, variance), SCHEDULE, x, grid, jax.random.key(0)).ravel()
-    offset, from_noise, from_start = x0[-2], x0[:-2] - x0[-2], x0[-1] - x0[-2]
+    offset = x0[-2]
+    from_noise = x0[:-2] - x0[-2]
+    from_start = x0[-1] - x0[-2]
     ab = SCHEDULE.alpha_bars[999]
     moments = (
         offset + from_start * np.sqrt(ab) * mean,
@@ -269,7 +297,7 @@ def correlated():
 
 @pytest.mark.parametrize(("name", "n_steps", "tolerance"), [("ddim", 401, 0.02), ("unipc_3", 60, 1e-3)])
 def test_late_start_returns_the_datas_mean_and_covariance(name, n_steps, tolerance, correlated, x64):
-    """Start and sampler together are linear in the noise, so basis vectors show the exact moments of what they make."""
+    """Catches wrong moments of the images: start and sampler are linear in the noise, so basis vectors show them."""
     covariance = correlated.eigenvectors * correlated.eigenvalues @ correlated.eigenvectors.T
     noise = np.concatenate([np.zeros((1, 12)), np.eye(12)]).reshape(13, 2, 2, 3)
     x_start = correlated.sample(jnp.asarray(noise), SCHEDULE.alpha_bar(400))
@@ -314,7 +342,7 @@ def test_nfe(name):
 
 
 def test_nfe_of_the_paper():
-    """PNDM's cost as the paper's tables need it, and no number for a sampler that has none."""
+    """Catches a cost of PNDM unlike the paper's tables, and a number for a sampler that has none."""
     assert [sampling.nfe("pndm", n) for n in (3, 5, 10)] == [12, 14, 19]
     assert [sampling.nfe("heun", n) for n in (1, 5)] == [1, 9]
     assert sampling.nfe("ode", 5) is None
@@ -342,7 +370,8 @@ def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlat
     """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
     noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
-    x, history = correlated.sample(noise, SCHEDULE.alpha_bar(t_start)), functools.partial(correlated.predictions, noise)
+    x = correlated.sample(noise, SCHEDULE.alpha_bar(t_start))
+    history = functools.partial(correlated.predictions, noise)
     x0 = jax.jit(functools.partial(sampling.sample, name, Denoiser(eps_fn, SCHEDULE), history=history))(
         x, time_grid(n_steps, t_start)
     )
@@ -376,7 +405,8 @@ def test_same_image_for_any_batch():
     keys = image_keys(jax.random.key(7), indices)
     x = image_noise(keys, 0, jnp.zeros((4, 2, 2, 1)))
     sample = jax.jit(functools.partial(sampling.sample, "ddpm", Denoiser(gaussian_eps(SCHEDULE, 0.3, 0.5), SCHEDULE)))
-    grid, order = time_grid(4, 999), np.array([2, 0, 3, 1])
+    grid = time_grid(4, 999)
+    order = np.array([2, 0, 3, 1])
     together = sample(x, grid, keys)
     alone = jnp.concatenate([sample(x[i : i + 1], grid, keys[i : i + 1]) for i in range(4)])
     np.testing.assert_allclose(alone, together, atol=1e-6)
@@ -400,7 +430,7 @@ def test_clip_x0_keeps_the_result_in_range(name):
 
 
 def test_clip_x0():
-    """The noise it returns predicts the clipped x_0 at every t, and is the very same where nothing clips."""
+    """Catches noise that does not predict the clipped x_0, or that changes where nothing is clipped."""
     x = jnp.linspace(-3, 3, 12).reshape(3, 2, 2, 1)
     for t in (jnp.zeros(3), jnp.full(3, 500.0), jnp.array([0.0, 500.0, 999.0])):
         wild = lambda x, t: 2 * jnp.cos(x)  # noqa: E731
@@ -412,7 +442,7 @@ def test_clip_x0():
 
 
 def test_errors():
-    """An unknown name, noise without an rng, or a callback of an adaptive sampler that ends in an obscure error."""
+    """Catches an obscure error for an unknown name, a missing rng, or a callback of an adaptive sampler."""
     x = jnp.zeros((1, 1, 1, 1))
     denoiser = Denoiser(lambda x, t: x, SCHEDULE)
     with pytest.raises(ValueError, match="'dimm' is not known; choose from ddpm, ddim, pndm, .*, ode"):
@@ -456,7 +486,7 @@ def test_transfer_keeps_its_digits_in_float32(t, s):
 
 
 def test_lagrange():
-    """The basis through k nodes reproduces polynomials of degree k - 1, whatever stands beyond them."""
+    """Catches a basis that does not reproduce polynomials of degree k - 1, or that uses nodes beyond the k-th."""
     nodes = np.array([[0.0, -1.0, -2.5, -3.0], [0.0, -1.0, 0.0, 0.0]])
     points = np.linspace(-1, 2, 5)[None]
     basis = lagrange(nodes, np.array([4, 2]), points)

@@ -20,7 +20,7 @@ def requests(draw):
 def test_every_grid(request, spacing):
     """Catches repeated times (quadratic and logsnr crowd near 0), a rounded-off start, and negative times."""
     n_steps, t_start = request
-    grid = time_grid(n_steps, t_start, spacing, NoiseSchedule.linear())
+    grid = time_grid(n_steps, t_start, spacing, schedule=NoiseSchedule.linear())
     assert grid.dtype == np.int32
     assert grid.shape == (n_steps,)
     assert grid[0] == t_start
@@ -33,7 +33,7 @@ def test_every_grid(request, spacing):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_as_many_steps_as_times(spacing):
     """With no choice left all spacings visit every time; catches repairs that push times out of range."""
-    np.testing.assert_array_equal(time_grid(300, 299, spacing, NoiseSchedule.linear()), np.arange(299, -1, -1))
+    np.testing.assert_array_equal(time_grid(300, 299, spacing, schedule=NoiseSchedule.linear()), np.arange(299, -1, -1))
 
 
 def test_linear_is_the_papers_grid():
@@ -56,20 +56,20 @@ def test_trailing_steps_are_all_as_long():
 @pytest.mark.parametrize("schedule", [NoiseSchedule.linear(), NoiseSchedule.linear(1e-4, 0.05, 1000)])
 def test_logsnr_is_even_in_log_snr(schedule):
     """Catches a grid even in another variable, or of another schedule than the one given."""
-    grid = time_grid(8, 999, "logsnr", schedule)
+    grid = time_grid(8, 999, "logsnr", schedule=schedule)
     steps = np.diff(schedule.half_log_snr(grid))
     np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)  # near t = 0 an integer is a fifth of a step
     np.testing.assert_allclose(steps[:5], steps[:5].mean(), rtol=0.02)
 
 
 def test_errors():
-    """Bad values say what is allowed."""
+    """Catches a bad value that is accepted, or a message that does not say what is allowed."""
     with pytest.raises(ValueError, match="'karras' is not known; choose from linear, quadratic, logsnr, trailing"):
         time_grid(3, 10, "karras")
     for n_steps in (0, 12):
         with pytest.raises(ValueError, match=f"n_steps={n_steps} must be from 1 to t_start \\+ 1 = 11"):
             time_grid(n_steps, 10)
     with pytest.raises(ValueError, match="t_start=1000 is beyond the schedule's last time 999"):
-        time_grid(3, 1000, "logsnr", NoiseSchedule.linear())
+        time_grid(3, 1000, "logsnr", schedule=NoiseSchedule.linear())
     with pytest.raises(ValueError, match="'logsnr' needs the noise schedule"):
         time_grid(3, 10, "logsnr")

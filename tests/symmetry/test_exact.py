@@ -30,8 +30,10 @@ def uneven_mixture(dim=3):
 
 @pytest.mark.parametrize("alpha_bar", [1e-3, 0.3, 0.9])
 def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar):
-    """A wrong factor, sign or share in a closed form: every one against JAX's derivative of the density."""
-    mixture, x, beta = uneven_mixture(), jnp.array([0.3, -0.7, 1.1]), 2.5
+    """Catches a wrong factor, sign or weight in a closed form, by JAX's derivatives of the density."""
+    mixture = uneven_mixture()
+    x = jnp.array([0.3, -0.7, 1.1])
+    beta = 2.5
     score = jax.grad(mixture.log_density)(x, alpha_bar)
     np.testing.assert_allclose(mixture.score(x, alpha_bar), score, rtol=1e-10)
     np.testing.assert_allclose(
@@ -45,6 +47,7 @@ def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar)
 
 
 def test_density_is_normalised():
+    """Catches a wrong constant in the log density."""
     x = np.linspace(-12, 12, 4001)[:, None]
     mixture = Mixture(np.array([[-1.0], [2.0]]), np.array([0.0, 0.5]), np.array([0.3, 0.7]))
     density = np.exp(jax.vmap(mixture.log_density, (0, None))(jnp.asarray(x), 0.5))
@@ -52,7 +55,7 @@ def test_density_is_normalised():
 
 
 def test_plus_and_minus_one_split_where_the_paper_says():
-    """The paper's theta_c, found without its formula, and t = 292 on the linear schedule."""
+    """Catches another critical time than the paper's theta_c, which is t = 292 on the linear schedule."""
     [alpha_bar] = PLUS_MINUS.splitting_alpha_bars()
     assert np.sqrt(alpha_bar) == pytest.approx(THETA_C, abs=1e-8)
     assert critical_times(1.0, SCHEDULE, "equal_norm") == pytest.approx(292, abs=0.5)
@@ -60,7 +63,7 @@ def test_plus_and_minus_one_split_where_the_paper_says():
 
 @pytest.mark.parametrize("theta", [0.05, 0.4, 0.6, THETA_C - 1e-3, THETA_C + 1e-3, 0.7, 0.9, 0.99])
 def test_branches_solve_the_self_consistency_equation(theta):
-    """One minimum before the critical time, two after, at the roots of x = 2 theta / (1 + theta^2) tanh(...)."""
+    """Catches a lost or false minimum: one before the critical time, then two, at roots of the paper's equation."""
 
     def inconsistency(x):
         return 2 * theta / (1 + theta**2) * np.tanh(theta * x / (1 - theta**2)) - x
@@ -82,7 +85,7 @@ def equal_norm_points(rng, dim):
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_closed_form_is_the_sign_change_of_the_hessian(dim):
-    """sqrt(1 + l^2) - l for every eigenvalue l of the second-moment matrix, against bisection: 1e-8."""
+    """Catches a wrong closed form, by root finding for every eigenvalue l of the second-moment matrix."""
     points = equal_norm_points(np.random.default_rng(dim), dim)
     eigenvalues = np.linalg.eigvalsh(points.T @ points / len(points))[::-1]
     found = Mixture.points(points).splitting_alpha_bars()
@@ -91,7 +94,7 @@ def test_closed_form_is_the_sign_change_of_the_hessian(dim):
 
 
 def test_minima_multiply_direction_by_direction():
-    """Four points of a rectangle: one minimum, then two along the long side, then four."""
+    """Catches a lost minimum: a rectangle of points has one, then two along its long side, then four."""
     rectangle = Mixture.points([[a, b] for a in (-2.0, 2.0) for b in (-0.5, 0.5)])
     first, second = critical_alpha_bars([4.0, 0.25], "equal_norm")
     middles = [first / 2, (first + second) / 2, (second + 1) / 2]
@@ -99,24 +102,26 @@ def test_minima_multiply_direction_by_direction():
 
 
 def test_a_direction_without_data_never_splits():
+    """Catches a critical time for a direction without variance."""
     assert np.isnan(Mixture.points([[1.0, 0.0], [-1.0, 0.0]]).splitting_alpha_bars()).tolist() == [False, True]
 
 
 def test_gaussian_data_become_unstable_where_the_rule_says():
-    """The sign change of x / 2 + score for N(0, l), against 1 / (l - 1)."""
+    """Catches a wrong rule 1 / (l - 1), by the sign change of x / 2 + score for N(0, l)."""
     for variance in (2.5, 10.0, 300.0):
         broad = Mixture(np.zeros((1, 1)), np.array([variance]), np.ones(1))
         assert broad.splitting_alpha_bars()[0] == pytest.approx(critical_alpha_bars(variance, "gaussian"), abs=1e-8)
 
 
 def test_speciation_is_where_the_signal_equals_the_noise():
+    """Catches a wrong rule 1 / l."""
     assert critical_alpha_bars(25.0, "speciation") * 25 == pytest.approx(1)
 
 
 @given(st.floats(0, 1e6), st.sampled_from(list(RULES)))
 @settings(deadline=None, max_examples=50)
 def test_any_eigenvalue_has_a_time_or_none(eigenvalue, rule):
-    """Overflow, an alpha_bar outside (0, 1], or a time that is not that of its alpha_bar."""
+    """Catches overflow, an alpha_bar outside (0, 1], or a time that is not that of its alpha_bar."""
     alpha_bar = critical_alpha_bars(eigenvalue, rule)
     t = critical_times(eigenvalue, SCHEDULE, rule)
     least = {"equal_norm": 0, "gaussian": 2, "speciation": 1}[rule]
@@ -128,14 +133,14 @@ def test_any_eigenvalue_has_a_time_or_none(eigenvalue, rule):
 
 
 def test_broader_directions_split_earlier():
-    """By every rule, more variance is an earlier critical time: the cascade runs down the spectrum."""
+    """Catches a rule by which more variance does not give an earlier critical time."""
     eigenvalues = np.geomspace(2.1, 1000, 20)
     for rule in RULES:
         assert (np.diff(critical_times(eigenvalues, SCHEDULE, rule)) > 0).all()
 
 
 def test_continuous_time_inverts_the_sde():
-    """A wrong root of the quadratic; discrete and continuous times that are not the same to the step's order."""
+    """Catches the wrong root of the quadratic, and continuous times far from the discrete ones."""
     s = np.array([1e-6, 0.1, 0.5, 1.0])
     alpha_bars = np.exp(-0.1 * s - 0.5 * 19.9 * s**2)
     np.testing.assert_allclose(continuous_times(alpha_bars, SCHEDULE), s, rtol=1e-9)
@@ -145,6 +150,7 @@ def test_continuous_time_inverts_the_sde():
 
 
 def test_unknown_rule_and_wrong_points_are_refused():
+    """Catches a KeyError, and points that are read as one-dimensional."""
     with pytest.raises(ValueError, match="rule 'unknown' is not known; choose from equal_norm"):
         critical_times(1.0, SCHEDULE, "unknown")
     with pytest.raises(ValueError, match=r"expected points \[K, d\]"):

@@ -13,7 +13,8 @@ from symmetry.exact import Mixture
 from symmetry.stability import SETTLED, critical_times, follow, typical_growth
 
 SCHEDULE = NoiseSchedule.linear()
-SHAPE, DIM = (4, 4, 1), 16
+SHAPE = (4, 4, 1)
+DIM = 16
 TIMES = np.arange(999, 19, -20)
 EIGENVALUES = np.array([9.0, 2.0, 0.5])
 
@@ -37,7 +38,7 @@ def box(mean):
 def test_fixed_point_of_an_exact_mixture_splits_at_the_closed_form():
     """Catches Newton on another branch, a wrong sign or scale of the Jacobian, or an error in the mean."""
     denoiser = denoiser_of(Mixture.points(box(0.7)))
-    followed = follow(denoiser, jnp.full(SHAPE, 0.7), TIMES, 3, jax.random.key(0))
+    followed = follow(denoiser, jnp.full(SHAPE, 0.7), TIMES, num_eigenvalues=3, rng=jax.random.key(0))
     assert (np.asarray(followed.residuals) < SETTLED).all()
     np.testing.assert_allclose(followed.points, 0, atol=1e-3)
     measured = critical_times(TIMES, followed.growth)
@@ -49,7 +50,7 @@ def test_newton_finds_a_fixed_point_away_from_the_mean():
     points = np.zeros((2, DIM))
     points[:, 0] = [1.0, -2.0]
     mixture = Mixture(points, np.zeros(2), np.array([2 / 3, 1 / 3]))
-    followed = follow(denoiser_of(mixture), jnp.zeros(SHAPE), TIMES, 1, jax.random.key(0))
+    followed = follow(denoiser_of(mixture), jnp.zeros(SHAPE), TIMES, num_eigenvalues=1, rng=jax.random.key(0))
     assert np.abs(followed.points).max() > 0.3
     for t, y in zip(TIMES, np.asarray(followed.points), strict=True):
         drift = mixture.drift(jnp.asarray(y.ravel()), float(SCHEDULE.alpha_bar(t)))
@@ -65,8 +66,10 @@ def test_gaussian_data_grow_alike_everywhere():
     key = jax.random.key(0)
     ab = np.asarray(SCHEDULE.alpha_bar(TIMES))[:, None]
     expected = 0.5 - 1 / (1 + ab * (gaussian.eigenvalues[:2] - 1))
-    followed = follow(denoiser, mean, TIMES, 2, key)
-    typical = typical_growth(denoiser, jnp.asarray(images[:3].reshape(3, *SHAPE), jnp.float32), TIMES, 2, key)
+    followed = follow(denoiser, mean, TIMES, num_eigenvalues=2, rng=key)
+    typical = typical_growth(
+        denoiser, jnp.asarray(images[:3].reshape(3, *SHAPE), jnp.float32), TIMES, num_eigenvalues=2, rng=key
+    )
     np.testing.assert_allclose(followed.growth, expected, atol=1e-4)
     np.testing.assert_allclose(typical, np.broadcast_to(expected[:, None], typical.shape), atol=1e-4)
     np.testing.assert_allclose(followed.asymmetry, 0, atol=1e-3)
@@ -84,7 +87,9 @@ def test_what_is_not_symmetric_is_reported():
     r[0, 1] = 5.0
     r[1, 0] = -5.0
     eps_fn = jax.tree_util.Partial(lambda r, x, t: x + (x.reshape(1, -1) @ r).reshape(x.shape), jnp.asarray(r))
-    followed = follow(Denoiser(eps_fn, SCHEDULE), jnp.zeros(SHAPE), np.array([500]), 1, jax.random.key(0))
+    followed = follow(
+        Denoiser(eps_fn, SCHEDULE), jnp.zeros(SHAPE), np.array([500]), num_eigenvalues=1, rng=jax.random.key(0)
+    )
     sigma = SCHEDULE.sigma(500)
     np.testing.assert_allclose(followed.growth, 0.5 - 1 / sigma, atol=1e-3)
     np.testing.assert_allclose(followed.asymmetry, 5 * np.sqrt(2) * sigma / (4 * (1 - sigma)), rtol=1e-3)
@@ -111,9 +116,11 @@ def test_agreement_is_exact_for_gaussian_data_and_fades_for_points():
     times = np.array([900, 400, 100, 5])
     key = jax.random.key(0)
     exact = jax.tree_util.Partial(lambda gaussian, x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
-    np.testing.assert_allclose(gaussian_agreement(Denoiser(exact, SCHEDULE), gaussian, x0, times, key), 0, atol=1e-10)
-    unexplained = gaussian_agreement(denoiser_of(Mixture.points(box(0.2))), gaussian, x0, times, key)
+    np.testing.assert_allclose(
+        gaussian_agreement(Denoiser(exact, SCHEDULE), gaussian, x0, times=times, rng=key), 0, atol=1e-10
+    )
+    unexplained = gaussian_agreement(denoiser_of(Mixture.points(box(0.2))), gaussian, x0, times=times, rng=key)
     assert unexplained[0] < 1e-5 and (np.diff(unexplained[:3]) > 0).all() and unexplained[2] > 0.01
     double = jax.tree_util.Partial(lambda gaussian, x, t: 2 * gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
-    fractions = gaussian_agreement(Denoiser(double, SCHEDULE), gaussian, x0, times, key)
+    fractions = gaussian_agreement(Denoiser(double, SCHEDULE), gaussian, x0, times=times, rng=key)
     np.testing.assert_allclose(fractions, 0.25, rtol=1e-5)

@@ -167,7 +167,7 @@ def test_kills_at_random_moments_do_not_change_the_result(start, straight, tmp_p
 
 
 def test_kills_inside_an_evaluation_and_a_save_do_not_change_the_result(start, straight, tmp_path):
-    """The same at the two most critical moments, which random moments may miss."""
+    """Catches the same at the two most critical moments, which random moments may miss."""
     config = long_config()
 
     def killed(trap):
@@ -526,7 +526,8 @@ def test_no_sequence_of_operations_changes_the_result(reference, tmp_path_factor
             check_eval(config, workdir, found)
         elif operation in ("train", "kill") and (found or not steps):
             if operation == "kill":
-                config.training.n_iters, crashed = found + amount + 3, workdir.with_name(str(number + 1))
+                config.training.n_iters = found + amount + 3
+                crashed = workdir.with_name(str(number + 1))
                 kill_at(found + amount, config, workdir, crashed)
                 workdir = crashed
             else:
