@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from core.errors import UserError
 from core.files import REPOSITORY
 from core.parallel import own_rows, shard_batch
+from core.paths import expanded, path_field
 from core.rng import image_keys
 from core.shapes import HostPixels, ImageShape, Keys, Pixels, RandomKey
 from images import local, tfds_source
@@ -95,7 +96,7 @@ def slug(config: ConfigDict) -> str:
 
 def absolute(path: str) -> str:
     """A path with ~ and symbolic links resolved; "" stays ""."""
-    return os.path.realpath(Path(path).expanduser()) if path else ""  # Path.resolve raises RuntimeError for a loop
+    return os.path.realpath(expanded(path, "data.path")) if path else ""  # Path.resolve raises RuntimeError for a loop
 
 
 def stamp(config: ConfigDict, split: str) -> str | None:
@@ -133,13 +134,13 @@ def _load_decoded(config: ConfigDict, split: str) -> Split:
         source = tfds_source.source(config, split)
     crop = tfds_source.DATA_SETS[data.dataset].crop if data.dataset in tfds_source.DATA_SETS else 0
     form = Form(image_shape(config), crop)
-    folder = REPOSITORY / data.cache_dir / slug(config)
+    folder = REPOSITORY / path_field(config, "data.cache_dir") / slug(config)
     return open_split(source, split, form=form, folder=folder, skip_bad=data.skip_bad)
 
 
 def _existing_path(config: ConfigDict) -> Path:
     """data.path with ~ expanded. Raises UserError if it does not exist."""
-    path = Path(config.data.path).expanduser()
+    path = path_field(config, "data.path")
     if not path.exists():
         from_tfds = config.data.dataset in tfds_source.DATA_SETS
         or_tfds = f"; or leave it empty and run {tfds_source.command(config)}" if from_tfds else ""

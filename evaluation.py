@@ -267,9 +267,10 @@ class EvalRun:
         found = scores(tally, context.reference) if context.features else {"score": None}
         result = self.settings | _times_of(timesteps) | {"auto_start": chosen.facts() if chosen else None} | found
         result |= results.circumstances(clock.seconds(), self.config.eval.num_samples)
-        if chosen and chosen.candidates:
-            figures.draw_candidates(folder / "auto_start.png", chosen)
         _store(folder, result, kept)
+        plots.attempt(plots.save_grid, folder / "samples.png", kept[:GRID_SIZE])
+        if chosen and chosen.candidates:
+            plots.attempt(figures.draw_candidates, folder / "auto_start.png", chosen)
         return result
 
 
@@ -365,7 +366,6 @@ def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> HostPixels:
 def _store(folder: Path, result: Result, kept: HostPixels) -> None:
     """Writes samples and result.json, result.json last, and removes the partial result."""
     files.write_npz(folder / "samples.npz", {"images": kept})
-    plots.save_image(folder / "samples.png", plots.image_grid(kept[:GRID_SIZE]))
     files.write_json(folder / "result.json", result)
     if parallel.is_first():
         for name in (PARTIAL_STATE, PARTIAL_IMAGES):

@@ -16,8 +16,9 @@ Exit codes:
   1: a bug; the traceback is printed.
   2: a wrong input, a full disk or too little memory; one line explains it.
   3: another process of a distributed run was lost. The code is 134 if JAX notices the loss first.
-  130, 143: SIGINT or SIGTERM stopped the program. Training saves its state first.
-After 3, 130, 134 and 143 the same command continues the work from what is saved.
+  128 + n: signal n stopped the program: 129 SIGHUP, 130 SIGINT (Ctrl-C), 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM,
+    152 SIGXCPU. Training saves its state first.
+After 3, 134 and 128 + n the same command continues the work from what is saved.
 """
 
 import os
@@ -34,7 +35,10 @@ from ml_collections import ConfigDict, config_flags
 
 from core.errors import Stopped, UserError
 from core.huge_pages import restart_with_huge_pages
+from core.paths import expanded
+from core.streams import tolerate_failed_writes
 
+PATHS = ("workdir", "eval_folder", "source", "reference", "dest")  # flags whose values become Paths
 SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of config.sampling
 
 
@@ -50,27 +54,27 @@ class Mode(NamedTuple):
 MODES = {
     "prepare": Mode(lambda lib, config, _: lib.prepare(config)),
     "train": Mode(
-        lambda lib, config, given: lib.train(config, path_of(given.workdir)),
+        lambda lib, config, given: lib.train(config, given.workdir),
         needed=("workdir",),
         optional=("seed",),
         distributed=True,
     ),
     "fid_stats": Mode(lambda lib, config, _: lib.fid_stats(config), optional=("workdir",), distributed=True),
     "eval": Mode(
-        lambda lib, config, given: lib.evaluate(config, path_of(given.workdir), given.eval_folder),
+        lambda lib, config, given: lib.evaluate(config, given.workdir, given.eval_folder),
         needed=("workdir",),
         optional=(*SAMPLING, "seed", "eval_folder"),
         distributed=True,
     ),
     "sweep": Mode(
-        lambda lib, config, given: lib.sweep(config, path_of(given.workdir), given.eval_folder),
+        lambda lib, config, given: lib.sweep(config, given.workdir, given.eval_folder),
         needed=("workdir",),
         optional=("seed", "eval_folder"),
         distributed=True,
     ),
     "score": Mode(
         lambda lib, config, given: lib.score(
-            config, path_of(given.workdir or "results/score"), path_of(given.source), path_of(given.reference)
+            config, given.workdir or Path("results/score"), given.source, given.reference
         ),
         needed=("source",),
         optional=("workdir", "reference"),
@@ -81,16 +85,16 @@ MODES = {
         optional=(*SAMPLING, "seed", "num", "format", "trajectory", "compare"),
     ),
     "analyze": Mode(
-        lambda lib, config, given: lib.analyze(config, path_of(given.workdir), given.eval_folder),
+        lambda lib, config, given: lib.analyze(config, given.workdir, given.eval_folder),
         needed=("workdir",),
         optional=("seed", "eval_folder"),
     ),
     "import": Mode(
-        lambda lib, config, given: lib.import_weights(config, path_of(given.workdir), path_of(given.source)),
+        lambda lib, config, given: lib.import_weights(config, given.workdir, given.source),
         needed=("workdir", "source"),
     ),
     "export": Mode(
-        lambda lib, config, given: lib.export_weights(config, path_of(given.workdir), path_of(given.dest)),
+        lambda lib, config, given: lib.export_weights(config, given.workdir, given.dest),
         needed=("workdir", "dest"),
     ),
 }
@@ -174,7 +178,7 @@ def leave(message: str | None, code: int) -> None:
 def parse(argv: list[str]) -> ConfigDict | None:
     """The config from its file, --config.section.field=value and the sampling flags; None with --help."""
     try:
-        rest = FLAGS(argv)
+        rest = FLAGS([config_expanded(argument) for argument in argv])
         config = FLAGS.config
         if config is not None:
             config.lock()  # the first use of FLAGS.config raises the error if the file cannot be read
@@ -187,6 +191,9 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if FLAGS.mode is None or config is None:
         raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
     check_flags(MODES[FLAGS.mode])
+    for name in PATHS:
+        if FLAGS[name].value:
+            FLAGS[name].value = expanded(FLAGS[name].value, f"--{name}")
 
     for name in SAMPLING:
         if FLAGS[name].present:
@@ -198,6 +205,12 @@ def parse(argv: list[str]) -> ConfigDict | None:
             f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the last timestep"
         )
     return config
+
+
+def config_expanded(argument: str) -> str:
+    """The argument, with ~ expanded in --config=~/file.py."""
+    flag, _, path = argument.partition("=")
+    return f"{flag}={expanded(path, flag)}" if flag in ("--config", "-config") and path else argument
 
 
 def start_of(text: str) -> int:
@@ -229,7 +242,7 @@ def check_processes(coordinator: str | None, count: int | None, index: int | Non
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not (FLAGS.distributed and all(given)):
         raise UserError("--coordinator, --process_count and --process_id go together, with --distributed")
-    if coordinator and not re.fullmatch(r".+:\d{1,5}", coordinator):
+    if coordinator and not re.fullmatch(r"[^/]+:\d{1,5}", coordinator):
         raise UserError(f"--coordinator={coordinator} must be host:port")
     if count and not index < count:
         raise UserError(f"--process_id={index} must be below --process_count={count}")
@@ -242,33 +255,30 @@ def one_line(error: BaseException) -> str:
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
 
 
-def path_of(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
-
-
 def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None:
-    workdir = path_of(given.workdir)
     if given.compare:
-        lib.compare(config, workdir, given.num)
+        lib.compare(config, given.workdir, given.num)
     else:
-        lib.sample(config, workdir, given.num, file_format=given["format"].value, trajectory=given.trajectory)
+        lib.sample(config, given.workdir, given.num, file_format=given["format"].value, trajectory=given.trajectory)
 
 
 def run(config: ConfigDict) -> None:
     """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag need not wait."""
     from configs.validation import validate
+    from core import parallel
 
     validate(config)
     if FLAGS.distributed:
-        from core import parallel
-
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
+    os.environ["MPLBACKEND"] = "agg"  # notebooks set a backend whose package may be missing here
     import run_lib
 
+    parallel.require_devices()  # after the import, because models/cpu.py sets a flag of the CPU's backend
     MODES[FLAGS.mode].run(run_lib, config, FLAGS)
 
 
 if __name__ == "__main__":
     restart_with_huge_pages()
+    tolerate_failed_writes()
     logging.set_verbosity(logging.FATAL)  # orbax logs the errors that it also raises, with a traceback
     main(sys.argv)

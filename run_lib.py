@@ -112,7 +112,7 @@ def fid_stats(config: ConfigDict) -> None:
 # --mode=eval and --mode=sweep
 
 
-def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Result:
+def evaluate(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -> Result:
     """Draws eval.num_samples images with config.sampling, scores them, and returns the contents of result.json."""
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
     result = run.draw_and_score(workdir / eval_folder)
@@ -123,7 +123,7 @@ def evaluate(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Re
     return result
 
 
-def sweep(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> list[Result]:
+def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -> list[Result]:
     """Runs every sampler at every n_steps, from pure noise and from each late start, all with the same noise.
 
     A run whose result is stored already is not drawn again.
@@ -195,22 +195,24 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
     folder = workdir / "drawn" / run.name
     timesteps, _ = run.plan()
-    if trajectory:
-        _save_trajectory(run, timesteps, folder)
-
     images = run.images(timesteps)
     if file_format == "npz":
         files.write_npz(folder / "samples.npz", {"images": images})
     else:
         for i, image in enumerate(images):
             plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
-    plots.save_image(folder / "grid.png", plots.image_grid(images[:GRID_SIZE]))
+    if trajectory:
+        _save_trajectory(run, timesteps, folder)
+    plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
     print(f"{num} images: {folder}")
     return folder
 
 
 def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
-    """Draws one picture: a row for each sampler of config.sweep with each start, a column for each sample of noise."""
+    """Draws one picture: a row for each sampler of config.sweep with each start, a column for each sample of noise.
+
+    An .npz file of the same name holds its images, an array for each row. Returns the picture's path.
+    """
     config = without_scores(config, num)
     validate(config)
     configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
@@ -223,8 +225,9 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
         rows.append((label, run.images(timesteps)))
     name = folder_name(runs[-1].settings | {"sampler": "-".join(["compare", *config.sweep.samplers])})
     path = workdir / "drawn" / f"{name}.png"
-    plots.save_comparison(path, rows)
-    print(f"{len(rows)} rows of images from the same {num} samples of noise: {path}")
+    files.write_npz(path.with_suffix(".npz"), dict(rows))
+    plots.attempt(plots.save_comparison, path, rows)
+    print(f"{len(rows)} rows of images from the same {num} samples of noise: {path} (arrays: {path.stem}.npz)")
     return path
 
 
@@ -241,13 +244,14 @@ def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
     )
     strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
-    plots.save_comparison(folder / "trajectory.png", [(f"image {i}", strips[:, i]) for i in range(num)])
+    rows = [(f"image {i}", strips[:, i]) for i in range(num)]
+    plots.attempt(plots.save_comparison, folder / "trajectory.png", rows)
 
 
 # --mode=analyze
 
 
-def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Path:
+def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -> Path:
     """Measures where symmetry breaks in the network of the workdir (`symmetry.study`). Returns the report's path."""
     from symmetry import study  # here: its imports take a third of a second, which the other modes do not need
 

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.paths import expanded
 from datasets import LOADERS
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
@@ -86,8 +87,11 @@ def components() -> Rule:
 
 def empty_or_file() -> Rule:
     """The value is empty or the path of an existing file."""
-    return Rule("a file that is there", lambda value: not value or Path(value).is_file())
+    return Rule("a file that is there", lambda value: not value or Path(value).expanduser().is_file())
 
+
+PATHS = ("assets_dir", "data.data_dir", "data.path", "data.cache_dir", "eval.inception_weights", "eval.reference")
+"""The fields that are paths: `core.paths.expanded` must accept them."""
 
 RULES = {
     "seed": from_up_to(0, 2**32),
@@ -160,11 +164,12 @@ RULES = {
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError at the first field that breaks its rule: the field, its value and what is allowed."""
+    for field in PATHS:
+        path = _value(config, field)
+        _require(isinstance(path, str), f"{field}={path!r} is not allowed: it must be a path")
+        expanded(path, field)
     for field, rule in RULES.items():
-        value = config
-        for name in field.split("."):
-            _require(isinstance(value, ConfigDict) and name in value, f"the config has no field {field}")
-            value = value[name]
+        value = _value(config, field)
         _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
     _validate_image_size(config)
     _validate_betas(config)
@@ -176,6 +181,14 @@ def validate(config: ConfigDict) -> None:
         f"sampling.classes={config.sampling.classes} needs sampling.components='labels', so that components are "
         f"classes; it is {config.sampling.components!r}",
     )
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        _require(isinstance(value, ConfigDict) and name in value, f"the config has no field {field}")
+        value = value[name]
+    return value
 
 
 def _holds(rule: Rule, value: Any) -> bool:

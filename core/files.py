@@ -1,6 +1,7 @@
 """Reading and writing files: atomic writes, locks, checksums, JSON and .npz."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,10 +18,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Shaped
 
-from core.errors import UserError
+from core.errors import UserError, warn
 from core.parallel import is_first
 
 REPOSITORY = Path(__file__).parents[1]
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # from flock, where there are no locks
 
 
 @contextlib.contextmanager
@@ -60,7 +62,8 @@ def locking(path: Path, busy_message: str, *, wait: bool) -> Iterator[None]:
     """Holds an exclusive lock on the file `path`, which is created if needed.
 
     The operating system releases the lock when the process ends, even if it is killed. If another process holds the
-    lock: with `wait`, prints `busy_message` and waits; otherwise raises UserError(busy_message).
+    lock: with `wait`, prints `busy_message` and waits; otherwise raises UserError(busy_message). Warns, and holds no
+    lock, if the file system has none.
     """
     from filelock import FileLock, Timeout  # takes 0.1 s to import
 
@@ -73,6 +76,10 @@ def locking(path: Path, busy_message: str, *, wait: bool) -> Iterator[None]:
             raise UserError(busy_message) from error
         print(busy_message)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn(f"{path.parent}: this file system has no locks ({error.strerror}): start no second run there")
     try:
         yield
     finally:

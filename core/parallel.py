@@ -27,7 +27,8 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
 
     coordinator: address of the first process. count: number of processes. index: number of this process. Without them
     the cluster (TPU pod, SLURM, Open MPI) provides the values. Processes other than the first print only errors from
-    then on. Raises UserError if the arguments are invalid, no cluster is found, or the other processes do not connect.
+    then on. Raises UserError if the arguments are invalid, no cluster is found, the other processes do not connect, or
+    there is no device.
     """
     try:
         jax.distributed.initialize(
@@ -39,9 +40,22 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     except (ValueError, TypeError, RuntimeError) as error:
         hint = "give --coordinator, --process_count and --process_id unless a TPU pod, SLURM or Open MPI sets them"
         raise UserError(f"--distributed: {str(error).splitlines()[0]}; {hint}") from error
+    require_devices()
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, stays open until the process ends
         os.environ["TQDM_DISABLE"] = "1"
+
+
+def require_devices() -> None:
+    """Raises UserError if JAX finds no device, because the user demands a backend that does not start here."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises RuntimeError or AssertionError, and plugins raise any type
+        names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+        settings = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or names[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        hint = "unset the variable, or set it to cpu"
+        raise UserError(f"{settings}: JAX cannot start this backend here ({reason}): {hint}") from error
 
 
 def mesh() -> Mesh:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from core.arithmetic import ceil_div
+from core.errors import warn
 from core.files import replacing
+from core.parallel import is_first
 from core.shapes import HostPixels
 
 LEAST_SIDE = 32  # pixels; smaller images are enlarged by an integer factor
@@ -19,6 +21,22 @@ WIDE = (9.0, 4.2)  # inches, the size of a picture of one panel
 
 Times = Mapping[str, float]
 """Labels to times t; NaN for an event that never happens."""
+
+
+def attempt(draw: Callable[..., None], path: Path, *contents: Any) -> bool:
+    """Calls draw(path, *contents), which saves a picture, on the first process; returns whether there is a picture.
+
+    A picture that cannot be drawn is a warning: write the results that it shows to disk first, and then call this.
+    """
+    if not is_first():
+        return False
+    try:
+        draw(path, *contents)
+    except Exception as error:  # matplotlib, its settings, fonts and the disk raise any type
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        warn(f"{path} is not drawn ({reason}); the results are saved without this picture")
+        return False
+    return True
 
 
 def save_image(path: Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
@@ -45,24 +63,24 @@ def image_grid(images: HostPixels, columns: int | None = None) -> UInt8[np.ndarr
 
 @contextlib.contextmanager
 def panels(
-    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, layout: str | None = None, **options: Any
 ) -> Iterator[Shaped[np.ndarray, "rows columns"]]:
     """Yields matplotlib axes, rows by columns, and saves the figure as a PNG if the block succeeds.
 
-    size: width and height of the whole figure in inches. options are passed on to `pyplot.subplots`.
+    size: width and height of the whole figure in inches. options are passed on to `Figure.subplots`, except layout,
+    which is the figure's. Neither a display nor a backend is used.
     """
-    import matplotlib  # takes most of a second to import
+    from matplotlib.figure import Figure  # takes most of a second to import
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    figure = Figure(figsize=size, layout=layout)
+    yield figure.subplots(rows, columns, squeeze=False, **options)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")  # includes labels outside the axes
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, **options)
-    try:
-        yield axes
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=110, bbox_inches="tight")  # includes labels outside the axes
-    finally:
-        pyplot.close(figure)
+
+def save_grid(path: Path, images: HostPixels) -> None:
+    """Saves the images on a grid, as a PNG."""
+    save_image(path, image_grid(images))
 
 
 def save_comparison(path: Path, rows: Sequence[tuple[str, HostPixels]]) -> None:

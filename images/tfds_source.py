@@ -6,7 +6,6 @@ takes a second.
 
 import importlib.util
 import io
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from core.errors import UserError
+from core.paths import expanded
 from images.decoded import NO_LABEL, Pictures, Source
 from images.pixels import open_picture
 
@@ -146,4 +146,4 @@ def _data_dir(config: ConfigDict) -> str:
     """data.data_dir if set, else the environment variable TFDS_DATA_DIR, else TFDS's own default."""
     from tensorflow_datasets.core import constants
 
-    return os.path.expanduser(config.data.data_dir or constants.DATA_DIR)
+    return str(expanded(config.data.data_dir or constants.DATA_DIR, "data.data_dir or TFDS_DATA_DIR"))

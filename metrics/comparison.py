@@ -79,6 +79,10 @@ def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, 
     cells = compare(results)
     table = comparison_table(cells)
     files.write_text(folder / "table.txt", table + "\n")
-    plots.save_comparison(folder / "comparison.png", comparison_rows(cells, folder))
-    figures.draw_scores(folder / "starts.png", results, critical)
+    plots.attempt(_draw_comparison, folder / "comparison.png", cells)
+    plots.attempt(figures.draw_scores, folder / "starts.png", results, critical)
     return table
+
+
+def _draw_comparison(path: Path, cells: Sequence[Sequence[Result]]) -> None:
+    plots.save_comparison(path, comparison_rows(cells, path.parent))

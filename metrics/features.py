@@ -17,6 +17,7 @@ from core import files
 from core.downloads import fetch
 from core.errors import UserError
 from core.parallel import replicate, resharded, round_up
+from core.paths import path_field
 from core.shapes import Pixels
 from models import classifier, inception
 
@@ -61,7 +62,7 @@ def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
 
 def classifier_path(config: ConfigDict) -> Path:
     """The file of the data set's own classifier."""
-    return files.REPOSITORY / config.assets_dir / "classifier" / f"{datasets.slug(config)}.npz"
+    return files.REPOSITORY / path_field(config, "assets_dir") / "classifier" / f"{datasets.slug(config)}.npz"
 
 
 def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
@@ -89,9 +90,9 @@ def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
 
 def _inception_features(config: ConfigDict, may_train: bool) -> Features:
     """The FID's Inception-v3: the file eval.inception_weights, or else the published file, fetched on first use."""
-    path = Path(config.eval.inception_weights)
+    path = path_field(config, "eval.inception_weights")
     if not config.eval.inception_weights:
-        target = files.REPOSITORY / config.assets_dir / "inception" / INCEPTION_FILE
+        target = files.REPOSITORY / path_field(config, "assets_dir") / "inception" / INCEPTION_FILE
         path = fetch(INCEPTION_URL, target, INCEPTION_SHA256)
     network = inception.load(path)
     return Features(

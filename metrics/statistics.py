@@ -19,6 +19,7 @@ from core.arithmetic import ceil_div
 from core.errors import UserError
 from core.files import read_npz, write_npz
 from core.moments import EXACT_ROWS, Moments
+from core.paths import path_field
 from core.shapes import HostPixels
 from datasets import Split
 from metrics.features import Features
@@ -44,7 +45,8 @@ def stats_path(config: ConfigDict, kind: str) -> Path:
     A Gaussian or mixture is in the network's range, so data.centered=false has a file of its own.
     """
     suffix = "_01" if kind.startswith((GAUSSIAN, MIXTURE)) and not config.data.centered else ""
-    return files.REPOSITORY / config.assets_dir / "stats" / f"{datasets.slug(config)}_{kind}{suffix}.npz"
+    name = f"{datasets.slug(config)}_{kind}{suffix}.npz"
+    return files.REPOSITORY / path_field(config, "assets_dir") / "stats" / name
 
 
 def require_stats(config: ConfigDict, *kinds: str) -> None:
@@ -271,7 +273,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     [dim, dim], and no origin. Raises UserError if the file is broken, or was made of other data, features or labels, or
     by another version.
     """
-    path = Path(config.eval.reference) if config.eval.reference else stats_path(config, config.eval.features)
+    path = path_field(config, "eval.reference") if config.eval.reference else stats_path(config, config.eval.features)
     stored = read_npz(path, required={"mu"} if config.eval.reference else {"mu", "sigma", "origin"})
     mean, cov = _checked_moments(stored, features, path)
     digest = _digest(mean, cov)

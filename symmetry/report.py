@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
     title: str
     explanation: str  # about two lines
-    picture: Path  # a PNG
+    picture: Path | None  # a PNG; None if it could not be drawn
     numbers: Path  # the file that holds the picture's data
 
 
@@ -35,11 +35,10 @@ def write(path: Path, title: str, introduction: str, table: str, entries: Sequen
     """
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>", f"<pre>{html.escape(table)}</pre>"]
     for entry in entries:
-        data = base64.b64encode(entry.picture.read_bytes()).decode()
         body += [
             f"<h2>{html.escape(entry.title)}</h2>",
             f"<p>{html.escape(entry.explanation)}</p>",
-            f'<div class="picture"><img alt="{html.escape(entry.title)}" src="data:image/png;base64,{data}"></div>',
+            _picture(entry),
             f'<p class="numbers">Numbers: {html.escape(entry.numbers.name)}</p>',
         ]
     head = (
@@ -48,3 +47,10 @@ def write(path: Path, title: str, introduction: str, table: str, entries: Sequen
     )
     page = ["<!doctype html>", f'<html lang="en"><head>{head}</head>', "<body>", *body, "</body></html>"]
     write_text(path, "\n".join(page) + "\n")
+
+
+def _picture(entry: Entry) -> str:
+    if entry.picture is None:
+        return "<p>This picture could not be drawn.</p>"
+    data = base64.b64encode(entry.picture.read_bytes()).decode()
+    return f'<div class="picture"><img alt="{html.escape(entry.title)}" src="data:image/png;base64,{data}"></div>'

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import datasets
 import evaluation
 from configs.runs import expand_starts, sweep_configs, without_scores
-from core import files, tables
+from core import files, plots, tables
 from core.rng import key_for
 from core.shapes import Images
 from evaluation import EvalContext, EvalRun
@@ -146,7 +146,7 @@ INTRODUCTION = (
 )
 
 
-def analyze(config: ConfigDict, workdir: Path, eval_folder: str) -> tuple[str, Path]:
+def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple[str, Path]:
     """Analyzes the network of the workdir: figures, numbers and a report in workdir/analysis.
 
     Stored experiments and runs with the same settings are reused, also the scored runs of an evaluation or a sweep in
@@ -200,7 +200,7 @@ def run(
     """
     stored_key = json.dumps(key, sort_keys=True)
     marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"])
-    entries = []
+    shown = []  # the arguments of _draw: all numbers are on disk before a figure is drawn
     table = ""
     for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):
         numbers = folder / f"{experiment.__name__}.npz"
@@ -212,12 +212,13 @@ def run(
             table = critical_times_table(arrays)
             files.write_json(folder / "critical_times.json", {name: _listed(arrays[name]) for name in COMPARED})
         if arrays.keys() - {"question"}:
-            entries += [_draw(figure, arrays, numbers=numbers, folder=folder, marks=marks) for figure in drawn]
+            shown += [(figure, arrays, numbers) for figure in drawn]
     for figure in SCORES:
         if runs := scored[figure.name]:
             numbers = folder / f"{figure.name}.json"
             files.write_json(numbers, {"results": list(runs)})
-            entries.append(_draw(figure, runs, numbers=numbers, folder=folder, marks=marks))
+            shown.append((figure, runs, numbers))
+    entries = [_draw(*arguments, marks) for arguments in shown]
     report.write(folder / "report.html", title, INTRODUCTION, table=table, entries=entries)
     return table
 
@@ -228,13 +229,11 @@ def _stored(path: Path, key: str) -> Arrays | None:
     return arrays if str(arrays["question"]) == key else None
 
 
-def _draw(
-    figure: Figure, content: Arrays | Sequence[Result], *, numbers: Path, folder: Path, marks: figures.Marks
-) -> report.Entry:
-    """Draws a figure and returns its section of the report. numbers: the file that holds its data."""
-    picture = folder / f"{figure.name}.png"
-    figure.draw(picture, content, marks)
-    return report.Entry(figure.title, figure.explanation, picture, numbers)
+def _draw(figure: Figure, content: Arrays | Sequence[Result], numbers: Path, marks: figures.Marks) -> report.Entry:
+    """Draws a figure beside its numbers, the file that holds its data, and returns its section of the report."""
+    picture = numbers.with_name(f"{figure.name}.png")
+    drawn = plots.attempt(figure.draw, picture, content, marks)
+    return report.Entry(figure.title, figure.explanation, picture if drawn else None, numbers)
 
 
 COMPARED = {  # columns of the table of critical times: the array of `measurements.growth`, and the heading

@@ -60,6 +60,17 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{SWEEP} --config.sweep.components=('1','x')": "it must be a list of 0 or more, each '1', 'labels'",
     f"{EVAL} --gls --config.sampling.baseline=leading": "does not take --gls",
     f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start from clean images",
+    # places that are not on this machine, and homes that are not known
+    f"--mode=train {TINY} --workdir=gs://bucket/run": "--workdir=gs://bucket/run is a URL",
+    f"{EVAL} --eval_folder=s3://bucket/eval": "--eval_folder=s3://bucket/eval is a URL",
+    f"{EXPORT} --dest=hdfs://host/x": "--dest=hdfs://host/x is a URL",
+    f"{IMPORT} --source=https://host/x.pth": "--source=https://host/x.pth is a URL",
+    f"--mode=score {TINY} --source={{w}} --reference=file:///x": "--reference=file:///x is a URL",
+    "--mode=train --config=gs://bucket/x.py --workdir={w}/new": "--config=gs://bucket/x.py is a URL",
+    f"{TRAIN} --config.data.path=gs://bucket": "data.path=gs://bucket is a URL",
+    f"{TRAIN} --workdir=~no-such-user/x": "the home folder ~no-such-user is not known",
+    f"{EVAL} --config.assets_dir=~no-such-user/x": "the home folder ~no-such-user is not known",
+    f"{TRAIN} --distributed --coordinator=tcp://h:1 --process_count=2 --process_id=0": "must be host:port",
     # config files
     "--mode=train --config={w}/run --workdir={w}/new": "directory",
     "--mode=train --config={w}/broken.py --workdir={w}/new": "invalid syntax",

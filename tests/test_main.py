@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import os
 import subprocess
 import sys
 
@@ -94,3 +95,29 @@ def test_mistakes_end_in_one_line(arguments, says, tmp_path):
     assert says in done.stderr
     assert done.stderr.startswith("main.py: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backend_that_this_machine_lacks_is_one_line(tmp_path):
+    """Catches a traceback of JAX for a mode that computes, and a workdir made before it."""
+    done = subprocess.run(
+        [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={tmp_path}/run"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "no_such_backend"},
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert done.stderr.startswith("main.py: JAX_PLATFORMS=no_such_backend: JAX cannot start this backend here")
+
+
+def test_a_config_file_in_the_home_folder_is_found(tmp_path):
+    """Catches ~ taken literally: a shell does not expand it after an equals sign."""
+    (tmp_path / "mine.py").write_text("def get_config():\n    raise RuntimeError('found')\n")
+    done = subprocess.run(
+        [sys.executable, "main.py", "--mode=prepare", "--config=~/mine.py"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (2, "main.py: found\n")

@@ -16,7 +16,7 @@ import evaluation
 import losses
 import run_lib
 import sampling
-from core import files
+from core import files, plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
@@ -282,6 +282,40 @@ def test_sample_writes_the_images_that_generate_draws(config, trained):
     assert run_lib.sample(config, trained, 5) == folder
     np.testing.assert_array_equal(np.asarray(Image.open(folder / "images/000003.png")), images[3, ..., 0])
     assert config.eval.enable_fid  # the caller's config is left as it was
+
+
+def test_results_are_on_disk_when_a_picture_fails(config, tmp_path, shipped_classifier, monkeypatch, capsys):
+    """Catches a picture that ends a mode, and one that is drawn before the results that it shows are saved."""
+    saved_before = {
+        "samples.png": "result.json",
+        "comparison.png": "table.txt",
+        "starts.png": "sweep.json",
+        "trajectory.png": "trajectory.npz",
+        "grid.png": "samples.npz",
+    }
+    failed = []
+
+    def fail(path, *contents, **options):
+        failed.append(path.name)
+        result = saved_before.get(path.name) or path.with_suffix(".npz").name
+        assert path.name == "step_0000006.png" or (path.parent / result).exists(), path
+        raise RuntimeError("no pictures here")
+
+    for name in ("save_grid", "save_comparison", "panels"):
+        monkeypatch.setattr(plots, name, fail)
+    workdir = tmp_path / "run"
+    run_lib.train(config, workdir)
+    assert checkpoints.saved_steps(workdir) == [3, 6]
+    run_lib.fid_stats(config)
+    results = run_lib.sweep(config, workdir)
+    run_lib.sample(config, workdir, 5, "npz", trajectory=True)
+    compared = run_lib.compare(config, workdir, 4).with_suffix(".npz")
+    assert set(failed) == {*saved_before, "step_0000006.png", compared.with_suffix(".png").name}
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("main.py: warning: ")]
+    assert len(warnings) == len(failed) == len(results) + 6
+    assert all("is not drawn (RuntimeError: no pictures here)" in line for line in warnings)
+    with np.load(compared) as rows:
+        assert len(rows) == 4 and all(images.shape == (4, 8, 8, 1) for images in rows.values())
 
 
 def test_more_directions_than_images_have_are_refused():

@@ -27,6 +27,14 @@ from models import Params, abstract_params
 
 CHECKSUMS = "checksums.json"
 
+TRAINING_FIELDS = {
+    "training": ("batch_size", "weighting"),
+    "data": ("path", "held_out", "skip_bad", "random_flip", "uniform_dequantization"),
+    "model": ("dropout", "ema_rate", "dtype"),
+    "optim": (),
+}
+"""Fields of each section that change a training which is resumed, besides the network's. Empty: all of the section."""
+
 State = TypeVar("State")
 """losses.TrainState: a dataclass with the fields `step` and `ema`, and others that are saved under `train`."""
 
@@ -58,9 +66,9 @@ def _section(stored: dict[str, Any], name: str, place: Path) -> dict[str, Any]:
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError if the workdir's training cannot be resumed with this config: another network or optimiser.
+    """Raises UserError if the workdir's training cannot be resumed with this config.
 
-    Warns if data.path has changed: the folder may have moved, or hold other images.
+    That is, with another network, optimiser or seed. Warns of other differences that change the training.
     """
     if not (workdir / "config.json").exists():
         return
@@ -72,9 +80,25 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if optimizer != config.optim.optimizer:
         hint = f"the saved state fits only {optimizer}, so set that or choose a new --workdir"
         raise UserError(f"{workdir} is trained by optim.optimizer={optimizer}, not {config.optim.optimizer}: {hint}")
-    path = _section(stored, "data", workdir)["path"]
-    if path != config.data.path:
-        warn(f"{workdir} goes on with data.path={config.data.path!r}; it had {path!r} before")
+    if (workdir / "metrics.jsonl").exists():  # not where weights were imported and no step was trained
+        _check_run(config, stored, workdir)
+
+
+def _check_run(config: ConfigDict, stored: dict[str, Any], workdir: Path) -> None:
+    """Compares the fields that determine the training, besides the network, with the stored config."""
+    seed = stored.get("seed", config.seed)
+    if seed != config.seed:
+        hint = f"another seed would make it another run, so set --seed={seed} or choose a new --workdir"
+        raise UserError(f"{workdir} is trained with seed={seed}, not {config.seed}: {hint}")
+    wanted = json.loads(config.to_json())
+    differing = []
+    for section, names in TRAINING_FIELDS.items():
+        there = _section(stored, section, workdir)
+        for name in names or wanted[section]:
+            if wanted[section][name] != there[name]:
+                differing.append(f"{section}.{name}={wanted[section][name]!r} (before: {there[name]!r})")
+    if differing:
+        warn(f"{workdir} continues with {', '.join(differing)}")
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import SupportsFloat
 
 import jax
@@ -30,6 +31,10 @@ from training import checkpoints
 from training.log import MetricsWriter, Rate
 
 LOSSES_SHOWN = 5  # earlier losses in the message about a loss that is not finite
+SAVING_SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # Ctrl-C, most schedulers, and a terminal that closes
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),  # what SLURM, SGE, LSF and ulimit send before the time is up
+)
 
 
 def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPixels | None) -> int:
@@ -37,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
 
     images: the training split. held_out: the images of the loss that is logged every training.eval_freq steps, if any.
     Raises UserError if another process trains in the workdir, its checkpoint does not fit the config, or a loss or
-    gradient is not finite. Raises Stopped after SIGTERM or SIGINT, once the state is saved.
+    gradient is not finite. Raises Stopped after a signal of SAVING_SIGNALS, once the state is saved.
     """
     training = config.training
     graphdef, state = losses.create_state(config)
@@ -54,7 +59,13 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
         if first_step < training.n_iters:
             checkpoints.write_config(config, workdir)
         evaluation = PeriodicEvaluation(
-            config, workdir, graphdef=graphdef, held_out=held_out, writer=writer, signals=signals, first_step=first_step
+            config,
+            workdir,
+            graphdef=graphdef,
+            held_out=held_out,
+            writer=writer,
+            signals=signals if jax.process_count() == 1 else (),
+            first_step=first_step,
         )
         evaluation.run(first_step, state.ema)  # a signal may have interrupted it in the previous run
 
@@ -72,14 +83,14 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
             if _due(config, step, training.log_freq):
                 writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
-            evaluation.run(step, state.ema)
 
-            # Save and stop
-            stop = _should_stop(step, signals)
-            if stop or _due(config, step, training.snapshot_freq, training.snapshot_freq_for_preemption):
+            # Save, evaluate and stop
+            if _due(config, step, training.snapshot_freq, training.snapshot_freq_for_preemption):
                 save(state)
-            if stop:
-                raise Stopped(step, signals[0] if signals else signal.SIGTERM)
+            evaluation.run(step, state.ema)
+            if _should_stop(step, signals):
+                save(state)
+                raise Stopped(step, _agreed(signals))
     return first_step
 
 
@@ -120,7 +131,8 @@ class PeriodicEvaluation:
       graphdef: the network.
       held_out: the images of the loss; may be None if training.eval_freq is 0.
       writer: receives the loss.
-      signals: the signals received so far. After the first one, an evaluation ends without a result.
+      signals: the signals received so far. After the first one, an evaluation ends without a result. Empty with several
+        processes, which must all take part in an evaluation.
       first_step: the step that this run resumed from. What the previous run wrote for that step is kept.
     """
 
@@ -163,7 +175,7 @@ class PeriodicEvaluation:
             batch_size=size,
         )
         pixels = parallel.all_rows(datasets.to_uint8(x0, self.config.data.centered))[:count]
-        plots.save_image(path, plots.image_grid(pixels))
+        plots.attempt(plots.save_grid, path, pixels)
 
 
 def mean_loss(config: ConfigDict, denoiser: Denoiser, images: HostPixels, signals: Sequence[int] = ()) -> float:
@@ -186,23 +198,32 @@ def mean_loss(config: ConfigDict, denoiser: Denoiser, images: HostPixels, signal
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[list[int]]:
-    """Collects the first SIGTERM and the first SIGINT in a list; a second signal of a kind has its usual effect.
+    """Collects the numbers of the SAVING_SIGNALS that arrive in a list. A second SIGINT interrupts at once.
 
-    With several processes, JAX handles SIGTERM and notifies all of them. SIGINT is then forwarded as SIGTERM.
+    Other signals may arrive again before the state is saved: SIGXCPU does every second, and SIGHUP may come from the
+    shell and from the terminal. A signal that is ignored, as nohup ignores SIGHUP, stays ignored, except SIGINT, which
+    shells ignore in background processes.
+
+    With several processes, JAX handles SIGTERM and notifies all of them. Other signals are then forwarded as SIGTERM.
     """
     received: list[int] = []
+    forwards = jax.process_count() > 1
 
-    def collect(number, frame):
+    def collect(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        if forwards:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif number == signal.SIGINT:
+            signal.signal(number, previous[number])
 
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
-        handlers = {}
-    elif jax.process_count() > 1:
-        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-    else:
-        handlers = {signal.SIGTERM: collect, signal.SIGINT: collect}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = {}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    for number in SAVING_SIGNALS if in_main_thread else ():  # Python allows handlers in the main thread only
+        handler = signal.getsignal(number)
+        ignored = handler == signal.SIG_IGN and number != signal.SIGINT
+        if not ignored and not (forwards and number == signal.SIGTERM):
+            previous[number] = handler
+            signal.signal(number, collect)
     try:
         yield received
     finally:
@@ -215,3 +236,9 @@ def _should_stop(step: int, signals: Sequence[int]) -> bool:
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
     return bool(signals)
+
+
+def _agreed(signals: Sequence[int]) -> int:
+    """The number of a signal that this process or another one has received; SIGTERM, which JAX handles, if unknown."""
+    first = signals[0] if signals else 0
+    return int(parallel.gather(np.asarray(first)).max()) or signal.SIGTERM

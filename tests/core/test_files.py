@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -93,3 +95,29 @@ def test_a_killed_process_frees_its_lock_for_all_that_wait(tmp_path, capsys):
         thread.join(60)
     assert entered == [True, True, True]
     assert capsys.readouterr().out == "waiting\n" * 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys, number, wait):
+    """Catches a training that cannot start on such a file system, and one that starts without a word."""
+
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    entered = []
+    with files.locking(tmp_path / ".lock", "busy", wait=wait):
+        entered.append(1)
+    assert entered and f"{tmp_path}: this file system has no locks" in capsys.readouterr().err
+
+
+def test_other_errors_of_a_lock_are_raised(tmp_path, monkeypatch):
+    """Catches a broken disk taken for a file system without locks."""
+
+    def flock(*arguments):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="input/output"), files.locking(tmp_path / ".lock", "busy", wait=False):
+        pass

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from core import files
+from core import files, parallel
+from core.errors import UserError
 from core.files import read_npz
 from tests import test_bad_input
 
@@ -96,6 +97,19 @@ def elements(shapes):
 def test_a_sharded_state_takes_an_eighth(on_devices):
     """Catches training.shard_state leaving most arrays replicated."""
     assert on_devices["sharded"]["share"] < 0.15 * on_devices["8"]["share"]
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda':\nno GPU")])
+def test_a_backend_that_does_not_start_is_one_line(monkeypatch, error):
+    """Catches a traceback of JAX where the user demands a device that the machine lacks."""
+
+    def devices():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match=r"^JAX_PLATFORMS=cuda: JAX cannot start this backend here \(.*set it to cpu$"):
+        parallel.require_devices()
 
 
 # Several processes
@@ -209,6 +223,23 @@ def test_when_one_of_four_is_killed_all_end_and_the_restart_goes_on(alone, tmp_p
     logs = finish(begin(tmp_path / "logs", 4, *arguments), tmp_path / "logs")
     assert "trained to step 12" in logs[0]
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(alone / "run"), rtol=2e-5)
+
+
+def test_a_signal_to_one_of_two_ends_both_with_its_code_after_the_same_step(tmp_path):
+    """Catches Ctrl-C answered as SIGTERM, a process that trains on alone, and a step that only one of them saved."""
+    workdir = tmp_path / "run"
+    arguments = ("--mode=train", f"--workdir={workdir}", "--config.training.n_iters=100000")
+    processes = begin(tmp_path / "logs", 2, *arguments)
+    metrics = workdir / "metrics.jsonl"
+    while all(process.is_alive() for process in processes) and not (metrics.exists() and rows(workdir)):
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGINT)
+    for process in processes:
+        process.join(200)
+    logs = [(tmp_path / f"logs/log{index}").read_text() for index in range(2)]
+    assert [process.exitcode for process in processes] == [130, 130], logs
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert all(f"stopped by SIGINT after step {step}, which is saved" in log for log in logs)
 
 
 def test_a_batch_that_does_not_divide_is_refused_up_front(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import plots, tables
+from core import files, plots, tables
 from metrics import figures
 
 
@@ -84,3 +84,26 @@ def test_tables_align_and_quote():
     """Catches misaligned columns, trailing spaces, and an unquoted comma."""
     assert tables.aligned(("name", "n"), [("a", "10"), ("bcdef", "3")]) == "name    n\n-----  --\na      10\nbcdef   3"
     assert tables.to_csv(("a", "b"), [("x,y", 1.5)]) == 'a,b\n"x,y",1.5\n'
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("two\nlines"), ImportError("no font"), OSError(28, "disk"), MemoryError()]
+)
+def test_a_picture_that_fails_is_one_warning_line(tmp_path, capsys, error):
+    """Catches an error of matplotlib, of a font or of the disk that ends the program, and half a picture."""
+
+    def draw(path, *contents):
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    assert not plots.attempt(draw, tmp_path / "a.png", 1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith(f"main.py: warning: {tmp_path}/a.png is not drawn ({type(error).__name__}")
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_succeeds_is_reported_as_drawn(tmp_path):
+    """Catches a report that leaves out every picture."""
+    assert plots.attempt(plots.save_grid, tmp_path / "a.png", np.zeros((4, 8, 8, 1), np.uint8))
+    assert Image.open(tmp_path / "a.png").size == (68, 68)

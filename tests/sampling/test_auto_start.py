@@ -8,6 +8,7 @@ import pytest
 import evaluation
 import run_lib
 from configs.validation import validate
+from core import plots
 from core.errors import UserError
 from metrics import statistics
 from sampling import auto_start
@@ -101,8 +102,11 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     [folder] = (trained / "eval").iterdir()
     assert "glsauto" in folder.name
     assert (folder / "auto_start.png").exists()
+    monkeypatch.setattr(plots, "panels", None)  # a picture that cannot be drawn
     again = run_lib.evaluate(config, trained, "again")
     assert again["auto_start"] == choice
+    [folder] = (trained / "again").iterdir()
+    assert not (folder / "auto_start.png").exists()
     assert json.loads((folder / "result.json").read_text())["auto_start"] == choice
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 import evaluation
 import run_lib
 import sampling
+from core import plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
@@ -154,8 +155,11 @@ def eps_of_gaussian(gaussian, x, t):
     return gaussian.eps(x, SCHEDULE.alpha_bar(t))
 
 
-def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, monkeypatch):
-    """Would catch a missing figure, a page that needs other files, and stored numbers recomputed or wrongly reused."""
+def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, monkeypatch, capsys):
+    """Would catch a missing figure, a page that needs other files, and stored numbers recomputed or wrongly reused.
+
+    And a figure that cannot be drawn and ends the analysis.
+    """
     config.analysis.update(num_images=8, num_times=4, num_eigenvalues=1, n_steps=7)
     page = run_lib.analyze(config, workdir).read_text()
     drawn = [figure for figures in study.EXPERIMENTS.values() for figure in figures if figure.name != "u_turn"]
@@ -165,8 +169,12 @@ def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, 
 
     made = []
     monkeypatch.setattr(measurements, "_noising", lambda *args, **options: made.append(args))
-    run_lib.analyze(config, workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "panels", None)  # so every picture fails, and its old file must not be shown
+        page = run_lib.analyze(config, workdir).read_text()
     assert not made
+    assert page.count("<p>This picture could not be drawn.</p>") == len(drawn) and "<img" not in page
+    assert capsys.readouterr().err.count("main.py: warning: ") == len(drawn)
     config.seed += 1
     monkeypatch.setattr(study, "EXPERIMENTS", {measurements.correlation: ()})
     with pytest.raises(TypeError):  # measured again: the patched function returns None

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint.path import atomicity
@@ -240,7 +241,9 @@ def at_step(monkeypatch, step, act):
     monkeypatch.setattr(loop.MetricsWriter, "write", writing)
 
 
-@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "Adam"), (signal.SIGINT, "Muon")])
+@pytest.mark.parametrize(
+    ("number", "optimizer"), [(signal.SIGINT, "Muon"), *((number, "Adam") for number in loop.SAVING_SIGNALS[1:])]
+)
 def test_a_signal_saves_at_once_and_does_not_change_the_result(quick, monkeypatch, tmp_path, number, optimizer):
     """Catches a stop inside a step or only at the next checkpoint, and a lost step, line or momentum."""
     config = tiny.get_config()
@@ -256,6 +259,77 @@ def test_a_signal_saves_at_once_and_does_not_change_the_result(quick, monkeypatc
     run_lib.train(config, tmp_path / "stopped")
     assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
     same_state(config, tmp_path / "stopped", tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM),  # from the shell and the terminal, then from the system
+        (signal.SIGXCPU, signal.SIGXCPU, signal.SIGXCPU),  # every second
+    ],
+)
+def test_several_signals_in_a_step_save_once(quick, monkeypatch, tmp_path, numbers):
+    """Catches a second signal that kills the process before the state is saved, or is taken for the first."""
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: [os.kill(os.getpid(), number) for number in numbers])
+        with pytest.raises(Stopped, match="after step 6, which is saved") as stopped:
+            run_lib.train(tiny.get_config(), tmp_path)
+    assert stopped.value.number == numbers[0] and checkpoints.newest_whole(tmp_path) == 6
+
+
+def test_a_second_ctrl_c_interrupts_at_once(quick, monkeypatch, tmp_path):
+    """Catches a program that a user cannot stop while it waits for a long step."""
+    at_step(monkeypatch, 6, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run_lib.train(tiny.get_config(), tmp_path)
+
+
+def test_nohup_is_respected(quick, monkeypatch, tmp_path):
+    """Catches a training under nohup that stops when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        run_lib.train(tiny.get_config(), tmp_path)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoints.newest_whole(tmp_path) == 12
+
+
+def test_a_clock_that_jumps_backwards_changes_nothing(quick, monkeypatch, tmp_path):
+    """Catches a rate, a progress bar or an order of checkpoints that is computed from the time of day."""
+    config = tiny.get_config()
+    run_lib.train(config, tmp_path / "straight")
+    hours = itertools.count()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600 * next(hours))
+    monkeypatch.setattr(tqdm.std, "time", time.time)
+    config.training.n_iters = 7
+    run_lib.train(config, tmp_path / "back")
+    config.training.n_iters = 12
+    run_lib.train(config, tmp_path / "back")
+    assert rows(tmp_path / "back") == rows(tmp_path / "straight")
+    same_state(config, tmp_path / "back", tmp_path / "straight")
+
+
+def test_another_seed_is_refused_and_other_differences_are_named(quick, capsys, tmp_path):
+    """Catches a run that goes on as another run without a word, and a warning that does not say what differs."""
+    config = tiny.get_config()
+    run_lib.train(config, tmp_path)
+    config.training.n_iters = 14
+    config.seed = 7
+    with pytest.raises(UserError, match="is trained with seed=42, not 7: .* set --seed=42 or choose a new --workdir"):
+        run_lib.train(config, tmp_path)
+    config.seed = 42
+    config.training.batch_size = 16
+    config.optim.lr = 1e-4
+    run_lib.train(config, tmp_path)
+    assert "continues with training.batch_size=16 (before: 8), optim.lr=0.0001 (before: " in capsys.readouterr().err
+    config.training.n_iters = 15
+    run_lib.train(config, tmp_path)
+    assert "continues with" not in capsys.readouterr().err  # config.json has the new values
 
 
 def same_state(config, one, other):
