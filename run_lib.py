@@ -27,6 +27,7 @@ from sampling.generate import record_trajectory
 from sampling.time_grid import AUTO_SPACING
 from symmetry.critical import leading_times
 from training import checkpoints, loop
+from verification.verify import sampler_of, verify
 
 TRAJECTORIES = 12  # images in a film strip
 
@@ -273,3 +274,13 @@ def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None
     else:
         export_diffusers(destination, config, ema)
     print(f"exported step {step} of {workdir} to {destination}")
+
+
+# --mode=verify
+
+
+def verify_sampler(source: str) -> bool:
+    """Tests the sampler "module:function", prints the report, and returns whether the sampler does what it claims."""
+    report = verify(sampler_of(source))
+    print(report.text)
+    return report.passed
