@@ -97,6 +97,6 @@ def set_times(scheduler: Any, times: torch.Tensor, sigmas: torch.Tensor) -> None
         scheduler.set_timesteps(timesteps=times.tolist())
         return
     scheduler.set_timesteps(len(times))
-    scheduler.timesteps = times
+    scheduler.timesteps = times.to(scheduler.timesteps.dtype)
     if hasattr(scheduler, "sigmas"):
-        scheduler.sigmas = torch.cat([sigmas, torch.zeros(1)]).float()
+        scheduler.sigmas = torch.cat([sigmas, scheduler.sigmas[-1:]]).float()

@@ -18,6 +18,7 @@ def ddim(
     x: Rows,
     times: Int[np.ndarray, "steps"],
     *,
+    network: Callable[[Rows, Int[np.ndarray, "1"]], Rows] = eps,
     previous: Callable[[int, int], int] | None = None,
     table: Callable[[int], Float[np.ndarray, ""]] = alpha_bar,
     called: Callable[[int], int] = lambda t: t,
@@ -25,9 +26,10 @@ def ddim(
     clip: float = np.inf,
     scale: Callable[[float], float] = lambda ab: 1.0,
 ) -> Rows:
-    """DDIM, Song et al. (2021), equation 12. Every option makes one mistake.
+    """DDIM, Song et al. (2021), equation 12. Every option but the first makes a mistake.
 
     Args:
+      network: the noise prediction.
       previous: the end of the step from t with a grid of n times; by default the next time of the grid.
       table: alpha_bar of t.
       called: the time that the network is given at t.
@@ -40,7 +42,7 @@ def ddim(
         s = previous(t, len(times)) if previous else (*times, -1)[i + 1]
         ab = table(t)
         next_ab = table(s) if s >= 0 else end
-        noise = eps(x, np.array([called(t)]))
+        noise = network(x, np.array([called(t)]))
         x0 = np.clip((x - np.sqrt(1 - ab) * noise) / np.sqrt(ab), -clip, clip)
         x = np.sqrt(next_ab) * x0 + np.sqrt(1 - next_ab) * noise
     return x
