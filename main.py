@@ -92,8 +92,11 @@ MODES = {
         needed=("workdir", "source"),
     ),
     "export": Mode(
-        lambda lib, config, given: lib.export_weights(config, path_of(given.workdir), path_of(given.dest)),
+        lambda lib, config, given: {"weights": lib.export_weights, "start": lib.export_start}[given.what](
+            config, path_of(given.workdir), path_of(given.dest)
+        ),
         needed=("workdir", "dest"),
+        optional=("what", *SAMPLING),
     ),
     "verify": Mode(
         lambda lib, _, given: sys.exit(0 if lib.verify_sampler(given.source) else 1),
@@ -129,7 +132,10 @@ flags.DEFINE_string(
     "source", None, "Input of import (file or folder of weights), score (folder or .npz), verify (module:function)."
 )
 flags.DEFINE_string("reference", None, "With --mode=score: a folder or .npz of images that replace the statistics.")
-flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
+flags.DEFINE_string("dest", None, "Output of export: a new .npz, folder for diffusers, or .safetensors of a start.")
+flags.DEFINE_enum(
+    "what", "weights", ["weights", "start"], "What export writes: the network, or a late start for other programs."
+)
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps, the number of steps of the sampler.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
