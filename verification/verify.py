@@ -3,12 +3,14 @@
 `verification.trial` says what a sampler is.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from core.errors import UserError
 from core.imports import function_of
 from verification.flows import ALPHA_BARS, GAUSSIAN, HALVES, LAST, Rows, alpha_bar, exact_end, predicted_x0, start
 from verification.mistakes import MISTAKES, ddim
@@ -22,7 +24,7 @@ ADAPTERS = {  # modules whose samplers have other signatures; an adapter's sampl
 LATE = 640  # the time of the late start
 STEPS = (8, 16, 32, 64)  # steps between the first and the last time, for orders
 COUNT = 64  # images, for errors
-MANY = 2048  # images, for moments of stochastic samplers
+MANY = 4096  # images, for moments of stochastic samplers
 MISTAKES_CHECK = "known mistakes"
 ALLOWANCE = 0.4  # by which a measured order may be lower than the claim
 
@@ -148,7 +150,7 @@ def check_last_step(trial: Trial) -> Finding | None:
 
 def check_moments(trial: Trial) -> Finding:
     """Mean and covariance of the x_0 of Gaussian data, against the exact predictions of x_0 or the data themselves."""
-    count, steps, allowed = (MANY, LATE // 4, 5 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
+    count, steps, allowed = (MANY, LATE // 2, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
     gaussian = HALVES["Gaussian"]
     x = start(LATE, count)
     x0 = trial.run(x, grid(LATE, steps))[:, gaussian]
@@ -251,9 +253,13 @@ def sampler_of(source: str) -> Sampler:
     sampling:NAME is one of `sampling.SAMPLERS`; diffusers:CLASS and k_diffusion:NAME are adapted by examples/.
     """
     module, _, name = source.partition(":")
-    if module in ADAPTERS:
-        return function_of(f"{ADAPTERS[module]}:sampler_of", "--source")(name)
-    return function_of(source, "--source")
+    if module not in ADAPTERS:
+        return function_of(source, "--source")
+    try:
+        adapter = importlib.import_module(ADAPTERS[module])
+    except ImportError as error:
+        raise UserError(f"--source={source}: {error}; pip install -r requirements-diffusers.txt") from error
+    return adapter.sampler_of(name)
 
 
 def _by_half(values: Mapping[str, float], form: str) -> str:
