@@ -1,6 +1,5 @@
 """Label statistics: how often a classifier assigns each label to the samples, compared with the data."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 import datasets
 from core import parallel
 from core.errors import UserError
+from core.imports import function_of
 from core.shapes import Pixels
 from metrics.features import classifier_path
 from models import classifier
@@ -51,7 +51,7 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
     """
     entry = config.eval.classifier
     if entry:
-        return Labeller(_import(entry), entry)
+        return Labeller(function_of(entry, "eval.classifier"), entry)
     path = classifier_path(config)
     if not path.exists():
         return None
@@ -64,17 +64,6 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
         return network.logits(network.features(images))
 
     return Labeller(jax.tree_util.Partial(scores, parallel.replicate(params)), f"{path.name} {stored.digest[:16]}")
-
-
-def _import(entry: str) -> Callable[[Pixels], Any]:
-    module, _, name = entry.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module can raise anything
-        raise UserError(f"eval.classifier={entry!r}: cannot be imported ({error}); give module:function") from error
-    if not callable(function):
-        raise UserError(f"eval.classifier={entry!r} is not a function; give module:function")
-    return function
 
 
 class LabelScores(NamedTuple):
