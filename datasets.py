@@ -56,7 +56,7 @@ def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
     if train.labels is None or test.labels is None:
         raise UserError(
             f"{config.data.dataset}: eval.features=classifier needs labels, and this data set has none; "
-            "--config.eval.enable_fid=false runs without a score"
+            "--config.eval.features=random_conv needs none"
         )
     return train, test
 

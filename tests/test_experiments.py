@@ -12,7 +12,7 @@ from configs.ddpm import emoji as emoji_config
 from core import files, moments
 from core.files import REPOSITORY
 from evaluation import EvalRun
-from experiments import copies, diversity, fashion_mnist, regret
+from experiments import copies, diversity, fashion_mnist, features, regret
 from images.emoji import read_emoji
 from metrics import frechet
 
@@ -149,7 +149,8 @@ def emoji_run(config, tmp_path, monkeypatch):
     """A config of few emoji of 8x8, and the workdir of a network of few weights that was trained on them."""
     emoji = emoji_config.get_config()
     emoji.model.update(config.model)
-    emoji.training.update(config.training | {"n_iters": 1, "snapshot_sampling": False})
+    emoji.training.update(config.training)
+    emoji.training.update(n_iters=1, snapshot_sampling=False)
     emoji.data.update(path=str(REPOSITORY / "tests/data/emoji_font.ttf"), image_size=8, held_out=0.4)
     emoji.data.cache_dir = config.data.cache_dir
     emoji.assets_dir = config.assets_dir
@@ -235,3 +236,31 @@ def test_copies_are_found(emoji_run, tmp_path, rng):
     lines = (tmp_path / "copies.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == ["held-out", "ddim, n = 2, from 999", "ddim, n = 2, from 300"]
     assert (tmp_path / "copies.png").exists()
+
+
+def test_changes_that_features_are_tried_on(rng):
+    """Would catch a change that does nothing, an order that is not of growing severity, and labels that stay."""
+    images, labels = rng.integers(0, 256, (60, 8, 8, 1), np.uint8), np.arange(60) % 10
+    for family in ("noise", "blur", "pale"):
+        changed = [change(images, labels, rng).astype(int) for change in features.FAMILIES[family].values()]
+        differences = [np.abs(one - images).mean() for one in changed]
+        assert differences == sorted(differences) and differences[0] > 1
+    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    few_labels = [change(images, labels, rng) for change in features.FAMILIES["labels missing"].values()]
+    assert [max(label_of[image.tobytes()] for image in one) for one in few_labels] == [7, 4, 1]
+    few = [change(images, labels, rng) for change in features.FAMILIES["few distinct"].values()]
+    assert all(len({image.tobytes() for image in one}) <= most for one, most in zip(few, (30, 6, 2), strict=True))
+    assert [len(one) for one in (*few_labels, *few)] == 6 * [60]
+
+
+def test_features_are_compared_with_the_classifier(experiment, tmp_path, monkeypatch):
+    """Would catch a distance of unchanged pictures among the changed, and one network's distances for the other's."""
+    monkeypatch.setattr(features, "SAMPLES", 20)
+    monkeypatch.setattr(features, "CELLS", [("ddim", 2, None), ("ddim", 2, 500), ("ddim", 3, 300)])
+    features.agree(experiment.config, tmp_path / "run", tmp_path)
+    lines = (tmp_path / "agreement.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split("  ")[-2:] == ["FD (classifier)", "FD (random convolutions)"] and "correlation" in lines[-1]
+    features.order(experiment.config, tmp_path / "run", tmp_path)
+    text = (tmp_path / "features.txt").read_text(encoding="utf-8")
+    assert text.startswith("898 pictures against 899 others")
+    assert text.count("in order") == len(features.FAMILIES)

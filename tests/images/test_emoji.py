@@ -98,7 +98,8 @@ def test_split_is_that_of_the_trained_network():
 def test_emoji64_has_the_same_pictures_in_twice_the_size(config):
     """Catches a size that is fixed, and a split that depends on it."""
     large = emoji64.get_config()
-    large.data.update(config.data | {"image_size": 64})
+    large.data.update(config.data)
+    large.data.image_size = 64
     small, labels = datasets.load(config, "test")
     images, same_labels = datasets.load(large, "test")
     assert images.shape == (len(small), 64, 64, 3) and same_labels.tolist() == labels.tolist()
