@@ -149,7 +149,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
-    print(f"scores against the start: {folder / 'starts.png'}")
+    print(f"scores against the start: {folder / 'starts.png'}; to explore in a browser: {folder / 'explorer.html'}")
     return results
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core import files, plots, tables
 from core.shapes import HostPixels
-from metrics import figures
+from metrics import explorer, figures
 from metrics.results import Result, components_label, folder_name
 from sampling.late_start import ONE
 
@@ -68,7 +68,7 @@ def start_label(run: Result) -> str:
 
 
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
-    """Writes sweep.csv, sweep.json, table.txt, comparison.png and starts.png into the folder; returns the table.
+    """Writes sweep.csv, sweep.json, table.txt, comparison.png, starts.png and explorer.html; returns the table.
 
     starts.png shows the scores against the start. critical: times that are marked in it, by their labels.
     """
@@ -81,6 +81,7 @@ def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, 
     files.write_text(folder / "table.txt", table + "\n")
     plots.attempt(_draw_comparison, folder / "comparison.png", cells)
     plots.attempt(figures.draw_scores, folder / "starts.png", results, critical)
+    explorer.save_explorer(folder / "explorer.html", results, folder)
     return table
 
 

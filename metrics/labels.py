@@ -18,6 +18,8 @@ from core.shapes import Pixels
 from metrics.features import classifier_path
 from models import classifier
 
+EM_STEPS = 1000  # of `corrected_shares`
+
 
 class Labeller(NamedTuple):
     """A classifier whose labels are counted.
@@ -103,3 +105,21 @@ def entropy(shares: Float[np.ndarray, "labels"]) -> float:
     """The entropy in bits of shares that sum to 1; at most log2 of the number of labels."""
     present = shares[shares > 0]
     return float(-(present * np.log2(present)).sum()) + 0.0  # not -0.0
+
+
+def corrected_shares(
+    shares: Float[np.ndarray, "labels"], confusion: Float[np.ndarray, "labels labels"]
+) -> Float[np.ndarray, "labels"]:
+    """The true shares of labels, given the shares that a classifier assigns and its confusion on labelled images.
+
+    confusion[i, j] is the share of images of label i that the classifier labels j, so each row sums to 1. The shares
+    maximise the likelihood of what was assigned; they are found by expectation maximisation (Saerens et al. 2002), and
+    are never negative, unlike those of the inverted matrix.
+    """
+    true = np.full(len(shares), 1 / len(shares))
+    for _ in range(EM_STEPS):
+        joint = true[:, None] * confusion
+        assigned = joint.sum(axis=0)
+        posterior = np.divide(joint, assigned, out=np.zeros_like(joint), where=assigned > 0)
+        true = posterior @ shares
+    return true / true.sum()
