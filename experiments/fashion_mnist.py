@@ -31,6 +31,7 @@ import evaluation
 import sampling
 from core import files, plots, tables
 from core.arithmetic import ceil_div
+from core.compilation_cache import keep_programs
 from core.errors import UserError
 from core.huge_pages import restart_with_huge_pages
 from evaluation import EvalRun
@@ -374,4 +375,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
+    keep_programs()
     main()
