@@ -16,15 +16,14 @@ def keep_programs() -> None:
     It changes nothing if the user has set JAX_COMPILATION_CACHE_DIR, or if the folder cannot be written or locked.
     Each kind of CPU has its own folder: JAX does not document whether its key holds the CPU's instruction sets.
     """
-    features = cpu_features()
-    if "avx512" in features:  # XLA logs an error for every loaded program there, though it runs (openxla/xla#44565)
+    if "avx512" in cpu_features():  # XLA logs an error for every loaded program there, though it runs (xla#44565)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax  # takes a second
 
     if jax.config.jax_compilation_cache_dir is not None:
         return
     try:
-        folder = user_cache() / "gaussian-late-start" / hashlib.sha256(features.encode()).hexdigest()[:16]
+        folder = folder_of_this_cpu() / "programs"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_unfinished(folder)
     except (OSError, RuntimeError):  # RuntimeError: no home folder, or a file system without locks
@@ -35,8 +34,13 @@ def keep_programs() -> None:
     warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache")  # JAX compiles then
 
 
+def folder_of_this_cpu() -> Path:
+    """The folder of this project for programs that run on this kind of CPU. Raises RuntimeError as `user_cache`."""
+    return user_cache() / "gaussian-late-start" / hashlib.sha256(cpu_features().encode()).hexdigest()[:16]
+
+
 def user_cache() -> Path:
-    """The folder for caches by the XDG specification. Raises RuntimeError if the user has no home folder."""
+    """The user's folder for caches by the XDG specification. Raises RuntimeError if the user has no home folder."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return given if given.is_absolute() else Path.home() / ".cache"
 

@@ -39,9 +39,8 @@ def final_state(config, workdir):
 
 
 @pytest.fixture
-def trained(config, tmp_path):
-    run_lib.train(config, tmp_path / "run")
-    return tmp_path / "run"
+def trained(config, tmp_path, train_once):
+    return train_once(config, tmp_path / "run")
 
 
 def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
@@ -64,7 +63,7 @@ def test_training_anew_draws_its_own_samples(config, trained):
     assert picture.read_bytes() == own
 
 
-def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path, trained):
+def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path):
     """Randomness, data, schedule or EMA that restart or drift at a resume: every bit must agree."""
     config.training.n_iters = 3
     config.optim.schedule = "constant"
