@@ -27,7 +27,7 @@ results/$(NETWORK)/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
 
 # The same tests with all type and shape annotations checked at run time.
-CHECKED := core,images,models,sampling,metrics,training,symmetry,configs,datasets,losses,evaluation,likelihood,run_lib
+CHECKED := core,images,models,sampling,metrics,training,symmetry,verification,configs,datasets,losses,evaluation,likelihood,run_lib
 test-types: .venv/installed-dev
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --jaxtyping-packages=$(CHECKED),typechecked.typechecked
 

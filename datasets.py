@@ -16,11 +16,12 @@ from core.parallel import own_rows, shard_batch
 from core.paths import expanded, path_field
 from core.rng import image_keys
 from core.shapes import HostPixels, ImageShape, Keys, Pixels, RandomKey
-from images import local, tfds_source
-from images.decoded import Form, fingerprint, open_split
+from images import emoji, local, tfds_source
+from images.decoded import Form, Source, fingerprint, open_split
 from images.decoded import Split as Split  # public here: the return type of `load`
 
 CUSTOM = "custom"  # the data set of the user's own images, at data.path
+EMOJI = "emoji"  # the data set of the pictures of an emoji font, at data.path
 
 
 def load(config: ConfigDict, split: str) -> Split:
@@ -57,7 +58,7 @@ def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
     if train.labels is None or test.labels is None:
         raise UserError(
             f"{config.data.dataset}: eval.features=classifier needs labels, and this data set has none; "
-            "--config.eval.enable_fid=false runs without a score"
+            "--config.eval.features=random_conv needs none"
         )
     return train, test
 
@@ -108,7 +109,7 @@ def stamp(config: ConfigDict, split: str) -> str | None:
     path = Path(absolute(config.data.path))
     if not config.data.path or not path.exists():
         return None
-    return fingerprint(local.source(path, split, config.data.held_out).identity)
+    return fingerprint(_source_at(path, config, split).identity)
 
 
 def _load_digits(config: ConfigDict, split: str) -> Split:
@@ -127,9 +128,9 @@ def _load_decoded(config: ConfigDict, split: str) -> Split:
     """A split of the files at data.path or, if that is empty, of TFDS's data set; decoded at the first call."""
     data = config.data
     if data.path:
-        source = local.source(_existing_path(config), split, data.held_out)
-    elif data.dataset == CUSTOM:
-        raise UserError(f"data.dataset={CUSTOM} needs --config.data.path: {local.KINDS}")
+        source = _source_at(_existing_path(config), config, split)
+    elif data.dataset in PATH_KINDS:
+        raise UserError(f"data.dataset={data.dataset} needs --config.data.path: {PATH_KINDS[data.dataset]}")
     else:
         source = tfds_source.source(config, split)
     crop = tfds_source.DATA_SETS[data.dataset].crop if data.dataset in tfds_source.DATA_SETS else 0
@@ -144,11 +145,23 @@ def _existing_path(config: ConfigDict) -> Path:
     if not path.exists():
         from_tfds = config.data.dataset in tfds_source.DATA_SETS
         or_tfds = f"; or leave it empty and run {tfds_source.command(config)}" if from_tfds else ""
-        raise UserError(f"no {path}: set --config.data.path to {local.KINDS}{or_tfds}")
+        kinds = PATH_KINDS.get(config.data.dataset, local.KINDS)
+        raise UserError(f"no {path}: set --config.data.path to {kinds}{or_tfds}")
     return path
 
 
-LOADERS = {"digits": _load_digits} | dict.fromkeys((*tfds_source.DATA_SETS, CUSTOM), _load_decoded)
+def _source_at(path: Path, config: ConfigDict, split: str) -> Source:
+    """A split of the files at `path`, an emoji font or sheet or what `images.local` reads."""
+    data = config.data
+    if emoji.is_emoji(path):
+        return emoji.source(path, split, data.held_out, data.image_size)
+    return local.source(path, split, data.held_out)
+
+
+PATH_KINDS = {CUSTOM: local.KINDS, EMOJI: emoji.KINDS}
+"""What data.path may be, for the data sets that have no other origin."""
+
+LOADERS = {"digits": _load_digits} | dict.fromkeys((*tfds_source.DATA_SETS, *PATH_KINDS), _load_decoded)
 
 
 def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> Iterator[HostPixels]:

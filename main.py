@@ -8,12 +8,13 @@ python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=results/digits --num=16 --compare
 python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
+python main.py --mode=verify    --source=sampling:ddim
 
 Any field of the config is set by --config.section.field=value.
 
 Exit codes:
   0: the mode finished.
-  1: a bug; the traceback is printed.
+  1: a bug; the traceback is printed. Or verify found that the sampler does not do what it claims.
   2: a wrong input, a full disk or too little memory; one line explains it.
   3: another process of a distributed run was lost. The code is 134 if JAX notices the loss first.
   128 + n: signal n stopped the program: 129 SIGHUP, 130 SIGINT (Ctrl-C), 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM,
@@ -49,6 +50,7 @@ class Mode(NamedTuple):
     needed: tuple[str, ...] = ()  # flags besides --config
     optional: tuple[str, ...] = ()
     distributed: bool = False  # whether it runs in several processes
+    needs_config: bool = True
 
 
 MODES = {
@@ -94,8 +96,16 @@ MODES = {
         needed=("workdir", "source"),
     ),
     "export": Mode(
-        lambda lib, config, given: lib.export_weights(config, given.workdir, given.dest),
+        lambda lib, config, given: {"weights": lib.export_weights, "start": lib.export_start}[given.what](
+            config, given.workdir, given.dest
+        ),
         needed=("workdir", "dest"),
+        optional=("what", *SAMPLING),
+    ),
+    "verify": Mode(
+        lambda lib, _, given: sys.exit(0 if lib.verify_sampler(str(given.source)) else 1),
+        needed=("source",),
+        needs_config=False,
     ),
 }
 BUG, USER_ERROR, PEER_LOST, INTERRUPTED = 1, 2, 3, 130  # exit codes
@@ -105,7 +115,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/ whose get_config() returns the config.")
 flags.DEFINE_boolean("help", False, "Prints this text.", short_name="h")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("workdir", None, "Folder of checkpoints and results; not needed by prepare, fid_stats and score.")
+flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints and results; not needed by prepare, fid_stats, score and verify."
+)
 flags.DEFINE_string("eval_folder", "eval", "Folder in the workdir for the results of eval and sweep.")
 flags.DEFINE_integer("seed", None, "Sets config.seed.")
 flags.DEFINE_integer("num", 64, "Number of images that sample draws.", lower_bound=1)
@@ -121,10 +133,13 @@ flags.DEFINE_string(
 flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
 flags.DEFINE_string(
-    "source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder, .npy, .npz)."
+    "source", None, "Input of import (file or folder of weights), score (images) and verify (module:function)."
 )
 flags.DEFINE_string("reference", None, "With --mode=score: a folder, .npy or .npz of images to compare with.")
-flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
+flags.DEFINE_string("dest", None, "Output of export: a new .npz, folder for diffusers, or .safetensors of a start.")
+flags.DEFINE_enum(
+    "what", "weights", ["weights", "start"], "What export writes: the network, or a late start for other programs."
+)
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
 flags.DEFINE_integer("n_steps", None, "Sets config.sampling.n_steps, the number of steps of the sampler.")
 flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late start.")
@@ -176,7 +191,7 @@ def leave(message: str | None, code: int) -> None:
 
 
 def parse(argv: list[str]) -> ConfigDict | None:
-    """The config from its file, --config.section.field=value and the sampling flags; None with --help."""
+    """The config from its file, --config.section.field=value and the sampling flags; None if the mode needs none."""
     try:
         rest = FLAGS([config_expanded(argument) for argument in argv])
         config = FLAGS.config
@@ -188,12 +203,14 @@ def parse(argv: list[str]) -> ConfigDict | None:
         return None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; --help lists all flags")
-    if FLAGS.mode is None or config is None:
+    if FLAGS.mode is None or (config is None and MODES[FLAGS.mode].needs_config):
         raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
     check_flags(MODES[FLAGS.mode])
     for name in PATHS:
         if FLAGS[name].value:
             FLAGS[name].value = expanded(FLAGS[name].value, f"--{name}")
+    if config is None:
+        return None
 
     for name in SAMPLING:
         if FLAGS[name].present:
@@ -226,6 +243,8 @@ def check_flags(mode: Mode) -> None:
     for name in mode.needed:
         if not FLAGS[name].value:
             raise UserError(f"--mode={FLAGS.mode} needs --{name}")
+    if FLAGS.config is not None and not mode.needs_config:
+        raise UserError(f"--config is not used by --mode={FLAGS.mode}")
     known = {name for row in MODES.values() for name in (*row.needed, *row.optional)}
     for name in sorted(known - {*mode.needed, *mode.optional}):
         if FLAGS[name].present:
@@ -262,12 +281,14 @@ def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None
         lib.sample(config, given.workdir, given.num, file_format=given["format"].value, trajectory=given.trajectory)
 
 
-def run(config: ConfigDict) -> None:
+def run(config: ConfigDict | None) -> None:
     """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag need not wait."""
-    from configs.validation import validate
     from core import parallel
 
-    validate(config)
+    if config is not None:
+        from configs.validation import validate
+
+        validate(config)
     if FLAGS.distributed:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
     os.environ["MPLBACKEND"] = "agg"  # notebooks set a backend whose package may be missing here

@@ -24,11 +24,13 @@ from metrics.results import GRID_SIZE, Result, folder_name
 from models import make_denoiser
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.weights import fill, read_weights, save_weights
+from sampling import start_file
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
 from sampling.time_grid import AUTO_SPACING
 from symmetry.critical import leading_times
 from training import checkpoints, loop
+from verification.verify import sampler_of, verify
 
 TRAJECTORIES = 12  # images in a film strip
 
@@ -147,7 +149,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
     print(f"{results[0]['score_name']}, lower is better; {results[0]['features']}")
     print(f"{config.eval.num_samples} samples a row, the same noise in every row; best of the late starts {starts}")
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
-    print(f"scores against the start: {folder / 'starts.png'}")
+    print(f"scores against the start: {folder / 'starts.png'}; to explore in a browser: {folder / 'explorer.html'}")
     return results
 
 
@@ -290,11 +292,57 @@ def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None
     validate(config)
     if destination.suffix not in ("", ".npz"):
         raise UserError(f"{destination}: name a file that ends in .npz, or a folder, without an ending, for diffusers")
-    if destination.exists():
-        raise UserError(f"{destination} exists already; name a new one for the export")
+    _require_new(destination)
     step, _, ema = checkpoints.load_ema(config, workdir)
     if destination.suffix == ".npz":
         save_weights(destination, config, step, params=ema)
     else:
         export_diffusers(destination, config, ema)
     print(f"exported step {step} of {workdir} to {destination}")
+
+
+def export_start(config: ConfigDict, workdir: Path, destination: Path) -> None:
+    """Writes the late start of config.sampling as a new .safetensors file; docs/start_file.md specifies it."""
+    config = without_scores(config, 1)
+    validate(config)
+    settings = config.sampling
+    start_file.require_followed(settings.sampler)
+    if not settings.gls:
+        raise UserError("--what=start exports a late start: give --gls, and --t_start")
+    if settings.clip_x0 or settings.baseline not in ("", "no_history"):
+        raise UserError("--what=start exports neither sampling.clip_x0 nor sampling.baseline, except no_history")
+    if destination.suffix != ".safetensors":
+        raise UserError(f"{destination}: name a file that ends in .safetensors for --what=start")
+    _require_new(destination)
+    context = evaluation.load_context(config, workdir, [config])
+    timesteps, _ = EvalRun(config, context).plan()
+    start_file.save(
+        destination,
+        context.gaussian,
+        context.denoiser.schedule,
+        timesteps,
+        sampler=settings.sampler,
+        with_history=not settings.baseline,
+        prediction=config.model.prediction,
+        value_range=(-1.0, 1.0) if config.data.centered else (0.0, 1.0),
+        origin={
+            "data": {"dataset": config.data.dataset, "statistics_sha256": context.gaussian_sha256},
+            "network": {"step": context.checkpoint_step, "weights_sha256": context.weights_sha256},
+        },
+    )
+    print(f"exported the late start at t = {timesteps[0]} to {destination}")
+
+
+def _require_new(destination: Path) -> None:
+    if destination.exists():
+        raise UserError(f"{destination} exists already; name a new one for the export")
+
+
+# --mode=verify
+
+
+def verify_sampler(source: str) -> bool:
+    """Tests the sampler "module:function", prints the report, and returns whether the sampler does what it claims."""
+    report = verify(sampler_of(source))
+    print(report.text)
+    return report.passed

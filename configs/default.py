@@ -146,7 +146,8 @@ def get_default_config() -> ConfigDict:
     evaluation.num_samples = 50_000
     # Whether the samples are scored: by the Fréchet distance between their features and those of the training split.
     evaluation.enable_fid = True
-    # The features: "inception" for FID, or "classifier" for those of a classifier trained on the data set.
+    # The features: "inception" for FID, "classifier" for those of a classifier trained on the data set, or
+    # "random_conv" for those of a fixed network of random weights, which needs neither labels nor a download.
     evaluation.features = "classifier"
     # Images that the feature network processes at a time.
     evaluation.feature_batch_size = 100

@@ -142,7 +142,7 @@ RULES = {
     "eval.checkpoint": at_least(-1),
     "eval.batch_size": at_least(1),
     "eval.num_samples": at_least(1),
-    "eval.features": one_of(["classifier", "inception"]),
+    "eval.features": one_of(["classifier", "inception", "random_conv"]),
     "eval.bpd_dataset": one_of(["train", "test"]),
     "eval.bpd_num_images": at_least(2),
     "eval.feature_batch_size": at_least(1),

@@ -15,36 +15,24 @@ The best start is searched on noise of another seed. Runs are kept below the wor
 after an interruption.
 """
 
-import argparse
-import importlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, NamedTuple
+from statistics import mean
+from typing import NamedTuple
 
-from absl import logging
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-import evaluation
 import sampling
 from core import files, plots, tables
 from core.arithmetic import ceil_div
-from core.errors import UserError
-from core.huge_pages import restart_with_huge_pages
-from evaluation import EvalRun
+from experiments.runs import COLUMNS, Experiment, main, row, spread, write_and_print, write_rows
 from metrics import comparison, frechet, statistics
 from metrics.results import Result
-from metrics.tally import Tally, open_images, tally_images
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
 
 NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
-
-SEARCH_SEED = 0  # of the noise for the search of the best start
-COARSE = range(300, 901, 100)  # starts tried first
-FINE = (-50, 50)  # offsets of the starts tried next, from the best of COARSE
 
 TABLE_SEEDS = (1, 2, 3)
 TABLE_SAMPLES = 10_000
@@ -74,84 +62,6 @@ BUDGETS = (4, 5, 6, 8, 10, 15, 20)  # network evaluations per image
 SOLVERS = [(name, "linear") for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 SOLVERS += [(name, "auto") for name in ("ddim", "dpmpp_2m", "unipc_3")]
 REFERENCE = ("ddpm", 1000)  # the sampler and n that few steps are compared with
-
-MEASURES = ("score", "score_error", "score_at_infinity", "kid", "precision", "recall", "density", "coverage")
-MEASURES += ("label_entropy", "label_distance")
-COLUMNS = ("sampler", "spacing", "n_steps", "nfe", "start", "t_start", "seed", "num_samples", *MEASURES)
-
-
-class Experiment:
-    """One network and its scored runs.
-
-    Attributes:
-      config: the config that all runs share.
-      context: the network, its Gaussian and its features (`evaluation.load_context`).
-      folder: holds the runs.
-    """
-
-    def __init__(self, config: ConfigDict, workdir: Path):
-        self.config = config
-        late_run = self.variant("ddim", 3, seed=0, num=2, t_start=500)  # late starts need the Gaussian
-        self.context = evaluation.load_context(config, workdir, [late_run])
-        self.folder = workdir / "experiments"
-
-    def variant(
-        self, sampler: str, n_steps: int, *, seed: int, num: int, t_start: int | None = None, spacing: str = "linear"
-    ) -> ConfigDict:
-        """The config of a run of `num` samples; from pure noise if t_start is None."""
-        config = self.config.copy_and_resolve_references()
-        config.seed = seed
-        config.eval.num_samples = num
-        config.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, spacing=spacing)
-        if t_start is not None:
-            config.sampling.t_start = t_start
-        return config
-
-    def score(self, sampler: str, n_steps: int, **settings: Any) -> Result:
-        """The result of a run with the settings of `variant`, drawn unless it is stored."""
-        return EvalRun(self.variant(sampler, n_steps, **settings), self.context).result(self.folder)
-
-    def best_start(self, sampler: str, n_steps: int, *, num: int, spacing: str = "linear") -> int:
-        """The start with the lowest score of `num` samples, among COARSE and then FINE starts."""
-        scores: dict[int, float] = {}
-
-        def best_of(starts: Iterable[int]) -> int:
-            for t_start in starts:
-                run = self.score(sampler, n_steps, seed=SEARCH_SEED, num=num, t_start=t_start, spacing=spacing)
-                scores[t_start] = run["score"]
-            return min(scores, key=scores.get)
-
-        near = best_of(COARSE)
-        return best_of(near + step for step in FINE)
-
-    def score_and_tally(self, sampler: str, n_steps: int, **settings: Any) -> tuple[Result, Tally]:
-        """The result of a run that keeps all its images, and the statistics of their features."""
-        config = self.variant(sampler, n_steps, **settings)
-        config.eval.enable_sampling = True
-        run = EvalRun(config, self.context)
-        result = run.result(self.folder)
-        path = self.folder / run.name / "samples.npz"
-        tally, _ = tally_images(config, self.context.features, self.context.labeller, open_images(config, path))
-        return result, tally
-
-
-def row(start: str, result: Result) -> list[Any]:
-    """A row of COLUMNS."""
-    facts = result | {"start": start}
-    return [facts[name] for name in COLUMNS]
-
-
-def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes rows of COLUMNS as CSV."""
-    files.write_text(path, tables.to_csv(COLUMNS, rows))
-    print(f"{len(rows)} runs: {path}")
-
-
-def write_and_print(path: Path, text: str) -> None:
-    """Writes the text to a file and prints it."""
-    files.write_text(path, text + "\n")
-    print(f"{text}\n")
-
 
 # The table
 
@@ -205,12 +115,6 @@ def diversity_table(cells: Sequence[Cell]) -> str:
         for kind in ("full", "best")
     ]
     return tables.aligned(("sampler", "n", "start", "precision", "recall", "coverage", "label entropy, bits"), lines)
-
-
-def spread(runs: Sequence[Result], name: str) -> str:
-    """Mean and standard deviation of a measure over the seeds."""
-    values = [run[name] for run in runs]
-    return f"{mean(values):.4g} ± {stdev(values):.1g}"
 
 
 # The network's own limits
@@ -349,29 +253,5 @@ def draw_solvers(path: Path, results: SolverResults, long_run: Result) -> None:
 PARTS = {"table": make_table, "limits": make_limits, "figures": make_figures}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.fashion_mnist",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--config", choices=NETWORKS, default=NETWORKS[0])
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--dest", type=Path)
-    args = parser.parse_args()
-    workdir = args.workdir or Path("results") / args.config
-    dest = args.dest or Path("docs") / args.config
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
-        config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
-        PARTS[args.part](Experiment(config, workdir), dest)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command continues from what is saved\n")
-
-
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does
-    main()
+    main("experiments.fashion_mnist", __doc__, PARTS, NETWORKS)

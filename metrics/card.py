@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metrics.kid_prdc import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, SUBSETS
-from metrics.results import Result
+from metrics.results import Result, components_label
 from metrics.tally import GROUPS
 
 Row = tuple[str, str]
@@ -97,7 +97,10 @@ def _sampling_rows(result: Result) -> list[Row]:
 
 
 def _start_text(result: Result) -> str:
-    text = "Gaussian late start" if result["gls"] else "from pure noise"
+    text = "from pure noise"
+    if result["gls"]:
+        mixture = components_label(result)
+        text = f"late start from a mixture ({mixture})" if mixture else "Gaussian late start"
     if result["baseline"]:
         text += f" ({result['baseline']})"
     if result["auto_start"]:

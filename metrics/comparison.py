@@ -5,9 +5,9 @@ from pathlib import Path
 
 from core import files, plots, tables
 from core.shapes import HostPixels
-from metrics import figures
-from metrics.results import Result, folder_name
-from sampling.late_start import LABELS, ONE
+from metrics import explorer, figures
+from metrics.results import Result, components_label, folder_name
+from sampling.late_start import ONE
 
 COMPARED = 24  # images of a run in a row of the picture
 
@@ -67,14 +67,8 @@ def start_label(run: Result) -> str:
     return " ".join(filter(None, parts))
 
 
-def components_label(run: Result) -> str:
-    """The components of a late start in words; empty for a single Gaussian."""
-    components = run.get("components", ONE)
-    return {ONE: "", LABELS: "labels"}.get(components, f"{components} clusters")
-
-
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
-    """Writes sweep.csv, sweep.json, table.txt, comparison.png and starts.png into the folder; returns the table.
+    """Writes sweep.csv, sweep.json, table.txt, comparison.png, starts.png and explorer.html; returns the table.
 
     starts.png shows the scores against the start. critical: times that are marked in it, by their labels.
     """
@@ -87,6 +81,7 @@ def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, 
     files.write_text(folder / "table.txt", table + "\n")
     plots.attempt(_draw_comparison, folder / "comparison.png", cells)
     plots.attempt(figures.draw_scores, folder / "starts.png", results, critical)
+    explorer.save_explorer(folder / "explorer.html", results, folder)
     return table
 
 

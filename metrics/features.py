@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.parallel import replicate, resharded, round_up
 from core.paths import path_field
 from core.shapes import Pixels
-from models import classifier, inception
+from models import classifier, inception, random_conv
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -106,7 +106,25 @@ def _inception_features(config: ConfigDict, may_train: bool) -> Features:
     )
 
 
-FEATURES = {"classifier": _classifier_features, "inception": _inception_features}
+def _random_conv_features(config: ConfigDict, may_train: bool) -> Features:
+    """An untrained network with fixed weights, for data without labels."""
+    kernels = random_conv.kernels()
+    return Features(
+        extract=functools.partial(jax.jit(random_conv.features), replicate(kernels)),
+        dim=random_conv.FEATURES,
+        name="random_conv",
+        score_name="FD (random convolutions)",
+        note=f"{random_conv.LAYERS} random convolutions, seed {random_conv.SEED}",
+        digest=random_conv.digest(kernels),
+        resize="none",
+    )
+
+
+FEATURES = {
+    "classifier": _classifier_features,
+    "inception": _inception_features,
+    "random_conv": _random_conv_features,
+}
 
 
 def rebatched(batches: Batches, size: int) -> Iterator[tuple[UInt8[Array, "..."], int]]:

@@ -1,6 +1,5 @@
 """Label statistics: how often a classifier assigns each label to the samples, compared with the data."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +13,12 @@ from ml_collections import ConfigDict
 import datasets
 from core import parallel
 from core.errors import UserError
+from core.imports import function_of
 from core.shapes import Pixels
 from metrics.features import classifier_path
 from models import classifier
+
+EM_STEPS = 1000  # of `corrected_shares`
 
 
 class Labeller(NamedTuple):
@@ -51,7 +53,7 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
     """
     entry = config.eval.classifier
     if entry:
-        return Labeller(_import(entry), entry)
+        return Labeller(function_of(entry, "eval.classifier"), entry)
     path = classifier_path(config)
     if not path.exists():
         return None
@@ -64,17 +66,6 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
         return network.logits(network.features(images))
 
     return Labeller(jax.tree_util.Partial(scores, parallel.replicate(params)), f"{path.name} {stored.digest[:16]}")
-
-
-def _import(entry: str) -> Callable[[Pixels], Any]:
-    module, _, name = entry.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module can raise anything
-        raise UserError(f"eval.classifier={entry!r}: cannot be imported ({error}); give module:function") from error
-    if not callable(function):
-        raise UserError(f"eval.classifier={entry!r} is not a function; give module:function")
-    return function
 
 
 class LabelScores(NamedTuple):
@@ -114,3 +105,21 @@ def entropy(shares: Float[np.ndarray, "labels"]) -> float:
     """The entropy in bits of shares that sum to 1; at most log2 of the number of labels."""
     present = shares[shares > 0]
     return float(-(present * np.log2(present)).sum()) + 0.0  # not -0.0
+
+
+def corrected_shares(
+    shares: Float[np.ndarray, "labels"], confusion: Float[np.ndarray, "labels labels"]
+) -> Float[np.ndarray, "labels"]:
+    """The true shares of labels, given the shares that a classifier assigns and its confusion on labelled images.
+
+    confusion[i, j] is the share of images of label i that the classifier labels j, so each row sums to 1. The shares
+    maximise the likelihood of what was assigned; they are found by expectation maximisation (Saerens et al. 2002), and
+    are never negative, unlike those of the inverted matrix.
+    """
+    true = np.full(len(shares), 1 / len(shares))
+    for _ in range(EM_STEPS):
+        joint = true[:, None] * confusion
+        assigned = joint.sum(axis=0)
+        posterior = np.divide(joint, assigned, out=np.zeros_like(joint), where=assigned > 0)
+        true = posterior @ shares
+    return true / true.sum()

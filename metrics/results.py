@@ -9,6 +9,7 @@ import jax
 from core import files
 from metrics.features import Features
 from metrics.frechet import Reference
+from sampling.late_start import LABELS, ONE
 
 ROUNDING = "clipped, to the nearest of 256 grey levels"
 GRID_SIZE = 64  # images that a run keeps for its picture
@@ -106,8 +107,7 @@ def folder_name(settings: RunSettings) -> str:
         settings["sampler"],
         f"n{settings['n_steps']}",
         f"gls{start}" if settings["gls"] else "full",
-        f"components-{settings['components']}" if "components" in settings else "",
-        "-".join(["classes", *map(str, settings["classes"])]) if settings.get("classes") else "",
+        components_label(settings).replace(" ", "-"),
         settings["baseline"],
         settings["spacing"] if settings["spacing"] != "linear" else "",
         "clipped" if settings["clip_x0"] else "",
@@ -122,6 +122,14 @@ def folder_name(settings: RunSettings) -> str:
         f"seed{settings['seed']}",
     ]
     return "_".join(filter(None, parts))
+
+
+def components_label(settings: RunSettings) -> str:
+    """The components of a late start in words, with the classes if there are any; empty for a single Gaussian."""
+    components = settings.get("components", ONE)
+    if components == LABELS:
+        return " ".join(["labels", *map(str, settings.get("classes", []))])
+    return "" if components == ONE else f"{components} clusters"
 
 
 def own_labels(settings: RunSettings) -> str:

@@ -20,7 +20,7 @@ from models.weights import digest
 
 FEATURES = 64  # dimension of the features
 BATCH_SIZE = 128
-TRAINING_IMAGES = 400_000  # images per training, counted with repetition
+TRAINING_IMAGES = 400_000  # images per training unless told otherwise, counted with repetition
 TEST_BATCH_SIZE = 500  # at most
 
 Labelled = tuple[UInt8[np.ndarray, "_ height width channels"], Integer[np.ndarray, "_"]]
@@ -64,10 +64,13 @@ class Classifier(NamedTuple):
     digest: str
 
 
-def train(train_set: Labelled, test_set: Labelled, seed: int) -> Classifier:
-    """Trains a classifier with Adam and a cosine decay, and measures its accuracy on `test_set`."""
+def train(train_set: Labelled, test_set: Labelled, seed: int, num_images: int = TRAINING_IMAGES) -> Classifier:
+    """Trains a classifier with Adam and a cosine decay, and measures its accuracy on `test_set`.
+
+    num_images: images of all training steps together.
+    """
     images, labels = train_set
-    steps = TRAINING_IMAGES // BATCH_SIZE
+    steps = num_images // BATCH_SIZE
     network = Network(images.shape[1:], int(labels.max()) + 1, nnx.Rngs(seed))
     optimizer = nnx.Optimizer(network, optax.adam(optax.cosine_decay_schedule(2e-3, steps)), wrt=nnx.Param)
 
@@ -98,11 +101,15 @@ def predict(network: Network, images: Pixels | HostPixels) -> Int[Array, "batch"
     return jnp.argmax(network.logits(network.features(images)), axis=-1)
 
 
+def predict_all(network: Network, images: HostPixels) -> Integer[np.ndarray, "batch"]:
+    """`predict` in batches, for any number of images."""
+    batches = np.array_split(images, ceil_div(len(images), TEST_BATCH_SIZE))
+    return np.concatenate([predict(network, batch) for batch in batches])
+
+
 def _accuracy(network: Network, test_set: Labelled) -> float:
     images, labels = test_set
-    batches = np.array_split(images, ceil_div(len(images), TEST_BATCH_SIZE))
-    predicted = np.concatenate([predict(network, batch) for batch in batches])
-    return float(np.mean(predicted == labels))
+    return float(np.mean(predict_all(network, images) == labels))
 
 
 def save(path: Path, classifier: Classifier, image_shape: ImageShape) -> None:

@@ -53,6 +53,13 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{TRAIN} --distributed --coordinator=h:1 --process_count=2 --process_id=2": "must be below --process_count=2",
     f"{TRAIN} --distributed --coordinator=h:1 --process_count=0 --process_id=0": "process_count",
     f"{TRAIN} --distributed": "--distributed: ",
+    # components
+    f"{LATE} --config.sampling.components=many": "it must be '1', 'labels', or a number of clusters",
+    f"{LATE} --config.sampling.components=0": "it must be '1', 'labels', or a number of clusters",
+    f"{LATE} --config.sampling.classes=(3,)": "needs sampling.components='labels'",
+    f"{SWEEP} --config.sweep.components=('1','x')": "it must be a list of 0 or more, each '1', 'labels'",
+    f"{EVAL} --gls --config.sampling.baseline=leading": "does not take --gls",
+    f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start from clean images",
     # places that are not on this machine, and homes that are not known
     f"--mode=train {TINY} --workdir=gs://bucket/run": "--workdir=gs://bucket/run is a URL",
     f"{EVAL} --eval_folder=s3://bucket/eval": "--eval_folder=s3://bucket/eval is a URL",

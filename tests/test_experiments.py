@@ -8,9 +8,12 @@ import pytest
 
 import run_lib
 import sampling
+from configs.ddpm import emoji as emoji_config
 from core import files, moments
+from core.files import REPOSITORY
 from evaluation import EvalRun
-from experiments import fashion_mnist, regret
+from experiments import copies, diversity, fashion_mnist, features, regret
+from images.emoji import read_emoji
 from metrics import frechet
 
 
@@ -139,3 +142,125 @@ def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path,
     median = sorted([cell["regret"], 0.25, 0.5])[1]
     last = (tmp_path / "regret.txt").read_text(encoding="utf-8").splitlines()[-1]
     assert f"median {median:.1%}" in last
+
+
+@pytest.fixture
+def emoji_run(config, tmp_path, monkeypatch):
+    """A config of few emoji of 8x8, and the workdir of a network of few weights that was trained on them."""
+    emoji = emoji_config.get_config()
+    emoji.model.update(config.model)
+    emoji.training.update(config.training)
+    emoji.training.update(n_iters=1, snapshot_sampling=False)
+    emoji.data.update(path=str(REPOSITORY / "tests/data/emoji_font.ttf"), image_size=8, held_out=0.4)
+    emoji.data.cache_dir = config.data.cache_dir
+    emoji.assets_dir = config.assets_dir
+    emoji.eval.enable_fid = False
+    run_lib.train(emoji, tmp_path / "run")
+    run_lib.fid_stats(emoji)
+    for name, value in {"CELLS": [("ddim", 2)], "STARTS": (None, 300), "LONG_RUN": ("ddim", 3)}.items():
+        monkeypatch.setattr(diversity, name, value)
+    for name, value in {"SAMPLES": 12, "RESAMPLED": 4, "TRAINING_IMAGES": 1280, "SEEDS": (1, 2)}.items():
+        monkeypatch.setattr(diversity, name, value)
+    monkeypatch.setattr(copies, "SAMPLES", 12)
+    monkeypatch.setattr(copies, "RUNS", (("ddim", 2, None), ("ddim", 2, 300)))
+    return emoji, tmp_path / "run"
+
+
+def test_shares_of_generated_emoji(emoji_run, tmp_path):
+    """Would catch a run that is missing, a share without an error, and shares that do not sum to 1."""
+    diversity.shares(*emoji_run, tmp_path)
+    rows = read(tmp_path / "shares.csv")
+    starts = [("2", "999"), ("2", "300"), ("3", "999")]
+    assert [(row["n_steps"], row["start"]) for row in rows] == [start for start in starts for _ in range(2)]
+    for row in rows:
+        assert sum(float(row[name]) for name in diversity.LABELS) == pytest.approx(1)
+        assert all(f"{name}, error" in row for name in diversity.LABELS)
+    assert (tmp_path / "shares.png").exists()
+    assert "few dark people" not in (tmp_path / "shares.txt").read_text(encoding="utf-8")
+
+
+def toned(shares, rng, count):
+    """Labels of people, drawn with these shares of the five skin tones."""
+    return diversity.FIRST_TONE + rng.choice(5, count, p=shares)
+
+
+def test_shares_are_measured_through_a_classifier_that_errs(rng):
+    """Would catch shares as classified, errors that forget the confusion's, and tones that include people without."""
+    confusion = 0.7 * np.eye(5) + 0.3 * np.roll(np.eye(5), 1, axis=1)
+
+    def classified(labels):
+        drawn = [rng.choice(5, p=confusion[label - diversity.FIRST_TONE]) for label in labels]
+        return diversity.FIRST_TONE + np.array(drawn)
+
+    labels = toned(np.full(5, 0.2), rng, 2000)
+    real = diversity.Labelled(None, labels, np.arange(2000) // 5, classified(labels), [])
+    data = diversity.shares_of(labels)
+    true = np.array([0.6, 0.1, 0.1, 0.1, 0.1])
+    found = diversity.measure(real, classified(toned(true, rng, 4000))[None], data)
+    np.testing.assert_allclose(found.shares[diversity.TONES], true, atol=0.05)
+    assert found.assigned[diversity.TONES][0] < 0.5
+    assert found.measures.tone_distance == pytest.approx(0.4, abs=0.05) and found.measures.group_distance == 0
+    assert 0.005 < found.errors.tone_distance < 0.05
+
+
+def test_every_emoji_is_labelled_by_a_classifier_that_has_not_seen_it(emoji_run, tmp_path):
+    """Would catch a base in two folds, pictures that are shifted with their edges wrapped, and classifiers in a row."""
+    labelled = diversity.load_labelled(emoji_run[0], tmp_path)
+    emoji, images = read_emoji(REPOSITORY / "tests/data/emoji_font.ttf", 8)
+    np.testing.assert_array_equal(labelled.images, images)
+    for fold, network in enumerate(labelled.classifiers):
+        own = labelled.bases % diversity.FOLDS == fold
+        predicted = diversity.predict(labelled._replace(classifiers=[network]), images[own])
+        np.testing.assert_array_equal(predicted[0], labelled.predicted[own])
+    for one, base, label in zip(emoji, labelled.bases, labelled.labels, strict=True):
+        assert {other.base for other, index in zip(emoji, labelled.bases, strict=True) if index == base} == {one.base}
+        assert (diversity.LABELS[label].startswith("people")) == (one.group == diversity.PEOPLE)
+    moved = diversity.shifted(images, 2, -1)
+    np.testing.assert_array_equal(moved[:, 2:, :-1], images[:, :-2, 1:])
+    assert (moved[:, :2] == 255).all() and (moved[:, :, -1] == 255).all()
+
+
+def test_copies_are_found(emoji_run, tmp_path, rng):
+    """Would catch a distance that loses small differences, and a training picture beside the wrong one."""
+    training = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    altered = training[[7, 3]]
+    altered[1, 0, 0, 0] ^= 1
+    found, distances = copies.nearest(altered, training)
+    assert found.tolist() == [7, 3] and distances == pytest.approx([0, 192**-0.5])
+    rows = copies.copies_rows({"held-out": training[:1] // 2, "drawn": altered[::-1]}, training)
+    assert [name for name, _ in rows] == ["held-out", "nearest training", "drawn", "nearest training"]
+    np.testing.assert_array_equal(rows[2][1], altered)
+    np.testing.assert_array_equal(rows[3][1], training[[7, 3]])
+
+    copies.copies(*emoji_run, tmp_path)
+    lines = (tmp_path / "copies.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == ["held-out", "ddim, n = 2, from 999", "ddim, n = 2, from 300"]
+    assert (tmp_path / "copies.png").exists()
+
+
+def test_changes_that_features_are_tried_on(rng):
+    """Would catch a change that does nothing, an order that is not of growing severity, and labels that stay."""
+    images, labels = rng.integers(0, 256, (60, 8, 8, 1), np.uint8), np.arange(60) % 10
+    for family in ("noise", "blur", "pale"):
+        changed = [change(images, labels, rng).astype(int) for change in features.FAMILIES[family].values()]
+        differences = [np.abs(one - images).mean() for one in changed]
+        assert differences == sorted(differences) and differences[0] > 1
+    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    few_labels = [change(images, labels, rng) for change in features.FAMILIES["labels missing"].values()]
+    assert [max(label_of[image.tobytes()] for image in one) for one in few_labels] == [7, 4, 1]
+    few = [change(images, labels, rng) for change in features.FAMILIES["few distinct"].values()]
+    assert all(len({image.tobytes() for image in one}) <= most for one, most in zip(few, (30, 6, 2), strict=True))
+    assert [len(one) for one in (*few_labels, *few)] == 6 * [60]
+
+
+def test_features_are_compared_with_the_classifier(experiment, tmp_path, monkeypatch):
+    """Would catch a distance of unchanged pictures among the changed, and one network's distances for the other's."""
+    monkeypatch.setattr(features, "SAMPLES", 20)
+    monkeypatch.setattr(features, "CELLS", [("ddim", 2, None), ("ddim", 2, 500), ("ddim", 3, 300)])
+    features.agree(experiment.config, tmp_path / "run", tmp_path)
+    lines = (tmp_path / "agreement.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split("  ")[-2:] == ["FD (classifier)", "FD (random convolutions)"] and "correlation" in lines[-1]
+    features.order(experiment.config, tmp_path / "run", tmp_path)
+    text = (tmp_path / "features.txt").read_text(encoding="utf-8")
+    assert text.startswith("898 pictures against 899 others")
+    assert text.count("in order") == len(features.FAMILIES)

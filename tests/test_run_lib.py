@@ -172,6 +172,30 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
     assert len(drawn) == 1 + len(results)
 
 
+def test_sweep_of_mixtures(config, trained, shipped_classifier):
+    """Catches one distribution used for all late starts, runs that replace each other, and baselines left out."""
+    config.sweep.update(samplers=("ddim",), components=("1", "labels", "5"), baselines=("leading",), t_starts=(300,))
+    run_lib.fid_stats(config)
+    results = run_lib.sweep(config, trained)
+    kinds = [(r["t_start"], r["baseline"], r.get("components")) for r in results]
+    assert kinds == [(999, "", None), (500, "leading", None), (300, "", None), (300, "", "labels"), (300, "", "5")]
+    assert len({r["score"] for r in results}) == 5
+    assert {"ddim_n2_gls300_labels_step6_num10_seed42", "ddim_n2_gls300_5-clusters_step6_num10_seed42"} <= {
+        path.name for path in (trained / "eval").iterdir()
+    }
+    assert "300 labels" in (trained / "eval/table.txt").read_text()
+    assert run_lib.sweep(config, trained) == results
+
+
+def test_given_classes_are_drawn(config, trained, shipped_classifier):
+    """Catches components that are not the classes of their names. Starts near clean data show the class itself."""
+    config.sampling.update(gls=True, t_start=10, components="labels", classes=(3, 7))
+    config.eval.num_samples = 40
+    run_lib.fid_stats(config)
+    counts = np.array(run_lib.evaluate(config, trained)["label_histogram"])
+    assert counts[[3, 7]].sum() > 0.8 and counts[[3, 7]].min() > 0.3
+
+
 def test_killed_eval_goes_on_to_the_same_result(config, tmp_path, trained, shipped_classifier):
     """Catches images lost, repeated or changed by the resume, and the saved state of other settings."""
     config.eval.update(num_samples=40, feature_batch_size=5, enable_sampling=True)

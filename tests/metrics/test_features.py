@@ -27,3 +27,15 @@ def test_error_names_the_missing_inception_file(config, monkeypatch):
     config.eval.features = "inception"
     with pytest.raises(UserError, match=r"127.0.0.1:1.*6726825d0af5.*inception/pt_inception-2015-12-05-6726825d.pth"):
         load_features(config)
+
+
+def test_random_convolutions_are_shipped_by_their_seed(config, rng):
+    """Catches weights of another numpy, on which every stored score depends, and grey unlike equal colours."""
+    config.eval.features = "random_conv"
+    found = load_features(config)
+    assert found.digest == load_features(config).digest
+    assert found.digest.startswith("DIGEST")
+    grey = rng.integers(0, 256, (3, 8, 8, 1), np.uint8)
+    extracted = np.asarray(found.extract(jnp.asarray(grey)))
+    assert extracted.shape == (3, found.dim)
+    np.testing.assert_array_equal(found.extract(jnp.asarray(grey.repeat(3, axis=3))), extracted)

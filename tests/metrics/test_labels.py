@@ -5,7 +5,7 @@ import pytest
 import datasets
 from core.errors import UserError
 from metrics import labels
-from metrics.labels import label_scores, load_labeller
+from metrics.labels import corrected_shares, label_scores, load_labeller
 
 
 def test_label_scores_in_closed_form():
@@ -59,3 +59,12 @@ def test_a_classifier_of_another_shape_is_refused(config, rng):
     with pytest.raises(UserError, match=r"expected finite scores \[4, K\], got \[4\]"):
         load_labeller(config).count(images, 4)
     assert labels.entropy(np.array([1.0])) == 0
+
+
+def test_shares_are_corrected_for_confusion():
+    """Catches a transposed confusion matrix, a negative share, and NaN for a label that is never assigned."""
+    confusion = np.array([[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.0, 0.4, 0.6]])
+    true = np.array([0.5, 0.2, 0.3])
+    np.testing.assert_allclose(corrected_shares(true @ confusion, confusion), true, atol=1e-4)
+    # The inverted matrix would give the second label a share of -1/6.
+    np.testing.assert_allclose(corrected_shares(np.array([1.0, 0.0, 0.0]), confusion), [1, 0, 0], atol=1e-3)

@@ -1,0 +1,74 @@
+"""A late start in diffusers: draws the start from the file that --mode=export --what=start wrote, and denoises it.
+
+python examples/diffusers_start.py start.safetensors UNET_FOLDER [SCHEDULER]
+
+Needs numpy, torch, diffusers and safetensors; nothing of this repository. docs/start_file.md describes the file.
+"""
+
+import json
+import sys
+
+import diffusers
+import numpy as np
+import torch
+from safetensors.numpy import load_file, safe_open
+
+
+def draw(header, arrays, noise, component, above=False):
+    """x at the start for noise [B, H * W * C]; with `above`, the x_0 predicted at the noise level of the history."""
+    ab = header["history"]["alpha_bar"] if above else header["alpha_bar"]
+    signal = 1 if above else ab**0.5
+    x = np.empty_like(noise)
+    for c in np.unique(component):
+        spread = (ab * arrays["variances"][c] + 1 - ab) ** 0.5
+        outside = (ab * arrays["residual_variances"][c] + 1 - ab) ** 0.5
+        if above:
+            spread = ab**0.5 * arrays["variances"][c] / spread
+            outside = ab**0.5 * arrays["residual_variances"][c] / outside
+        basis, turn, z = arrays["eigenvectors"].copy(), arrays["rotations"][c], noise[component == c]
+        mean = arrays["mean"] + basis @ arrays["means"][c]
+        basis[:, : len(turn)] = basis[:, : len(turn)] @ turn
+        x[component == c] = signal * mean + outside * z + (z @ basis * (spread - outside)) @ basis.T
+    return torch.from_numpy(x.reshape(-1, *header["image_shape"])).permute(0, 3, 1, 2).contiguous()  # NHWC to NCHW
+
+
+@torch.no_grad()
+def sample(header, arrays, eps, noise, component, name=None):
+    """Images [B, C, H, W] for noise [B, H * W * C]; eps(x, t) predicts the noise, name is a key of `schedulers`."""
+    row, times = header["schedulers"][name or header["sampler"]], header["timesteps"]
+    x = draw(header, arrays, noise, component)
+    if row["class"] is None:  # DDIM
+        for t, ab, after in zip(times, header["alpha_bars"], [*header["alpha_bars"][1:], 1.0], strict=True):
+            e = eps(x, t)
+            x = (after / ab) ** 0.5 * (x - (1 - ab) ** 0.5 * e) + (1 - after) ** 0.5 * e
+        return x
+    scheduler = getattr(diffusers, row["class"])(trained_betas=arrays["betas"], **row["options"])
+    if row["state"] == "x / signal":
+        scheduler.set_timesteps(timesteps=times)
+        x = x / header["alpha_bar"] ** 0.5
+    else:  # sets sigmas too: UniPC takes no times, and a history has a noise level between the times
+        above = [header["history"]["sigma"]] if row["history"] else []
+        scheduler.set_timesteps(len(above) + len(times))
+        scheduler.timesteps = torch.tensor(times[: len(above)] + times)
+        scheduler.sigmas = torch.tensor([*above, *header["sigmas"], 0.0])
+        if row["history"]:
+            scheduler.set_begin_index(1)
+            scheduler.model_outputs[-1] = draw(header, arrays, noise, component, above=True)
+            scheduler.lower_order_nums = 1
+    for t in scheduler.timesteps[int(row["history"]) :]:
+        x = scheduler.step(eps(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    return x
+
+
+def load(path):
+    with safe_open(path, "np") as file:
+        return json.loads(file.metadata()["start"]), load_file(path)
+
+
+if __name__ == "__main__":
+    header, arrays = load(sys.argv[1])
+    unet, rng = diffusers.UNet2DModel.from_pretrained(sys.argv[2]), np.random.default_rng(0)
+    component = rng.choice(len(arrays["weights"]), 16, p=np.float64(arrays["weights"]) / arrays["weights"].sum())
+    noise = rng.standard_normal((16, len(arrays["mean"])), np.float32)
+    images = sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, *sys.argv[3:])
+    np.save("images.npy", images.numpy())

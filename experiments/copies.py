@@ -1,0 +1,96 @@
+"""Copies of training pictures among generated ones: the distance to the nearest training picture.
+
+python -m experiments.copies [--config=emoji] [--workdir=PATH] [--dest=PATH]
+
+--config names a file of configs/ddpm whose data set has a test split. The network cannot have copied held-out pictures,
+so their distances show how close pictures are by chance. Writes copies.txt, with quantiles of the distances, and
+copies.png, with the closest pictures.
+"""
+
+import argparse
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+import datasets
+from configs.runs import without_scores
+from core import plots, tables
+from core.errors import UserError
+from core.huge_pages import restart_with_huge_pages
+from core.shapes import HostPixels
+from evaluation import EvalRun
+from experiments.runs import Experiment, write_and_print
+
+SEED = 1
+SAMPLES = 1000  # images of each run
+RUNS = (("ddim", 50, None), ("ddim", 10, None), ("ddim", 10, 500))  # sampler, n and start; None: from pure noise
+CLOSEST = 16  # pictures in a row of the figure
+COPY_QUANTILE = 0.05  # a picture is close if it is closer than this share of held-out pictures
+
+
+def nearest(images: HostPixels, training: HostPixels) -> tuple[Int[np.ndarray, "images"], Float[np.ndarray, "images"]]:
+    """For every image the index of the nearest training image, and its distance: root mean square, in grey levels."""
+    a, b = (part.reshape(len(part), -1).astype(np.float32) for part in (images, training))
+    found = ((b**2).sum(axis=1) - 2 * a @ b.T).argmin(axis=1)
+    return found, np.sqrt(np.mean((a - b[found]) ** 2, axis=1, dtype=np.float64))
+
+
+def copies(config: ConfigDict, workdir: Path, dest: Path) -> None:
+    """Writes copies.txt and copies.png: the generated pictures that are closest to training pictures."""
+    experiment = Experiment(without_scores(config, SAMPLES), workdir)
+    training = datasets.load(config, "train").images
+    sets = {"held-out": datasets.load(config, "test").images}
+    for sampler, n_steps, t_start in RUNS:
+        run = EvalRun(experiment.variant(sampler, n_steps, seed=SEED, num=SAMPLES, t_start=t_start), experiment.context)
+        timesteps, _ = run.plan()
+        sets[f"{sampler}, n = {n_steps}, from {timesteps[0]}"] = run.images(timesteps)
+    write_and_print(dest / "copies.txt", copies_table(sets, training))
+    shown = {name: sets[name] for name in list(sets)[:2]}
+    plots.save_comparison(dest / "copies.png", copies_rows(shown, training))
+
+
+def copies_table(sets: Mapping[str, HostPixels], training: HostPixels) -> str:
+    """Quantiles of the distance to the nearest training picture. The first of the sets are held-out pictures."""
+    distances = {name: nearest(images, training)[1] for name, images in sets.items()}
+    close = np.quantile(next(iter(distances.values())), COPY_QUANTILE)
+    lines = []
+    for name, found in distances.items():
+        quantiles = [f"{np.quantile(found, level):.1f}" for level in (0.01, 0.05, 0.5)]
+        lines.append([name, str(len(found)), *quantiles, f"{np.mean(found < close):.1%}"])
+    return tables.aligned(("pictures", "number", "1%", "5%", "median", f"below {close:.1f}"), lines)
+
+
+def copies_rows(sets: Mapping[str, HostPixels], training: HostPixels) -> list[tuple[str, HostPixels]]:
+    """For each set the CLOSEST pictures that are nearest to a training picture, and these training pictures."""
+    rows = []
+    for name, images in sets.items():
+        found, distances = nearest(images, training)
+        order = np.argsort(distances, kind="stable")[:CLOSEST]
+        rows += [(name, images[order]), ("nearest training", training[found[order]])]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m experiments.copies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="emoji")
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--dest", type=Path)
+    args = parser.parse_args()
+    logging.set_verbosity(logging.FATAL)  # as main.py does
+    try:
+        config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
+        copies(config, args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # as main.py does
+    main()

@@ -1,0 +1,140 @@
+"""Scored runs of one network for the comparisons in this folder, and their command line."""
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+import evaluation
+from core import files, tables
+from core.errors import UserError
+from core.huge_pages import restart_with_huge_pages
+from evaluation import EvalRun
+from metrics.results import Result
+from metrics.tally import Tally, open_images, tally_images
+from sampling.late_start import ONE
+
+SEARCH_SEED = 0  # of the noise for the search of the best start
+COARSE = range(300, 901, 100)  # starts tried first
+FINE = (-50, 50)  # offsets of the starts tried next, from the best of the first
+
+MEASURES = ("score", "score_error", "score_at_infinity", "kid", "precision", "recall", "density", "coverage")
+MEASURES += ("label_entropy", "label_distance")
+COLUMNS = ("sampler", "spacing", "n_steps", "nfe", "start", "t_start", "seed", "num_samples", *MEASURES)
+
+
+class Experiment:
+    """One network and its scored runs.
+
+    Attributes:
+      config: the config that all runs share.
+      context: the network, its Gaussian and its features (`evaluation.load_context`).
+      folder: holds the runs.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, components: Sequence[str] = (ONE,)):
+        self.config = config
+        late_runs = [
+            self.variant("ddim", 3, seed=0, num=2, t_start=500, components=entry) for entry in components
+        ]  # their distributions are loaded
+        self.context = evaluation.load_context(config, workdir, late_runs)
+        self.folder = workdir / "experiments"
+
+    def variant(
+        self, sampler: str, n_steps: int, *, seed: int, num: int, t_start: int | None = None, **settings: Any
+    ) -> ConfigDict:
+        """The config of a run of `num` samples; from pure noise if t_start is None. settings: of config.sampling."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        config.eval.num_samples = num
+        config.sampling.update(sampler=sampler, n_steps=n_steps, gls=t_start is not None, **settings)
+        if t_start is not None:
+            config.sampling.t_start = t_start
+        return config
+
+    def score(self, sampler: str, n_steps: int, **settings: Any) -> Result:
+        """The result of a run with the settings of `variant`, drawn unless it is stored."""
+        return EvalRun(self.variant(sampler, n_steps, **settings), self.context).result(self.folder)
+
+    def best_start(
+        self, sampler: str, n_steps: int, *, num: int, coarse: Iterable[int] | None = None, **settings: Any
+    ) -> int:
+        """The start with the lowest score of `num` samples: among `coarse`, by default COARSE, and then FINE starts."""
+        scores: dict[int, float] = {}
+
+        def best_of(starts: Iterable[int]) -> int:
+            for t_start in starts:
+                run = self.score(sampler, n_steps, seed=SEARCH_SEED, num=num, t_start=t_start, **settings)
+                scores[t_start] = run["score"]
+            return min(scores, key=scores.get)
+
+        near = best_of(COARSE if coarse is None else coarse)
+        return best_of(near + step for step in FINE)
+
+    def score_and_tally(self, sampler: str, n_steps: int, **settings: Any) -> tuple[Result, Tally]:
+        """The result of a run that keeps all its images, and the statistics of their features."""
+        config = self.variant(sampler, n_steps, **settings)
+        config.eval.enable_sampling = True
+        run = EvalRun(config, self.context)
+        result = run.result(self.folder)
+        path = self.folder / run.name / "samples.npz"
+        tally, _ = tally_images(config, self.context.features, self.context.labeller, open_images(config, path))
+        return result, tally
+
+
+def row(start: str, result: Result) -> list[Any]:
+    """A row of COLUMNS."""
+    facts = result | {"start": start}
+    return [facts[name] for name in COLUMNS]
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes rows of COLUMNS as CSV."""
+    files.write_text(path, tables.to_csv(COLUMNS, rows))
+    print(f"{len(rows)} runs: {path}")
+
+
+def write_and_print(path: Path, text: str) -> None:
+    """Writes the text to a file and prints it."""
+    files.write_text(path, text + "\n")
+    print(f"{text}\n")
+
+
+def spread(runs: Sequence[Result], name: str) -> str:
+    """Mean and standard deviation of a measure over the seeds."""
+    values = [run[name] for run in runs]
+    return f"{mean(values):.4g} ± {stdev(values):.1g}"
+
+
+Part = Callable[[Experiment, Path], None]
+"""Runs a part of an experiment and writes its results into a folder."""
+
+
+def main(
+    name: str, description: str, parts: Mapping[str, Part], networks: Sequence[str], components: Sequence[str] = (ONE,)
+) -> None:
+    """The command line of an experiment: `python -m name PART [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`."""
+    restart_with_huge_pages()  # as main.py does
+    parser = argparse.ArgumentParser(
+        f"python -m {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--config", choices=networks, default=networks[0])
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--dest", type=Path)
+    args = parser.parse_args()
+    workdir = args.workdir or Path("results") / args.config
+    dest = args.dest or Path("docs") / args.config
+    logging.set_verbosity(logging.FATAL)  # as main.py does
+    try:
+        config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
+        parts[args.part](Experiment(config, workdir, components), dest)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command continues from what is saved\n")

@@ -1,0 +1,149 @@
+"""The start file: a late start for programs that have neither JAX nor this project. docs/start_file.md specifies it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors.numpy import save_file
+
+import sampling
+from core.diffusion import NoiseSchedule
+from core.errors import UserError
+from core.files import replacing
+from sampling.late_start import DataGaussian
+
+FORMAT = "gaussian late start"
+VERSION = 1
+
+GRID = {
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+ENDING = {"final_sigmas_type": "zero"}
+MULTISTEP = {**GRID, **ENDING, "lower_order_final": True, "thresholding": False}
+DPM = {**MULTISTEP, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False}
+UNIPC = {**MULTISTEP, "solver_type": "bh2", "predict_x0": True}
+VARIANCE_PRESERVING = {"state": "x", "latents": "x"}
+VARIANCE_EXPLODING = {"state": "x / signal", "latents": "x / (signal * init_noise_sigma)"}
+
+
+def _scheduler(class_name: str | None, sampler: str, options: dict[str, Any], scale: dict[str, str]) -> dict[str, Any]:
+    return {"class": class_name, "sampler": sampler, "options": options, **scale}
+
+
+# How diffusers follows our samplers. Entries with the same `sampler` give the same image.
+SCHEDULERS = {
+    "ddim": _scheduler(None, "ddim", {}, VARIANCE_PRESERVING),
+    "dpmpp_1": _scheduler("DPMSolverMultistepScheduler", "ddim", {**DPM, "solver_order": 1}, VARIANCE_PRESERVING),
+    "euler": _scheduler(
+        "EulerDiscreteScheduler",
+        "ddim",
+        {**GRID, **ENDING, "interpolation_type": "linear", "timestep_type": "discrete"},
+        VARIANCE_EXPLODING,
+    ),
+    "dpmpp_2m": _scheduler("DPMSolverMultistepScheduler", "dpmpp_2m", {**DPM, "solver_order": 2}, VARIANCE_PRESERVING),
+    "dpmpp_3m": _scheduler("DPMSolverMultistepScheduler", "dpmpp_3m", {**DPM, "solver_order": 3}, VARIANCE_PRESERVING),
+    "unipc_2": _scheduler("UniPCMultistepScheduler", "unipc_2", {**UNIPC, "solver_order": 2}, VARIANCE_PRESERVING),
+    "unipc_3": _scheduler("UniPCMultistepScheduler", "unipc_3", {**UNIPC, "solver_order": 3}, VARIANCE_PRESERVING),
+    "heun": _scheduler("HeunDiscreteScheduler", "heun", {**GRID, "clip_sample": False}, VARIANCE_EXPLODING),
+}
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction, in diffusers' words
+
+
+def require_followed(sampler: str) -> None:
+    """Raises UserError for a sampler that no scheduler of diffusers follows at the times of a late start."""
+    if sampler not in SCHEDULERS:
+        names = dict.fromkeys(row["sampler"] for row in SCHEDULERS.values())
+        raise UserError(f"no scheduler of diffusers follows --sampler={sampler}; choose from {', '.join(names)}")
+
+
+def save(
+    path: Path,
+    gaussian: DataGaussian,
+    schedule: NoiseSchedule,
+    timesteps: Int[np.ndarray, "steps"],
+    *,
+    sampler: str,
+    with_history: bool,
+    prediction: str,
+    value_range: tuple[float, float],
+    origin: dict[str, Any],
+) -> None:
+    """Writes a start file, atomically.
+
+    Args:
+      path: ends in .safetensors.
+      gaussian: in the range of the network.
+      timesteps: the grid of the sampler, descending.
+      sampler: the sampler that the user chose, one of SCHEDULERS.
+      with_history: whether multistep solvers use the Gaussian's prediction above the start.
+      prediction: config.model.prediction.
+      value_range: of the network's images.
+      origin: what the Gaussian and the network are.
+    """
+    alpha_bars = np.asarray(schedule.alpha_bar(timesteps), np.float64)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "image_shape": list(gaussian.image_shape),
+        "layout": "NHWC",
+        "range": list(value_range),
+        "alpha_bar": alpha_bars[0],
+        "timesteps": timesteps.tolist(),
+        "real_timesteps": timesteps.astype(float).tolist(),
+        "alpha_bars": alpha_bars.tolist(),
+        "sigmas": _sigmas(alpha_bars).tolist(),
+        "history": _history(alpha_bars) if with_history else None,
+        "sampler": sampler,
+        "schedulers": _schedulers(prediction, len(timesteps), with_history),
+        **origin,
+    }
+    with replacing(path) as temporary:
+        save_file(_arrays(gaussian, schedule), temporary, metadata={"start": json.dumps(header)})
+
+
+def _arrays(gaussian: DataGaussian, schedule: NoiseSchedule) -> dict[str, np.ndarray]:
+    """The mixture with one component, and the betas."""
+    rank = len(gaussian.eigenvalues)
+    arrays = {
+        "mean": gaussian.mean,
+        "eigenvectors": gaussian.eigenvectors,
+        "weights": [1.0],
+        "means": np.zeros((1, rank)),
+        "rotations": np.zeros((1, 0, 0)),
+        "variances": [gaussian.eigenvalues],
+        "residual_variances": [gaussian.residual_variance],
+    }
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()} | {
+        "betas": np.array(schedule.betas, np.float64)
+    }
+
+
+def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, Any]:
+    """SCHEDULERS with the options that depend on the network, and whether each uses the history in this many steps."""
+    common = {"prediction_type": PREDICTION_TYPES[prediction]}
+    return {
+        name: {
+            **row,
+            "options": row["options"] | (common if row["class"] else {}),
+            "history": with_history and sampling.lookup(row["sampler"]).takes_history(n_steps),
+        }
+        for name, row in SCHEDULERS.items()
+    }
+
+
+def _history(alpha_bars: Float[np.ndarray, "steps"]) -> dict[str, float]:
+    """The noise level above the start, at the distance of the first step in log(signal / sigma)."""
+    sigmas = _sigmas(alpha_bars)
+    sigma = sigmas[0] ** 2 / sigmas[1]
+    return {"sigma": sigma, "alpha_bar": 1 / (1 + sigma**2)}
+
+
+def _sigmas(alpha_bars: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
+    """sigma / signal, what diffusers and EDM call sigma."""
+    return np.sqrt((1 - alpha_bars) / alpha_bars)

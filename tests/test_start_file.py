@@ -1,0 +1,160 @@
+"""Start files, and the same images in diffusers.
+
+tests/data/diffusers_digits.npz has the images that examples/diffusers_start.py made with diffusers 0.42.1 and torch
+2.13.0 on a CPU, from the noise of the first four images. `make test-diffusers` makes them again, and
+`python -m tests.test_start_file` records them.
+"""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, safe_open
+
+import run_lib
+from configs.ddpm import digits
+from core.errors import UserError
+from core.files import REPOSITORY, write_npz
+from metrics import statistics
+from sampling.generate import generate, grid_of, prior
+from sampling.start_file import SCHEDULERS
+
+RECORDED = REPOSITORY / "tests/data/diffusers_digits.npz"
+SHAPE = (8, 8, 1)
+COUNT = 4
+
+
+def digits_config(folder):
+    config = digits.get_config()
+    config.assets_dir = str(folder / "assets")
+    config.data.cache_dir = str(folder / "decoded")
+    config.eval.enable_fid = False
+    config.sampling.update(gls=True, t_start=400, n_steps=5, sampler="unipc_2")
+    return config
+
+
+def export(folder):
+    """The shipped network of digits in a folder for diffusers, and its late start in a start file."""
+    config = digits_config(folder)
+    run_lib.import_weights(config, folder / "digits", REPOSITORY / "assets/weights/digits_8.npz")
+    run_lib.fid_stats(config)
+    run_lib.export_weights(config, folder / "digits", folder / "unet")
+    run_lib.export_start(config, folder / "digits", folder / "start.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return export(tmp_path_factory.mktemp("digits"))
+
+
+def read(folder):
+    with safe_open(folder / "start.safetensors", "np") as file:
+        header = json.loads(file.metadata()["start"])
+    return header, load_file(folder / "start.safetensors")
+
+
+def own_images(folder, sampler):
+    """The images of --mode=sample, before they are rounded to grey levels."""
+    config = digits_config(folder)
+    config.sampling.sampler = sampler
+    denoiser = run_lib.load_denoiser(folder / "digits")
+    gaussian = statistics.load_gaussian(config)
+    timesteps = grid_of(config, denoiser.schedule, late=True)
+    run = generate(config, denoiser, gaussian, timesteps, image_shape=SHAPE, num=COUNT, batch_size=COUNT)
+    return np.concatenate([np.asarray(x0) for x0, _ in run])
+
+
+def diffusers_images(folder, name):
+    """The images of the example, by one of SCHEDULERS."""
+    import diffusers
+
+    from examples import diffusers_start
+
+    header, arrays = diffusers_start.load(folder / "start.safetensors")
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "unet")
+    noise = np.asarray(prior(digits_config(folder).seed, 0, COUNT, SHAPE)[0]).reshape(COUNT, -1)
+    component = np.zeros(COUNT, int)
+    images = diffusers_start.sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, name)
+    return images.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_same_images_as_recorded_in_diffusers(exported, name):
+    """Catches a sampler, start, history or grid that no longer makes the images of diffusers."""
+    recorded = np.load(RECORDED)[name]
+    np.testing.assert_allclose(own_images(exported, SCHEDULERS[name]["sampler"]), recorded, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_same_images_in_diffusers(exported, name):
+    """Catches an option, a scale or a time that the file or the example gets wrong. Needs torch and diffusers."""
+    pytest.importorskip("diffusers")
+    ours = own_images(exported, SCHEDULERS[name]["sampler"])
+    np.testing.assert_allclose(diffusers_images(exported, name), ours, rtol=0, atol=1e-4)
+
+
+def test_file_gives_the_start(exported):
+    """Catches arrays that are not those of the Gaussian, and a level that is not that of the first time."""
+    header, arrays = read(exported)
+    config = digits_config(exported)
+    gaussian = statistics.load_gaussian(config)
+    noise = np.asarray(prior(config.seed, 0, COUNT, SHAPE)[0])
+    ab, basis = header["alpha_bar"], arrays["eigenvectors"]
+    spread = np.sqrt(ab * arrays["variances"][0] + 1 - ab)
+    outside = np.sqrt(ab * arrays["residual_variances"][0] + 1 - ab)
+    flat = noise.reshape(COUNT, -1)
+    x = np.sqrt(ab) * arrays["mean"] + outside * flat + (flat @ basis * (spread - outside)) @ basis.T
+    np.testing.assert_allclose(x.reshape(noise.shape), gaussian.sample(noise, ab), atol=1e-5)
+    np.testing.assert_allclose(np.cumprod(1 - arrays["betas"])[header["timesteps"]], header["alpha_bars"], rtol=1e-6)
+
+
+def test_header_says_what_a_reader_needs(exported):
+    """Catches a field that docs/start_file.md names and the file lacks, and one that the page does not name."""
+    header, arrays = read(exported)
+    page = (REPOSITORY / "docs/start_file.md").read_text()
+    assert [name for name in (*header, *arrays) if f"`{name}`" not in page] == []
+    assert header["timesteps"] == [400, 300, 200, 100, 0] and header["sampler"] == "unipc_2"
+    assert header["schedulers"]["unipc_2"]["history"] and not header["schedulers"]["euler"]["history"]
+    sigma = header["sigmas"]
+    assert header["history"]["sigma"] == pytest.approx(sigma[0] ** 2 / sigma[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "message"),
+    [
+        ({"sampler": "pndm"}, "a.safetensors", "no scheduler of diffusers follows --sampler=pndm"),
+        ({"gls": False}, "a.safetensors", "give --gls"),
+        ({"clip_x0": True}, "a.safetensors", "clip_x0"),
+        ({"baseline": "isotropic"}, "a.safetensors", "except no_history"),
+        ({}, "a.npz", "ends in .safetensors"),
+        ({}, "start.safetensors", "exists already"),
+    ],
+)
+def test_refused_before_the_network_is_loaded(exported, fields, name, message):
+    """Catches an export that another program could not follow."""
+    config = digits_config(exported)
+    config.sampling.update(fields)
+    with pytest.raises(UserError, match=message):
+        run_lib.export_start(config, Path("nowhere"), exported / name)
+
+
+def test_example_is_short():
+    """Catches an example that grows: the issue allows 60 lines of code."""
+    text = (REPOSITORY / "examples/diffusers_start.py").read_text().split('"""', 2)[2]
+    code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith('"""')]
+    assert len(code) <= 60
+
+
+def main():
+    """Records the images of diffusers."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = functools.partial(diffusers_images, export(Path(folder)))
+        write_npz(RECORDED, {name: images(name) for name in SCHEDULERS})
+
+
+if __name__ == "__main__":
+    main()

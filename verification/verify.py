@@ -1,0 +1,270 @@
+"""verify(sampler): a report on what a sampler does, measured on data whose probability flow is known exactly.
+
+`verification.trial` says what a sampler is.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from core.errors import UserError
+from core.imports import function_of
+from verification.flows import ALPHA_BARS, GAUSSIAN, HALVES, LAST, Rows, alpha_bar, exact_end, predicted_x0, start
+from verification.mistakes import MISTAKES, ddim
+from verification.trial import Sampler, Trial, same_time
+
+ADAPTERS = {  # modules whose samplers have other signatures; an adapter's sampler_of(name) returns a Sampler
+    "sampling": "verification.own",
+    "diffusers": "examples.verify_diffusers",
+    "k_diffusion": "examples.verify_k_diffusion",
+}
+LATE = 640  # the time of the late start
+STEPS = (8, 16, 32, 64)  # steps between the first and the last time, for orders
+COUNT = 64  # images, for errors
+MANY = 4096  # images, for moments of stochastic samplers
+MISTAKES_CHECK = "known mistakes"
+ALLOWANCE = 0.4  # by which a measured order may be lower than the claim
+
+
+class Finding(NamedTuple):
+    """One line of the report; passed is None if there is nothing to pass."""
+
+    check: str
+    passed: bool | None
+    text: str
+
+
+class Report(NamedTuple):
+    """What `verify` found."""
+
+    findings: list[Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the sampler does all that it claims."""
+        return all(finding.passed is not False for finding in self.findings)
+
+    @property
+    def fault(self) -> str | None:
+        """The known mistake that explains the results, in words; None where there is none."""
+        return next((f.text for f in self.findings if f.check == MISTAKES_CHECK and f.passed is False), None)
+
+    @property
+    def text(self) -> str:
+        """A line for each check, and the suspected fault."""
+        marks = {True: "passed", False: "FAILED", None: "-"}
+        width = max(len(finding.check) for finding in self.findings)
+        lines = [f"{f.check.ljust(width)}  {marks[f.passed].ljust(6)}  {f.text}" for f in self.findings]
+        failed = sum(finding.passed is False for finding in self.findings)
+        if not failed:
+            return "\n".join([*lines, "all checks passed"])
+        fault = self.fault or "none of the known mistakes"
+        return "\n".join([*lines, f"{failed} of {len(lines)} checks failed", f"suspected fault: {fault}"])
+
+
+def grid(first: int, steps: int) -> Int[np.ndarray, "steps+1"]:
+    """steps + 1 times in equal steps from `first` to 0; the last step goes from 0 to clean data."""
+    return np.linspace(first, 0, steps + 1).astype(int)
+
+
+def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
+    """The largest error in each half of the image at time 0, before the last step."""
+    trial.run(start(times[0], COUNT), times)
+    if trial.seen is None:
+        raise ValueError("the network is not called at the last time of the grid")
+    error = np.abs(trial.seen - exact_end(times[0], COUNT))
+    return {half: float(error[:, columns].max()) for half, columns in HALVES.items()}
+
+
+# The checks. Each returns its finding, or None where it does not apply.
+
+
+def check_calls(trial: Trial) -> Finding:
+    """The number of network calls, and whether the network is called at the times of the grid."""
+    counts, off = {}, None
+    for n in (1, 2, 3, 5, 9):
+        times = grid(LATE, n - 1) if n > 1 else np.array([LATE])
+        trial.run(start(LATE, COUNT), times)
+        counts[n] = len(trial.called)
+        if off is None and not all(any(same_time(t, called) for called in trial.called) for t in times):
+            off = f"; called at {_times(trial.called)} where the times are {_times(times)}"
+    nfe = trial.claims.nfe
+    wrong = {n for n in counts if nfe and nfe(n) != counts[n]}
+    claim = f"; claimed {', '.join(str(nfe(n)) for n in counts)}" if wrong else ""
+    text = f"{', '.join(map(str, counts.values()))} for {', '.join(map(str, counts))} times{claim}{off or ''}"
+    return Finding("network calls", not wrong and not off, text)
+
+
+def check_one_step(trial: Trial) -> Finding | None:
+    """For information: with a single time, most solvers return the x_0 predicted there."""
+    if trial.claims.stochastic:
+        return None
+    x = start(LATE, COUNT)
+    error = np.abs(trial.run(x, np.array([LATE])) - predicted_x0(x, LATE)).max()
+    return Finding("one step", None, f"differs from the x_0 predicted at t = {LATE} by {error:.1g}")
+
+
+def check_order(trial: Trial, first: int) -> Finding | None:
+    """The order of convergence to the exact flow from the time `first`."""
+    if trial.claims.stochastic:
+        return None
+    name = f"order from t = {first}"
+    if trial.claims.order is None:
+        x0 = trial.run(start(first, COUNT), grid(first, 2))
+        error = np.abs(x0 - predicted_x0(exact_end(first, COUNT), 0)).max()
+        return Finding(name, error < 1e-4, f"adaptive; error {error:.1g}")
+    found = [errors(trial, grid(first, steps)) for steps in STEPS]
+    orders = _orders(found)
+    passed = min(orders.values()) >= trial.claims.order - ALLOWANCE
+    text = f"{_by_half(orders, '.1f')} (claimed {trial.claims.order}); errors {_by_half(found[0], '.1g')} in "
+    return Finding(name, passed, text + f"{STEPS[0]} steps, {_by_half(found[-1], '.1g')} in {STEPS[-1]}")
+
+
+def _orders(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """For each half, the slope of log2 error between the last two grids with errors above rounding in float32."""
+    usable = {half: [error[half] for error in found if error[half] > 1e-5] for half in HALVES}
+    return {half: float(np.log2(e[-2] / e[-1])) if len(e) > 1 else np.inf for half, e in usable.items()}
+
+
+def check_last_step(trial: Trial) -> Finding | None:
+    """What is returned after the last network call: the x_0 predicted there, x with its noise, or something else."""
+    if trial.claims.stochastic or trial.claims.order is None:
+        return None
+    x0 = trial.run(start(LATE, COUNT), grid(LATE, 8))
+    x = trial.seen
+    ends = {
+        "the x_0 predicted at the last time": predicted_x0(x, 0),
+        "x of the last time, with its noise": x,
+        "x of the last time with its noise, divided by its signal": x / np.sqrt(ALPHA_BARS[0]),
+    }
+    distances = {text: np.abs(x0 - end).max() for text, end in ends.items()}
+    nearest = min(distances, key=distances.get)
+    if distances[nearest] < 1e-4:
+        return Finding("last step", "noise" not in nearest, f"returns {nearest}")
+    text = f"differs from the x_0 predicted at the last time by {next(iter(distances.values())):.1g}"
+    return Finding("last step", None, f"{text}, as if it used earlier predictions too")
+
+
+def check_moments(trial: Trial) -> Finding:
+    """Mean and covariance of the x_0 of Gaussian data, against the exact predictions of x_0 or the data themselves."""
+    count, steps, allowed = (MANY, LATE // 2, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
+    gaussian = HALVES["Gaussian"]
+    x = start(LATE, count)
+    x0 = trial.run(x, grid(LATE, steps))[:, gaussian]
+    ends = [
+        predicted_x0(exact_end(LATE, count), 0)[:, gaussian],
+        GAUSSIAN.transported(x[:, gaussian], alpha_bar(LATE), 1.0),
+    ]
+    mean, covariance = min((_moment_errors(x0, end) for end in ends), key=max)
+    text = f"mean wrong by {mean:.1g}, covariance by {covariance:.1g} of the data's spread, in {steps + 1} steps"
+    return Finding("mean and covariance", max(mean, covariance) < allowed, text)
+
+
+def _moment_errors(x0: Rows, exact: Rows) -> tuple[float, float]:
+    """The largest errors of the mean and the covariance, in units of the exact standard deviations."""
+    spread = exact.std(axis=0)
+    mean = np.abs((x0.mean(axis=0) - exact.mean(axis=0)) / spread).max()
+    return mean, np.abs((np.cov(x0.T) - np.cov(exact.T)) / np.outer(spread, spread)).max()
+
+
+def check_batch(trial: Trial) -> Finding | None:
+    """Whether an image depends on the size of its batch, or on the run."""
+    if trial.claims.stochastic:
+        return None
+    x, times = start(LATE, COUNT), grid(LATE, 4)
+    together = trial.run(x, times)
+    again = np.abs(trial.run(x, times) - together).max()
+    alone = np.abs(trial.run(x[:3], times) - together[:3]).max()
+    text = f"differs by {again:.1g} in a second run, and by {alone:.1g} in a batch of 3"
+    return Finding("repeated, other batch", max(again, alone) < 1e-5, text)
+
+
+def check_two_steps(trial: Trial) -> Finding | None:
+    """For information: most solvers of any order take DDIM's steps where there are only two times."""
+    if trial.claims.stochastic or trial.claims.order is None:
+        return None
+    x, times = start(LATE, COUNT), grid(LATE, 1)
+    return Finding("two steps", None, f"differs from DDIM by {np.abs(trial.run(x, times) - ddim(x, times)).max():.1g}")
+
+
+def check_mistakes(trial: Trial) -> Finding | None:
+    """Whether the sampler gives what DDIM gives with one of MISTAKES. Most are small beside the errors of DDIM itself.
+
+    Five times tell the mistakes of first-order samplers apart, two times those of most others.
+    """
+    if trial.claims.stochastic or trial.claims.order is None:
+        return None
+    for steps in (4, 1):
+        if text := _mistake(trial, grid(LATE, steps)):
+            return Finding(MISTAKES_CHECK, False, text)
+    return Finding(MISTAKES_CHECK, True, f"differs from DDIM with any of {len(MISTAKES)} mistakes")
+
+
+def _mistake(trial: Trial, times: Int[np.ndarray, "steps"]) -> str | None:
+    """The mistake with which DDIM gives the sampler's result on this grid."""
+    x = start(LATE, COUNT)
+    x0 = trial.run(x, times)
+    right = ddim(x, times)
+    for text, options in MISTAKES.items():
+        wrong = ddim(x, times, **options)
+        away, near = np.abs(x0 - right).max(), np.abs(x0 - wrong).max()
+        if near < 0.01 * away and away > 1e-5:
+            return f"{text} (differs from DDIM by {away:.1g}, from DDIM with this mistake by {near:.1g})"
+    return None
+
+
+CHECKS: Mapping[str, Callable[[Trial], Finding | None]] = {
+    "network calls": check_calls,
+    "one step": check_one_step,
+    "two steps": check_two_steps,
+    f"order from t = {LAST}": lambda trial: check_order(trial, LAST),
+    f"order from t = {LATE}": lambda trial: check_order(trial, LATE),
+    "last step": check_last_step,
+    "mean and covariance": check_moments,
+    "repeated, other batch": check_batch,
+    MISTAKES_CHECK: check_mistakes,
+}
+
+
+def verify(sampler: Sampler) -> Report:
+    """Tests a sampler (see `verification.trial`). One that raises an error fails the check. Takes a second in NumPy.
+
+    Raises UserError if it does not take four arguments.
+    """
+    trial = Trial(sampler)
+    return Report([finding for name, check in CHECKS.items() if (finding := _attempt(name, check, trial))])
+
+
+def _attempt(name: str, check: Callable[[Trial], Finding | None], trial: Trial) -> Finding | None:
+    try:
+        finding = check(trial)
+        return finding and finding._replace(passed=None if finding.passed is None else bool(finding.passed))
+    except Exception as error:  # a foreign sampler can raise anything
+        lines = str(error).splitlines() or [""]
+        return Finding(name, False, f"raised {type(error).__name__}: {lines[0]}")
+
+
+def sampler_of(source: str) -> Sampler:
+    """The sampler that --source names: module:function. Raises UserError if it cannot be imported.
+
+    sampling:NAME is one of `sampling.SAMPLERS`; diffusers:CLASS and k_diffusion:NAME are adapted by examples/.
+    """
+    module, _, name = source.partition(":")
+    if module not in ADAPTERS:
+        return function_of(source, "--source")
+    try:
+        adapter = importlib.import_module(ADAPTERS[module])
+    except ImportError as error:
+        raise UserError(f"--source={source}: {error}; pip install -r requirements-diffusers.txt") from error
+    return adapter.sampler_of(name)
+
+
+def _by_half(values: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{value:{form}} ({half})" for half, value in values.items())
+
+
+def _times(times: Any) -> str:
+    return " ".join(f"{t:.4g}" for t in times)
