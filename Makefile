@@ -4,7 +4,7 @@ DIGITS := --config=configs/ddpm/digits.py
 NETWORK ?= fashion_mnist
 FASHION := --config=configs/ddpm/$(NETWORK).py
 
-.PHONY: demo table figures test test-types test-prepare
+.PHONY: demo table figures test test-fast test-types test-prepare
 
 # Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
 # of assets/weights.
@@ -35,6 +35,13 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile
+
+# For the loop of editing a sampler.
+SAMPLER_TESTS := tests/test_layout.py tests/core/test_diffusion.py tests/sampling/test_sampling.py \
+	tests/sampling/test_time_grid.py tests/sampling/test_late_start.py
+test-fast: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile $(SAMPLER_TESTS)
 
 # The tests that prepare a data set of TensorFlow Datasets. Only these tests need TensorFlow.
 test-prepare: .venv/installed-prepare

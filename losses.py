@@ -93,15 +93,19 @@ def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
 def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
     """The network and the train state before the first step, determined by config.seed."""
     graphdef, params = create_model(config, key_for(config.seed, "init"))
-    ema = jax.tree.map(jnp.copy, params)  # separate buffers, since the train step donates params and ema
+    ema = _copy(params)  # separate buffers, since the train step donates params and ema
     return graphdef, state_of(config, 0, params, ema=ema)
+
+
+@jax.jit
+def _copy(params: Params) -> Params:
+    return jax.tree.map(jnp.copy, params)
 
 
 def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> TrainState:
     """A train state with these weights and a new optimiser state, so the warm-up of the learning rate starts again."""
-    return TrainState(
-        jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=make_optimizer(config).init(params)
-    )
+    opt_state = jax.jit(make_optimizer(config).init)(params)  # one program instead of one for each shape
+    return TrainState(jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=opt_state)
 
 
 def place(config: ConfigDict, state: TrainState) -> TrainState:

@@ -34,6 +34,7 @@ from typing import NamedTuple
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from core.compilation_cache import keep_programs
 from core.errors import Stopped, UserError
 from core.huge_pages import restart_with_huge_pages
 from core.paths import expanded
@@ -126,6 +127,7 @@ flags.DEFINE_boolean("trajectory", False, "With --mode=sample: also writes a fil
 flags.DEFINE_boolean(
     "compare", False, "With --mode=sample: draws one picture of all samplers, with and without a late start."
 )
+flags.DEFINE_boolean("compilation_cache", True, "Keeps compiled programs in the user's cache folder, for later runs.")
 flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; TPU pods and SLURM set its index.")
 flags.DEFINE_string(
     "coordinator", None, "With --distributed, outside of pods and SLURM: host:port of the first process."
@@ -284,6 +286,11 @@ def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None
 def run(config: ConfigDict | None) -> None:
     """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag need not wait."""
     from core import parallel
+
+    if FLAGS.compilation_cache:
+        keep_programs()
+    if config is not None:
+        from configs.validation import validate
 
     if config is not None:
         from configs.validation import validate

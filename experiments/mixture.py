@@ -14,18 +14,34 @@ flow: for each of COMPONENTS, starts drawn from the mixture against starts on it
 Runs are kept below the workdir, and the same command continues after an interruption.
 """
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from core import plots, tables
-from experiments.runs import Experiment, row, spread, write_and_print, write_rows
+import datasets
+import sampling
+from core import parallel, plots, tables
+from core.diffusion import Denoiser
+from core.shapes import HostPixels, Images, Timesteps
+from evaluation import EvalRun
+from experiments.copies import nearest
+from experiments.runs import Experiment, main, row, spread, write_and_print, write_rows
 from metrics.results import Result
-from sampling.late_start import LABELS, ONE
+from metrics.scores import scores
+from metrics.tally import Tally, observe
+from sampling.generate import component_sequence, prior
+from sampling.late_start import LABELS, ONE, Components, DataMixture
+from sampling.time_grid import time_grid
 
 NETWORKS = ("digits", "fashion_mnist", "fashion_mnist_eps")
 COMPONENTS = (ONE, LABELS, "10", "40")
@@ -36,6 +52,14 @@ SAMPLES = 10_000
 SEARCHED = 1500  # images per start in the search
 STARTS = (150, 200, 250, 300, 400, 500, 600, 700)  # tried first; then their neighbours
 PURE_NOISE = ("pure noise", "leading")
+COPY_SOLVER = ("dpmpp_2m", 5)  # of the samples whose neighbours are searched
+COPY_STARTS = (200, 300)
+LONG = ("ddim", 250)  # many steps of the network, from pure noise
+COPY_SAMPLES = 2000
+FLOW_STARTS = (200, 300, 400)
+FLOW_STEPS = 4
+FLOW_SAMPLES = 2000
+HEUN_STEPS = 32  # of the mixture's own flow, equal in log sigma
 MARKERS = {LABELS: "s", ONE: "o"}
 
 Cell = Mapping[str, Sequence[Result]]
@@ -108,3 +132,169 @@ def draw_cells(path: Path, cells: Sequence[Cell]) -> None:
             axis.grid(which="both", alpha=0.3)
         axes[0].set_ylabel(f"{cells[0]['pure noise'][0]['score_name']}, {SAMPLES:,} samples")
         axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
+
+
+# Copies of training images
+
+
+def make_copying(experiment: Experiment, dest: Path) -> None:
+    """Writes copying.txt: how near samples are to training images, and how varied, for each mixture."""
+    training = datasets.load(experiment.config, "train").images
+    sets: dict[str, HostPixels] = {"real, held out": held_out(experiment), "many steps": long_images(experiment)}
+    for components, t_start in itertools.product(COMPONENTS, COPY_STARTS):
+        name = f"{kind_name(components)}, from {t_start}"
+        sets[name] = late_images(experiment, components, t_start=t_start, num=COPY_SAMPLES)
+    for components in COMPONENTS:
+        sets[f"{kind_name(components)}, no network"] = mixture_images(experiment, components)
+    lines = []
+    for name, images in tqdm(sets.items(), "sets"):
+        itself = name == "real, held out" and len(images) == len(training)
+        neighbours = nearest_other(images, training) if itself else nearest(images, training)[1]
+        quantiles = [f"{np.quantile(neighbours, level):.1f}" for level in (0.01, 0.05, 0.5)]
+        found = score_of(experiment, images)
+        facts = [f"{found[measure]:.3f}" for measure in ("precision", "recall", "coverage", "label_entropy")]
+        lines.append([name, str(len(images)), *quantiles, f"{found['score']:.2f}", *facts])
+    header = ("images", "number", "1%", "5%", "median", "score", "precision", "recall", "coverage", "label entropy")
+    write_and_print(dest / "copying.txt", tables.aligned(header, lines))
+
+
+def held_out(experiment: Experiment) -> HostPixels:
+    """The test split, at most COPY_SAMPLES images of it; the training split where there is none (digits)."""
+    if experiment.config.data.dataset == "digits":
+        return datasets.load(experiment.config, "train").images
+    return datasets.spread(datasets.load(experiment.config, "test").images, COPY_SAMPLES)
+
+
+def nearest_other(images: HostPixels, training: HostPixels) -> np.ndarray:
+    """The distance of each training image to the nearest of the other training images, as `copies.nearest`."""
+    rest = [np.delete(training, i, axis=0) for i in range(len(images))]
+    return np.concatenate([nearest(images[i : i + 1], others)[1] for i, others in enumerate(rest)])
+
+
+def long_images(experiment: Experiment) -> HostPixels:
+    """COPY_SAMPLES images of the network in many steps from pure noise."""
+    sampler, n_steps = LONG
+    run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=COPY_SAMPLES), experiment.context)
+    return run.images(run.plan()[0])
+
+
+def late_images(experiment: Experiment, components: str, *, t_start: int, num: int) -> HostPixels:
+    """`num` images of COPY_SOLVER from a late start."""
+    sampler, n_steps = COPY_SOLVER
+    settings = {"t_start": t_start, "components": components}
+    run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=num, **settings), experiment.context)
+    return run.images(run.plan()[0])
+
+
+def mixture_images(experiment: Experiment, components: str) -> HostPixels:
+    """COPY_SAMPLES images of the mixture itself, without a network."""
+    mixture = mixture_of(experiment, components)
+    noise, _ = prior(SEEDS[0], first=0, batch_size=COPY_SAMPLES, image_shape=mixture.image_shape)
+    component = component_sequence(np.asarray(mixture.weights), SEEDS[0], first=0, count=COPY_SAMPLES)
+    return to_pixels(experiment, jax.jit(DataMixture.sample)(mixture, noise, component, 1.0))
+
+
+def mixture_of(experiment: Experiment, components: str) -> DataMixture:
+    """The mixture with this value of sampling.components."""
+    config = experiment.variant("ddim", 3, seed=0, num=2, t_start=500, components=components)
+    return EvalRun(config, experiment.context).mixture
+
+
+def to_pixels(experiment: Experiment, x0: Images) -> HostPixels:
+    """Images in the network's range as uint8 in host memory."""
+    return parallel.all_rows(datasets.to_uint8(x0, experiment.config.data.centered))
+
+
+def score_of(experiment: Experiment, images: HostPixels) -> Result:
+    """The scores of images that are in host memory."""
+    context = experiment.context
+    tally = Tally(context.features.dim)
+    size = experiment.config.eval.feature_batch_size
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
+        observe(tally, context.features, context.labeller, parallel.shard_batch(padded), count=len(batch))
+    return scores(tally, context.reference)
+
+
+# Starts on the mixture's own flow
+
+
+def make_flow(experiment: Experiment, dest: Path) -> None:
+    """Writes flow.txt: starts drawn from mixtures against starts on their flow, both from the same noise."""
+    last = experiment.context.denoiser.schedule.num_timesteps - 1
+    full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(100, last))
+    lines = []
+    for components, t_start in tqdm(list(itertools.product(COMPONENTS, FLOW_STARTS)), "flow"):
+        mixture = mixture_of(experiment, components)
+        for name, start in {"drawn": DataMixture.sample, "flow": flow_start}.items():
+            images, seconds = flow_images(experiment, mixture, start=start, grid=time_grid(FLOW_STEPS, t_start))
+            found = score_of(experiment, images)
+            distance = np.sqrt(np.mean((images.astype(np.float64) - full) ** 2))
+            facts = [f"{found['score']:.2f} ± {found['score_error']:.1g}", f"{found['label_distance']:.3f}"]
+            lines.append([kind_name(components), str(t_start), name, *facts, f"{distance:.1f}", f"{seconds:.1f}"])
+    header = ("mixture", "start", "kind", "score", "label distance", "to the full image", "seconds")
+    write_and_print(dest / "flow.txt", tables.aligned(header, lines))
+
+
+Start = Callable[[DataMixture, Images, Components, ArrayLike], Images]
+"""Maps (mixture, noise, component, alpha_bar) to x_t."""
+
+
+def unchanged(_: DataMixture, noise: Images, __: Components, ___: ArrayLike) -> Images:
+    """Pure noise."""
+    return noise
+
+
+def flow_start(mixture: DataMixture, noise: Images, _: Components, alpha_bar: ArrayLike) -> Images:
+    """The point at alpha_bar of the mixture's probability-flow ODE from the noise.
+
+    With y = x / signal and v = sigma / signal the ODE is dy = eps dv. Heun's method takes HEUN_STEPS steps, equal in
+    log v, from v = 160, where x is noise to 0.6%.
+    """
+    end = jnp.sqrt(1 / jnp.asarray(alpha_bar) - 1)
+    grid = jnp.exp(jnp.linspace(jnp.log(160.0), jnp.log(end), HEUN_STEPS + 1))
+
+    def slope(y, v):
+        return mixture.eps(y / jnp.sqrt(1 + v**2), 1 / (1 + v**2))
+
+    def step(y, ends):
+        v, next_v = ends
+        first = slope(y, v)
+        second = slope(y + (next_v - v) * first, next_v)
+        return y + (next_v - v) * (first + second) / 2, None
+
+    y, _ = jax.lax.scan(step, noise * jnp.sqrt(1 + grid[0] ** 2), (grid[:-1], grid[1:]))
+    return y / jnp.sqrt(1 + grid[-1] ** 2)
+
+
+def flow_images(
+    experiment: Experiment, mixture: DataMixture, *, start: Start, grid: Timesteps
+) -> tuple[HostPixels, float]:
+    """FLOW_SAMPLES images of DPM-Solver++(2M), without a history, and the seconds without compilation."""
+    size = experiment.config.eval.batch_size
+    denoiser = experiment.context.denoiser
+    found = []
+    for first in range(0, FLOW_SAMPLES, size):
+        noise, _ = prior(SEEDS[0], first=first, batch_size=size, image_shape=mixture.image_shape)
+        component = component_sequence(np.asarray(mixture.weights), SEEDS[0], first=first, count=size)
+        x0 = _solve(denoiser, mixture, noise, component, grid=grid, start=start)
+        if first == 0:
+            x0.block_until_ready()
+            began = time.perf_counter()
+        found.append(to_pixels(experiment, x0))
+    return np.concatenate(found)[:FLOW_SAMPLES], time.perf_counter() - began
+
+
+@functools.partial(jax.jit, static_argnames="start")
+def _solve(
+    denoiser: Denoiser, mixture: DataMixture, noise: Images, component: Components, *, grid: Timesteps, start: Start
+) -> Images:
+    x = start(mixture, noise, component, denoiser.schedule.alpha_bar(grid[0]))
+    return sampling.sample("dpmpp_2m", denoiser, x, grid)
+
+
+PARTS = {"table": make_table, "copying": make_copying, "flow": make_flow}
+
+if __name__ == "__main__":
+    main("experiments.mixture", __doc__, PARTS, NETWORKS, COMPONENTS)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import evaluation
 import sampling
 from core import files, tables
+from core.compilation_cache import keep_programs
 from core.errors import UserError
 from core.huge_pages import restart_with_huge_pages
 from evaluation import EvalContext, EvalRun
@@ -150,4 +151,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # as main.py does
+    keep_programs()
     main()

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import evaluation
 from core import files, tables
+from core.compilation_cache import keep_programs
 from core.errors import UserError
 from core.huge_pages import restart_with_huge_pages
 from evaluation import EvalRun
@@ -120,6 +121,7 @@ def main(
 ) -> None:
     """The command line of an experiment: `python -m name PART [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`."""
     restart_with_huge_pages()  # as main.py does
+    keep_programs()
     parser = argparse.ArgumentParser(
         f"python -m {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

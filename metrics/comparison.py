@@ -20,13 +20,17 @@ def compare(results: Sequence[Result]) -> list[list[Result]]:
         kind = (run["gls"], run.get("components"), run["baseline"], run["chooses_start"])
         if kind not in kinds or run["score"] < kinds[kind]["score"]:
             kinds[kind] = run
-    return [sorted(kinds.values(), key=lambda run: run["gls"]) for kinds in cells.values()]
+    return [sorted(kinds.values(), key=lambda run: (run["gls"], not is_pure_noise(run))) for kinds in cells.values()]
 
 
 def gain(run: Result, cell: Sequence[Result]) -> float | None:
-    """The factor by which a late start lowers the score of the better start from pure noise; None for other runs."""
-    pure_noise = [other["score"] for other in cell if not other["gls"] and other["baseline"] != "afs"]
-    return min(pure_noise) / run["score"] if run["gls"] and pure_noise else None
+    """The factor by which a run lowers the score of the better start from pure noise; None for these themselves."""
+    return None if is_pure_noise(run) else min(other["score"] for other in cell if is_pure_noise(other)) / run["score"]
+
+
+def is_pure_noise(run: Result) -> bool:
+    """Whether a run starts from pure noise, at T - 1 or at T - T/n, with the network alone."""
+    return not run["gls"] and run["baseline"] in ("", "leading")
 
 
 def comparison_table(cells: Sequence[Sequence[Result]]) -> str:

@@ -53,7 +53,7 @@ def _entry(run: Result, images: HostPixels) -> dict[str, str | int | float | boo
         "sampler": run["sampler"],
         "n": run["n_steps"],
         "nfe": run["nfe"],
-        "components": run.get("components", 1),
+        "components": run.get("components", "1"),
         "full": not run["gls"],
         "t": run["t_start"],
         "kind": ", automatic" if run["chooses_start"] else "",

@@ -11,22 +11,25 @@ import numpy as np
 from core import plots
 from core.arithmetic import ceil_div
 from core.plots import Times
-from metrics.results import Result
+from metrics.results import Result, components_label
 from sampling.auto_start import AutoStart
 
 MOST_COLUMNS = 4
+MARKERS = "os^Dv"  # of mixtures
 
 
 def draw_scores(path: Path, results: Sequence[Result], critical: Times) -> None:
-    """Saves a PNG of scores against the late start: one panel per sampler, one line per n.
+    """Saves a PNG of scores against the late start: one panel per sampler, one line per n and mixture.
 
     A dashed line is the score of the same n from pure noise. Bars are standard errors, stars are automatic starts. Runs
-    with one step for every t (n = t + 1) form one line. results: scored runs with and without a late start; runs of
-    baselines are left out. critical: labels and times that are marked.
+    with one step for every t (n = t + 1) form one line. Colours are numbers of steps, and markers are mixtures.
+    results: scored runs with and without a late start; runs of baselines are left out. critical: labels and times that
+    are marked.
     """
     results = [run for run in results if not run["baseline"]]
     samplers = list(dict.fromkeys(run["sampler"] for run in results))
     lengths = sorted({_length(run) for run in results})
+    mixtures = list(dict.fromkeys(components_label(run) for run in results if run["gls"]))
     rows = ceil_div(len(samplers), MOST_COLUMNS)
     columns = ceil_div(len(samplers), rows)
     size = plots.WIDE if columns == 1 else (max(3.4 * columns, plots.WIDE[0]), 2.7 * rows + 0.8)
@@ -36,9 +39,11 @@ def draw_scores(path: Path, results: Sequence[Result], critical: Times) -> None:
             if sampler is None:
                 axis.remove()
                 continue
-            for i, length in enumerate(lengths):
+            for (i, length), (j, mixture) in itertools.product(enumerate(lengths), enumerate(mixtures or [""])):
                 runs = [run for run in results if (run["sampler"], _length(run)) == (sampler, length)]
-                _draw_line(axis, runs, label=f"n = {'t + 1' if length == math.inf else length}", colour=f"C{i}")
+                runs = [run for run in runs if not run["gls"] or components_label(run) == mixture]
+                name = ", ".join(filter(None, [f"n = {'t + 1' if length == math.inf else length}", mixture]))
+                _draw_line(axis, runs, label=name, colour=f"C{i}", marker=MARKERS[j % len(MARKERS)])
             plots.mark_times(axis, critical)
             axis.set_title(sampler, fontsize=10)
         for axis in axes[:, 0]:
@@ -74,14 +79,14 @@ def _scale_scores(axis: Any, results: Sequence[Result], critical: Times) -> None
         set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
-def _draw_line(axis: Any, runs: Sequence[Result], label: str, colour: str) -> None:
-    """The runs of one sampler and one n."""
+def _draw_line(axis: Any, runs: Sequence[Result], *, label: str, colour: str, marker: str) -> None:
+    """The runs of one sampler, n and mixture."""
     given = [run for run in runs if run["gls"] and not run.get("chooses_start")]
     given.sort(key=lambda run: run["t_start"])
     times = [run["t_start"] for run in given]
     scores = [run["score"] for run in given]
     errors = [run["score_error"] or np.nan for run in given]
-    axis.plot(times, scores, "o-", color=colour, markersize=4, label=label)
+    axis.plot(times, scores, f"{marker}-", color=colour, markersize=4, label=label)
     axis.errorbar(times, scores, errors, fmt="none", color=colour, elinewidth=1, capsize=2)
     for run in runs:
         if not run["gls"]:

@@ -34,7 +34,7 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
     scale: 0 stands for 1e-10, which makes the output of a residual branch almost zero at first.
 
     The values are drawn by numpy: compiling an XLA generator for every layer would take longer than training a small
-    network.
+    network. Only a traced key, as in `jax.eval_shape`, needs a callback, which JAX compiles and cannot keep on disk.
     """
 
     def init(key, shape, dtype, **_):
@@ -44,7 +44,10 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
         def draw(key_data):
             return np.random.default_rng(np.asarray(key_data)).uniform(-limit, limit, shape).astype(dtype)
 
-        return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), jax.random.key_data(key))
+        key_data = jax.random.key_data(key)
+        if isinstance(key_data, jax.core.Tracer):
+            return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, dtype), key_data)
+        return jnp.asarray(draw(key_data))
 
     return init
 

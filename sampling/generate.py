@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 import sampling
+from core.arithmetic import ceil_div
 from core.diffusion import Denoiser, NoiseSchedule
 from core.parallel import own_rows, replicate, round_up, shard_batch
 from core.rng import image_keys, image_noise, key_for
@@ -104,14 +105,14 @@ def uses_history(config: ConfigDict) -> bool:
 def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timesteps:
     """The time grid of config.sampling, descending.
 
-    It begins at t_start with a late start. From pure noise it begins at T - 1, or at T - T // n_steps for the baseline
-    "leading", where the paper and DDIM's own code begin.
+    It begins at t_start with a late start. From pure noise it begins at T - 1, or, for the baseline "leading", at
+    T - T / n_steps, rounded down: at 666, 800 and 900 for 3, 5 and 10 of 1,000 times, as in the paper.
     """
     settings = config.sampling
     num_timesteps = schedule.num_timesteps
     t_start = settings.t_start if late else num_timesteps - 1
     if settings.baseline == "leading":
-        t_start = num_timesteps - num_timesteps // settings.n_steps
+        t_start = num_timesteps - ceil_div(num_timesteps, settings.n_steps)
     return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
 
 

@@ -1,16 +1,30 @@
+import os
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from configs.ddpm import digits
+from core.compilation_cache import folder_of_this_cpu
 from core.files import REPOSITORY
 
+MAX_BYTES_KEPT = 2**28
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Tests build the same tiny programs again and again; each is compiled once a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+def pytest_configure():
+    """Compiled programs are kept for all processes of this session and of later ones: many tests use the same."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # set by the user, or for this process by the one that started it
+    programs = folder_of_this_cpu() / "tests"
+    if programs.exists() and sum(path.stat().st_size for path in programs.iterdir()) > MAX_BYTES_KEPT:
+        shutil.rmtree(programs)
+    settings = {"jax_compilation_cache_dir": str(programs), "jax_persistent_cache_min_compile_time_secs": 0}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    # A test that kills a process may leave half a program behind; JAX then compiles it again.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
 
 
 @pytest.fixture
@@ -27,6 +41,29 @@ def config(tmp_path):
     config.eval.update(num_samples=10, batch_size=6)
     config.sweep.update(samplers=("ddim", "pndm"), n_steps=(2,), t_starts=(300, 500))
     return config
+
+
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory):
+    """train_once(config, workdir) -> workdir, as after run_lib.train, which runs once a session for each config."""
+    import run_lib  # takes seconds, which most sessions of one file can save
+    from training import checkpoints
+
+    finished = {}
+
+    def train(config, workdir):
+        settings = config.copy_and_resolve_references()
+        settings.assets_dir = settings.data.cache_dir = ""  # the test's own folders
+        key = settings.to_json()
+        if key not in finished:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            run_lib.train(config, folder)
+            finished[key] = folder
+        shutil.copytree(finished[key], workdir)
+        checkpoints.write_config(config, workdir)
+        return workdir
+
+    return train
 
 
 @pytest.fixture

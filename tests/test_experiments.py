@@ -18,11 +18,11 @@ from metrics import frechet
 
 
 @pytest.fixture
-def experiment(config, tmp_path, shipped_classifier, monkeypatch):
+def experiment(config, tmp_path, train_once, shipped_classifier, monkeypatch):
     """An experiment of two cells, three solvers and two budgets, with few images."""
     config.training.n_iters = 1
     config.training.snapshot_sampling = False
-    run_lib.train(config, tmp_path / "run")
+    train_once(config, tmp_path / "run")
     run_lib.fid_stats(config)
     for name, value in {
         "PAPER": {("ddim", 2): (6.0, 3.0), ("pndm", 2): (8.0, 2.0)},

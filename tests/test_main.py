@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from core.files import REPOSITORY
+from tests.test_bad_input import fails_in_one_line
 
 DIGITS = "--config=configs/ddpm/digits.py"
 
@@ -90,11 +91,15 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
 )
 def test_mistakes_end_in_one_line(arguments, says, tmp_path):
     """Catches a traceback, a second line, exit code 0, or a workdir made by a command that was refused."""
-    done = run(*arguments.format(tmp=tmp_path / "run").split())
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert done.stderr.startswith("main.py: ") and done.stderr.count("\n") == 1
+    fails_in_one_line(arguments.format(tmp=tmp_path / "run").split(), says, tmp_path / "log")
     assert not (tmp_path / "run").exists()
+
+
+def test_mistake_of_the_program_itself():
+    """Catches a restart, an import or a log setting of the program itself that prints a second line."""
+    done = run("--mode=eval", DIGITS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "main.py: --mode=eval needs --workdir\n"
 
 
 def test_a_backend_that_this_machine_lacks_is_one_line(tmp_path):

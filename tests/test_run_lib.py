@@ -40,9 +40,8 @@ def final_state(config, workdir):
 
 
 @pytest.fixture
-def trained(config, tmp_path):
-    run_lib.train(config, tmp_path / "run")
-    return tmp_path / "run"
+def trained(config, tmp_path, train_once):
+    return train_once(config, tmp_path / "run")
 
 
 def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
@@ -65,7 +64,7 @@ def test_training_anew_draws_its_own_samples(config, trained):
     assert picture.read_bytes() == own
 
 
-def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path, trained):
+def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path):
     """Catches random keys, data, schedule or EMA that start again or change when training resumes."""
     config.training.n_iters = 3
     config.optim.schedule = "constant"

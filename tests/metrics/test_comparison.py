@@ -5,12 +5,13 @@ from configs.validation import validate
 from metrics import comparison
 
 
-def run(sampler, start, score, nfe=3, baseline=""):
+def run(sampler, start, score, nfe=3, baseline="", gls=None, **settings):
     return {
+        **settings,
         "sampler": sampler,
         "n_steps": 3,
         "nfe": nfe,
-        "gls": start != 999,
+        "gls": start != 999 if gls is None else gls,
         "t_start": start,
         "score": score,
         "baseline": baseline,
@@ -51,6 +52,26 @@ def test_baselines_stand_beside_the_late_start():
     lines = comparison.comparison_table([cell]).splitlines()
     assert lines[3].split() == ["ddim", "3", "2", "999", "afs", "50.00", "2.0x"]
     assert lines[4].split() == ["ddim", "3", "3", "400", "isotropic", "14.00", "7.1x"]
+
+
+def test_mixtures_and_the_better_of_both_starts_from_pure_noise():
+    """Catches a mixture that hides the single Gaussian, and a gain over the worse start from pure noise."""
+    runs = [
+        run("ddim", 999, 100.0),
+        run("ddim", 667, 50.0, baseline="leading", gls=False),
+        run("ddim", 300, 25.0),
+        run("ddim", 200, 10.0, components="labels"),
+        run("ddim", 300, 12.5, components="labels"),
+        run("ddim", 200, 5.0, components="20"),
+    ]
+    lines = comparison.comparison_table(comparison.compare(runs)).splitlines()
+    assert [line.split()[3:] for line in lines[2:]] == [
+        ["999", "100.00"],
+        ["667", "leading", "50.00"],
+        ["300", "25.00", "2.0x"],
+        ["200", "labels", "10.00", "5.0x"],
+        ["200", "20", "clusters", "5.00", "10.0x"],
+    ]
 
 
 def test_sweep_visits_every_cell_once_from_pure_noise_first(config):

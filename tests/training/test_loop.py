@@ -30,8 +30,8 @@ from tests.training.test_checkpoints import contents, flip_a_bit, truncate
 from training import checkpoints, loop
 
 PROCESSES = multiprocessing.get_context("forkserver")
-KILLS = 10
-STEPS = 60
+KILLS = 6
+STEPS = 40
 
 
 def long_config():
@@ -40,11 +40,9 @@ def long_config():
     return config
 
 
-def train_in_process(config, workdir, cache, trap):
+def train_in_process(config, workdir, trap):
     """Runs in the child process: run_lib.train with 200 training images as the held-out images, and no output."""
     trap()
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -84,17 +82,16 @@ def kill_inside_a_save():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start():
     """start(config, workdir) -> a child process that trains. The modules are already imported, which saves seconds.
 
     The child first calls `trap`, which may make it kill itself at some point.
     """
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["run_lib", "sklearn.datasets"])
-    cache = str(tmp_path_factory.mktemp("compiled_for_children"))
 
     def begin(config, workdir, trap=no_trap):
-        process = PROCESSES.Process(target=train_in_process, args=(config, workdir, cache, trap))
+        process = PROCESSES.Process(target=train_in_process, args=(config, workdir, trap))
         process.start()
         return process
 
