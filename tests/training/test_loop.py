@@ -214,6 +214,16 @@ def quick(monkeypatch):
     )
 
 
+@pytest.fixture
+def foreground():
+    """The handlers of a program in the foreground; tests may run under nohup, or in the background of a shell."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def key(config):
     """The sections of the config that the compiled step depends on, as JSON."""
     return json.dumps({name: json.loads(config[name].to_json()) for name in ("model", "optim", "data")})
@@ -241,7 +251,9 @@ def at_step(monkeypatch, step, act):
 @pytest.mark.parametrize(
     ("number", "optimizer"), [(signal.SIGINT, "Muon"), *((number, "Adam") for number in loop.SAVING_SIGNALS[1:])]
 )
-def test_a_signal_saves_at_once_and_does_not_change_the_result(quick, monkeypatch, tmp_path, number, optimizer):
+def test_a_signal_saves_at_once_and_does_not_change_the_result(
+    quick, foreground, monkeypatch, tmp_path, number, optimizer
+):
     """Catches a stop inside a step or only at the next checkpoint, and a lost step, line or momentum."""
     config = tiny.get_config()
     config.optim.optimizer = optimizer
@@ -267,7 +279,7 @@ def test_a_signal_saves_at_once_and_does_not_change_the_result(quick, monkeypatc
         (signal.SIGXCPU, signal.SIGXCPU, signal.SIGXCPU),  # every second
     ],
 )
-def test_several_signals_in_a_step_save_once(quick, monkeypatch, tmp_path, numbers):
+def test_several_signals_in_a_step_save_once(quick, foreground, monkeypatch, tmp_path, numbers):
     """Catches a second signal that kills the process before the state is saved, or is taken for the first."""
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: [os.kill(os.getpid(), number) for number in numbers])
@@ -276,22 +288,19 @@ def test_several_signals_in_a_step_save_once(quick, monkeypatch, tmp_path, numbe
     assert stopped.value.number == numbers[0] and checkpoints.newest_whole(tmp_path) == 6
 
 
-def test_a_second_ctrl_c_interrupts_at_once(quick, monkeypatch, tmp_path):
+def test_a_second_ctrl_c_interrupts_at_once(quick, foreground, monkeypatch, tmp_path):
     """Catches a program that a user cannot stop while it waits for a long step."""
     at_step(monkeypatch, 6, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt):
         run_lib.train(tiny.get_config(), tmp_path)
 
 
-def test_nohup_is_respected(quick, monkeypatch, tmp_path):
+def test_nohup_is_respected(quick, foreground, monkeypatch, tmp_path):
     """Catches a training under nohup that stops when its terminal closes."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGHUP))
-        run_lib.train(tiny.get_config(), tmp_path)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    run_lib.train(tiny.get_config(), tmp_path)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     assert checkpoints.newest_whole(tmp_path) == 12
 
 
