@@ -159,3 +159,24 @@ def test_mixture_flow_returns():
     back = MIXTURE.transported(exact_end(LAST, 16)[:, 4:], ALPHA_BARS[0], ALPHA_BARS[LAST])
     np.testing.assert_allclose(back, x, atol=1e-8)
     assert len(ALPHA_BARS) == T
+
+
+def test_diffusers_ddim_takes_a_wrong_previous_time():
+    """Catches an adapter that does not run the scheduler at the given times. Needs torch and diffusers."""
+    pytest.importorskip("diffusers")
+    assert verify(sampler_of("diffusers:DDIMScheduler")).fault.startswith("the previous time is taken as t - T // n")
+    assert verify(sampler_of("diffusers:UniPCMultistepScheduler-3")).passed
+    with pytest.raises(UserError, match="no such scheduler"):
+        sampler_of("diffusers:NoScheduler")
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc_3", "ode"])
+def test_own_samplers_pass(name):
+    """Catches a sampler of ours that lost its order, and JAX code that cannot call back to NumPy."""
+    assert verify(sampler_of(f"sampling:{name}")).passed
+
+
+def test_unknown_own_sampler():
+    """Catches a ValueError that ends in a traceback."""
+    with pytest.raises(UserError, match="sampling:euler: sampler 'euler' is not known"):
+        sampler_of("sampling:euler")
