@@ -123,7 +123,9 @@ def main() -> None:
         report = verify(sampler)
         takes = "timesteps" if takes_times(getattr(diffusers, name.partition("-")[0])) else "neither"
         failed = ", ".join(finding.check for finding in report.findings if finding.passed is False)
-        rows.append((name, takes, error(sampler, 4), error(sampler, 64), (report.fault or failed or "passed").split(" (")[0]))
+        rows.append(
+            (name, takes, error(sampler, 4), error(sampler, 64), (report.fault or failed or "passed").split(" (")[0])
+        )
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}")
     print(tables.aligned(("scheduler", "takes", "5 times", "65 times", "verify"), rows))
 
