@@ -68,7 +68,7 @@ ALL_MODES = [
         (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused", "no checkpoint in"),
         (
             f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused --sampler=ddim",
-            "are for --mode=export --what=start",
+            "are for --mode=export",
         ),
         (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=a.safetensors --what=start", "give --gls"),
         (f"--mode=verify {DIGITS} --source=sampling:ddim", "--config is not used by --mode=verify"),
