@@ -59,6 +59,7 @@ COPY_SAMPLES = 2000
 FLOW_STARTS = (200, 300, 400)
 FLOW_STEPS = 4
 FLOW_SAMPLES = 2000
+FULL_STEPS = 100  # of the image from pure noise that is compared with
 HEUN_STEPS = 32  # of the mixture's own flow, equal in log sigma
 MARKERS = {LABELS: "s", ONE: "o"}
 
@@ -223,7 +224,7 @@ def score_of(experiment: Experiment, images: HostPixels) -> Result:
 def make_flow(experiment: Experiment, dest: Path) -> None:
     """Writes flow.txt: starts drawn from mixtures against starts on their flow, both from the same noise."""
     last = experiment.context.denoiser.schedule.num_timesteps - 1
-    full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(100, last))
+    full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(FULL_STEPS, last))
     lines = []
     for components, t_start in tqdm(list(itertools.product(COMPONENTS, FLOW_STARTS)), "flow"):
         mixture = mixture_of(experiment, components)

@@ -12,7 +12,7 @@ from configs.ddpm import emoji as emoji_config
 from core import files, moments
 from core.files import REPOSITORY
 from evaluation import EvalRun
-from experiments import copies, diversity, fashion_mnist, features, regret
+from experiments import copies, diversity, fashion_mnist, features, mixture, regret, runs
 from images.emoji import read_emoji
 from metrics import frechet
 
@@ -32,12 +32,12 @@ def experiment(config, tmp_path, train_once, shipped_classifier, monkeypatch):
         "SOLVER_SEARCHED": 12,
         "LIMIT_SAMPLES": 20,
         "LIMITS": {"ddim": ("ddpm", 3), "pndm": ("ipndm", 4)},
-        "COARSE": (300, 400),
         "BUDGETS": (4, 5),
         "SOLVERS": [("ddim", "linear"), ("heun", "linear"), ("pndm", "auto")],
         "REFERENCE": ("ddpm", 20),
     }.items():
         monkeypatch.setattr(fashion_mnist, name, value)
+    monkeypatch.setattr(runs, "COARSE", (300, 400))
     return fashion_mnist.Experiment(config, tmp_path / "run")
 
 
@@ -264,3 +264,66 @@ def test_features_are_compared_with_the_classifier(experiment, tmp_path, monkeyp
     text = (tmp_path / "features.txt").read_text(encoding="utf-8")
     assert text.startswith("898 pictures against 899 others")
     assert text.count("in order") == len(features.FAMILIES)
+
+
+@pytest.fixture
+def mixtures(experiment, tmp_path, monkeypatch):
+    """The same network with two mixtures, two solvers' cells and few images."""
+    config = experiment.config.copy_and_resolve_references()
+    config.sweep.components = ("1", "labels")
+    run_lib.fid_stats(config)
+    for name, value in {
+        "COMPONENTS": ("1", "labels"),
+        "SOLVERS": ("ddim", "dpmpp_2m"),
+        "STEPS": (2,),
+        "SAMPLES": 12,
+        "SEARCHED": 12,
+        "STARTS": (200, 300),
+        "COPY_STARTS": (200,),
+        "COPY_SAMPLES": 20,
+        "LONG": ("ddim", 4),
+        "FLOW_STARTS": (300,),
+        "FLOW_SAMPLES": 20,
+        "FULL_STEPS": 4,
+    }.items():
+        monkeypatch.setattr(mixture, name, value)
+    return runs.Experiment(config, tmp_path / "run", ("1", "labels"))
+
+
+def test_mixtures_are_scored_on_the_same_noise(mixtures, tmp_path):
+    """Catches a kind of start that is left out, a search on the noise of the scores, and an inverted gain."""
+    mixture.make_table(mixtures, tmp_path)
+    rows = read(tmp_path / "mixture.csv")
+    kinds = ["pure noise", "leading", "1", "labels"]
+    assert [row["start"] for row in rows] == [kind for _ in range(2) for kind in kinds for _ in range(3)]
+    assert {row["t_start"] for row in rows if row["start"] == "leading"} == {"500"}
+    assert {row["seed"] for row in rows} == {"1", "2", "3"}
+    scores = {kind: np.mean([float(row["score"]) for row in rows[:12] if row["start"] == kind]) for kind in kinds}
+    line = (tmp_path / "mixture.txt").read_text(encoding="utf-8").splitlines()[2].split()
+    assert line[-1] == f"{scores['1'] / scores['labels']:.1f}x"
+    assert (tmp_path / "mixture.png").exists()
+
+
+def test_copies_are_measured_against_real_images(mixtures, tmp_path):
+    """Catches a training image that is its own neighbour, and a set that is left out."""
+    mixture.make_copying(mixtures, tmp_path)
+    lines = (tmp_path / "copying.txt").read_text(encoding="utf-8").splitlines()[2:]
+    assert [line.split("  ")[0] for line in lines] == [
+        "real, held out",
+        "many steps",
+        "Gaussian, from 200",
+        "labels, from 200",
+        "Gaussian, no network",
+        "labels, no network",
+    ]
+    assert float(lines[0].split()[4]) > 1
+
+
+def test_the_flow_of_one_gaussian_is_its_draw(mixtures, tmp_path):
+    """Catches a wrong step or end of the flow: for one Gaussian the draw is the flow's exact solution."""
+    one = mixture.mixture_of(mixtures, "1")
+    noise = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    drawn = one.sample(noise, np.zeros(3, int), 0.4)
+    np.testing.assert_allclose(mixture.flow_start(one, noise, None, 0.4), drawn, atol=0.02)
+    mixture.make_flow(mixtures, tmp_path)
+    assert len((tmp_path / "flow.txt").read_text(encoding="utf-8").splitlines()) == 2 + 4

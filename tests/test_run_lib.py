@@ -404,7 +404,7 @@ def drawn_images(config, batch_size, sampler="ddpm"):
     denoiser = run_lib.make_denoiser(config, graphdef, params)
     shape = datasets.image_shape(config)
     batches = generate(
-        config, denoiser, gaussian=None, timesteps=time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size
+        config, denoiser, mixture=None, timesteps=time_grid(4, 500), image_shape=shape, num=12, batch_size=batch_size
     )
     return np.concatenate([np.asarray(x0)[:count] for x0, count in batches])
 
