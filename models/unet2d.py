@@ -42,6 +42,7 @@ TAPS = (0.125, 0.375, 0.375, 0.125)  # the smoothing filter of the blocks with "
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
+MOST_LAYERS = 100  # of a level; a damaged file could name a network that takes forever to build
 
 # Values of settings that are supported, where diffusers has others.
 SUPPORTED = {
@@ -109,28 +110,39 @@ def read_settings(file: Path, unet: Mapping[str, Any]) -> Settings:
     for key, values in SUPPORTED.items():
         if key in unet and unet[key] not in values:
             raise UserError(f"{file}: {key} is {reprlib.repr(unet[key])}; supported are {', '.join(map(repr, values))}")
-    known = {field.name for field in dataclasses.fields(Settings)}
     try:
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items() if key in known}
-        # Before version 0.3 of diffusers, the names of block types began with UNetRes.
-        for key, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            given[key] = tuple(name.removeprefix("UNetRes") for name in given.get(key, getattr(Settings, key)))
-            if unknown := set(given[key]) - set(kinds):
-                raise ValueError(f"{key} has {min(unknown)}; supported are {', '.join(kinds)}")
-        settings = Settings(**given)
-        _check_images(settings)
+        settings = Settings(**_known(unet))
+        _check(settings)
         abstract(settings)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
-        raise UserError(f"{file}: not the settings of a supported UNet2DModel ({reprlib.repr(str(error))})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not the settings of a supported UNet2DModel ({reason})") from error
     return settings
 
 
-def _check_images(settings: Settings) -> None:
-    """Raises ValueError if a level would take or leave an image of another size than its own."""
-    smooths = ["Skip" in kind for kind in (*settings.down_block_types, *settings.up_block_types)]
-    half = len(settings.down_block_types)
-    if smooths[:half] != sorted(smooths[:half], reverse=True) or smooths[half:] != sorted(smooths[half:]):
-        raise ValueError("blocks with Skip in their name must be the finest levels")
+def _known(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a network depends on, with lists as tuples, and names of blocks as in current diffusers."""
+    known = {field.name for field in dataclasses.fields(Settings)}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items() if key in known}
+    for key in given.keys() & {"down_block_types", "up_block_types"}:
+        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # before version 0.3 of diffusers
+    return given
+
+
+def _check(settings: Settings) -> None:
+    """Raises ValueError for levels that are not supported, or whose images would not have the level's size."""
+    for side, kinds, known in (
+        ("down_block_types", settings.down_block_types, DOWN_BLOCKS),
+        ("up_block_types", settings.up_block_types, UP_BLOCKS),
+    ):
+        if unknown := set(kinds) - set(known):
+            raise ValueError(f"{side} has {min(unknown)}; supported are {', '.join(known)}")
+    for kinds in (settings.down_block_types, settings.up_block_types[::-1]):  # from the finest level
+        smooths = ["Skip" in kind for kind in kinds]
+        if smooths != sorted(smooths, reverse=True):
+            raise ValueError("blocks with Skip in their name must be at the finest levels")
+    if not 1 <= settings.layers_per_block <= MOST_LAYERS:
+        raise ValueError(f"layers_per_block is {settings.layers_per_block}, not 1 to {MOST_LAYERS}")
 
 
 def abstract(settings: Settings) -> "UNet2D":

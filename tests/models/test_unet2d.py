@@ -100,6 +100,7 @@ def test_network_with_classes_asks_for_labels():
         ({"block_out_channels": [10, 20]}, "not the settings of a supported UNet2DModel"),
         ({"block_out_channels": [0, 0]}, "not the settings of a supported UNet2DModel"),
         ({"block_out_channels": None}, "not the settings of a supported UNet2DModel"),
+        ({"layers_per_block": 10**9}, "layers_per_block is 1000000000, not 1 to 100"),
         ({"layers_per_block": "2"}, "not the settings of a supported UNet2DModel"),
         ({"norm_num_groups": None}, "not the settings of a supported UNet2DModel"),
         ({"time_embedding_type": "learned"}, "not the settings of a supported UNet2DModel"),
