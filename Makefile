@@ -4,7 +4,7 @@ DIGITS := --config=configs/ddpm/digits.py
 NETWORK ?= fashion_mnist
 FASHION := --config=configs/ddpm/$(NETWORK).py
 
-.PHONY: demo table figures test test-fast test-types test-prepare
+.PHONY: demo table figures test test-fast test-types test-prepare test-diffusers
 
 # Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
 # of assets/weights.
@@ -47,6 +47,10 @@ test-fast: .venv/installed-dev
 test-prepare: .venv/installed-prepare
 	$(BIN)/pytest tests/images/test_tfds_source.py
 
+# The same images in diffusers, and the report on its DDIM. Only these tests need torch and diffusers.
+test-diffusers: .venv/installed-diffusers
+	$(BIN)/pytest tests/test_start_file.py tests/verification
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r $<
@@ -57,5 +61,9 @@ test-prepare: .venv/installed-prepare
 	touch $@
 
 .venv/installed-prepare: requirements-prepare.txt .venv/installed-dev
+	$(BIN)/pip install --quiet -r $<
+	touch $@
+
+.venv/installed-diffusers: requirements-diffusers.txt .venv/installed-dev
 	$(BIN)/pip install --quiet -r $<
 	touch $@

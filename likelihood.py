@@ -112,7 +112,7 @@ def ode_bits(
         """The negative log density of one image, divided by the dimension."""
         noise_key, probe_key = image_keys(key, schedule.num_timesteps + jnp.arange(2))  # `bound_bits` uses 0 .. T-1
         noisy = image + jax.random.uniform(noise_key, image.shape, minval=-0.5, maxval=0.5)
-        probes = math.sqrt(dim) * jnp.eye(dim) if exact else jax.random.rademacher(probe_key, (1, dim), jnp.float32)
+        probes = math.sqrt(dim) * jnp.eye(dim) if exact else jax.random.rademacher(probe_key, (1, dim), noisy.dtype)
 
         def velocity(half_log_snr, state):
             def along(probe):
@@ -141,7 +141,8 @@ def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -
     The paper's section 3.2 has two choices for the variance of the reverse process. Here it is beta_t, also in the
     decoder. The other choice, the posterior variance, is smaller by the factor (1 - ab_{t-1}) / (1 - ab_t). It is
     correct only for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension
-    larger, and it cannot be used in the decoder, where it is 0.
+    larger, and it cannot be used in the decoder, where it is 0. Improved DDPM's code (Nichol and Dhariwal 2021) takes
+    0.545 beta_0 in the decoder, the posterior variance at t = 1, so its bounds differ from these.
     """
     schedule = denoiser.schedule
     x0 = datasets.to_network_range(images, centered)

@@ -251,6 +251,8 @@ def check_flags(mode: Mode) -> None:
     for name in sorted(known - {*mode.needed, *mode.optional}):
         if FLAGS[name].present:
             raise UserError(f"--{name} is not used by --mode={FLAGS.mode}")
+    if FLAGS.mode == "export" and FLAGS.what == "weights" and any(FLAGS[name].present for name in SAMPLING):
+        raise UserError(f"--{', --'.join(SAMPLING)} are for --mode=export --what=start")
     if FLAGS.distributed and not mode.distributed:
         raise UserError(f"--distributed is not used by --mode={FLAGS.mode}")
     check_processes(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)

@@ -87,7 +87,7 @@ def sampling_call(count: int) -> Call:
     settings = {"image_shape": datasets.image_shape(config), "num": count, "batch_size": 128}
 
     def call():
-        for batch, _ in generate(config, denoiser, gaussian=None, timesteps=time_grid(10, 999), **settings):
+        for batch, _ in generate(config, denoiser, mixture=None, timesteps=time_grid(10, 999), **settings):
             jax.block_until_ready(batch)
 
     return call

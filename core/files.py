@@ -92,6 +92,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_failed_download(path: Path) -> None:
+    """Raises UserError if a file that should be binary is empty, a Git LFS pointer, or a text such as a web page."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(80)
+        if not head:
+            raise UserError(f"{path} is empty; fetch it anew")
+        if head.startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
+        if min(head.translate(None, b"\t\r\n"), default=32) >= 32:
+            text = head.decode("utf-8", "replace").strip()
+            raise UserError(
+                f"{path} is a text that begins with {text[:40]!r}, as a failed download leaves; fetch it anew (with a "
+                "browser if a web page was saved in its place)"
+            )
+
+
 def require_writable(folder: Path) -> None:
     """Creates the folder and checks, before long work starts, that files can be written in it; else raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,10 @@ def sample(header, arrays, eps, noise, component, name=None):
 
 def load(path):
     with safe_open(path, "np") as file:
-        return json.loads(file.metadata()["start"]), load_file(path)
+        header = json.loads(file.metadata()["start"])
+    if header["version"] != 1:
+        raise ValueError(f"{path} has version {header['version']} of the format; this program reads version 1")
+    return header, load_file(path)
 
 
 if __name__ == "__main__":

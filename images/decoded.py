@@ -106,7 +106,7 @@ def fingerprint(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def unusable(name: str | Path, skipped: Sequence[tuple[str | int, str]], total: int) -> str:
+def unusable(name: str | Path, skipped: Sequence[Sequence[str | int]], total: int) -> str:
     """How many of the `total` pictures of a source cannot be used, in one line.
 
     skipped: (picture, reason) pairs. Of the commonest reasons, one picture is named each.

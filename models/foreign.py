@@ -11,16 +11,27 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from core.errors import UserError
 from core.files import making_folder, read_json, write_json
 from models import abstract_params
 from models.ddpm import DDPM
+from models.diffusers_folder import (
+    SCHEDULER,
+    WEIGHTS,
+    check_schedulers,
+    find_settings,
+    find_weights,
+    read_weights,
+    scheduler_settings,
+)
 from models.torch_file import read_pth
-from models.torch_names import DIFFUSERS, PAPER, tensors
+from models.torch_names import DIFFUSERS, PAPER, Tensor, tensors, unet2d_tensors
+from models.unet2d import UNet2D, abstract, read_settings
+from models.weights import require_finite
 
 
 class ForeignCheckpoint(NamedTuple):
@@ -30,12 +41,6 @@ class ForeignCheckpoint(NamedTuple):
     params: nnx.State
     ema: nnx.State
 
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-# Names of the attention layers in diffusers up to version 0.16, for example in google/ddpm-cifar10-32.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-OLD_LAYER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
 # Settings of a UNet2DModel: the value of the network of the DDPM paper, and diffusers' default for a missing setting.
 UNET_SETTINGS = {
@@ -61,7 +66,6 @@ UNET_SETTINGS = {
 # Config fields for which a UNet2DModel allows only one value.
 UNET_FIELDS = {
     "model.patch_size": 1,
-    "model.prediction": "eps",
     "model.conditional": True,
     "model.nonlinearity": "swish",
     "model.resamp_with_conv": True,
@@ -69,16 +73,20 @@ UNET_FIELDS = {
 
 
 def load_foreign(path: str | Path, config: ConfigDict) -> ForeignCheckpoint:
-    """The weights of a .pth of the paper's code, or of a folder of diffusers, for the network of the config.
+    """The weights of a .pth of the paper's code, or of diffusers, for the network of the config.
 
-    A folder has only one set of weights and no step: it is used for both `params` and `ema`, and the step is 0. The
-    weights are converted to float32. No code from the file is executed.
+    path: the .pth; or a folder or pipeline of diffusers, or a file in it. These have only one set of weights and no
+      step: it is used for both `params` and `ema`, and the step is 0.
 
-    Raises UserError if the file is damaged or holds another network. The message names the config fields, or the
-    settings of the UNet2DModel, that differ.
+    The weights are converted to float32. No code from the file is executed.
+
+    Raises UserError if the file is damaged or holds another network, another noise schedule, or weights that are not
+    finite. The message names the config fields, or the settings of the UNet2DModel or scheduler, that differ.
     """
     path = Path(path)
-    return _load_diffusers(path, config) if path.is_dir() else _load_paper(path, config)
+    if path.is_dir() or path.suffix in (".safetensors", ".bin", ".json"):
+        return _load_diffusers(path, config)
+    return _load_paper(path, config)
 
 
 def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) -> None:
@@ -98,50 +106,63 @@ def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) ->
     }
     with making_folder(path) as folder:
         write_json(folder / "config.json", _unet_config(config))
+        write_json(folder / SCHEDULER, scheduler_settings(config))
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
     match read_pth(path):
-        case {"model": dict(named), "ema": {"shadow_params": list(shadow)}, "step": int(step)}:
+        case {"model": dict(named), "ema": {"shadow_params": list(shadow)}, "step": (int() | np.ndarray()) as step}:
             weights = {str(name).removeprefix("module."): array for name, array in named.items()}
         case _:
             raise UserError(
                 f"{path}: not a checkpoint of the paper's code, which is a dict of model, step and ema (with a list "
                 "shadow_params); give a file that its training wrote"
             )
+    weights.pop("sigmas", None)  # a table of noise levels that score_sde saves with every network; DDPM ignores it
     _check_fields(path, config, _paper_fields(path, weights, config.data.image_size))
     model = _network(config)
-    names = [tensor.name for tensor in tensors(model, PAPER)]
-    if len(shadow) != len(names):
-        raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(names)}; fetch the file anew")
-    ema = dict(zip(names, shadow, strict=True))
+    expected = list(tensors(model, PAPER))
+    if len(shadow) != len(expected):
+        raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(expected)}; fetch the file anew")
+    ema = {tensor.name: array for tensor, array in zip(expected, shadow, strict=True)}
     return ForeignCheckpoint(
-        step,
-        params=_state(path, model, file_format=PAPER, weights=weights),
-        ema=_state(path, model, file_format=PAPER, weights=ema),
+        _step(path, step),
+        params=_state(path, model, expected, weights),
+        ema=_state(f"{path}, EMA", model, expected, ema),
     )
 
 
-def _load_diffusers(folder: Path, config: ConfigDict) -> ForeignCheckpoint:
-    _check_fields(folder, config, _unet_fields(folder / "config.json", config.data.image_size))
-    params = _state(folder, _network(config), file_format=DIFFUSERS, weights=_read_weights(folder))
+def _step(path: Path, step: int | Shaped[np.ndarray, "..."]) -> int:
+    """The training step, which is a number or a tensor of one."""
+    number = np.asarray(step)
+    if number.size != 1 or number.dtype.kind not in "iu" or not 0 <= number.item() < 2**31:
+        raise UserError(f"{path}: its step is not one whole number from 0 to 2^31; fetch the file anew")
+    return number.item()
+
+
+def _load_diffusers(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    settings = find_settings(source)
+    _check_fields(source, config, _unet_fields(settings, config.data.image_size))
+    check_schedulers(settings.parent, config)
+    model = _network(config)
+    weights = find_weights(source, settings)
+    params = _state(weights, model, tensors(model, DIFFUSERS), read_weights(weights))
     return ForeignCheckpoint(0, params, params)
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
-    """The arrays of a folder of diffusers by their current names. Raises UserError if they cannot be read."""
-    file = folder / WEIGHTS
-    if file.exists() or not file.with_suffix(".bin").exists():
-        try:
-            weights = load_file(file)
-        except (OSError, SafetensorError, AttributeError) as error:  # AttributeError: a dtype that numpy lacks
-            raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it anew") from error
-    else:
-        weights = read_pth(file.with_suffix(".bin"))
-        if not isinstance(weights, dict):
-            raise UserError(f"{file.with_suffix('.bin')}: not a dict of tensors; fetch {WEIGHTS} instead")
-    return {OLD_LAYER.sub(lambda old: OLD_NAMES[old[0]], str(name)): array for name, array in weights.items()}
+def load_unet2d(source: str | Path) -> UNet2D:
+    """The network of diffusers in its own configuration, for any that models/unet2d.py supports, with its weights.
+
+    source: a folder or pipeline of diffusers, or a file in it.
+
+    Raises UserError if the folder is damaged, the configuration not supported, or a weight not finite.
+    """
+    settings = find_settings(Path(source))
+    model = abstract(read_settings(settings, read_json(settings)))
+    weights = find_weights(Path(source), settings)
+    nnx.update(model, _state(weights, model, unet2d_tensors(model), read_weights(weights)))
+    return model
 
 
 def _network(config: ConfigDict) -> DDPM:
@@ -149,23 +170,28 @@ def _network(config: ConfigDict) -> DDPM:
     return nnx.merge(*abstract_params(config))
 
 
-def _state(path: Path, model: DDPM, *, file_format: int, weights: Mapping[str, Any]) -> nnx.State:
-    """The parameters of the abstract `model` with the weights of a foreign file.
+def _state(path: Path | str, model: nnx.Module, expected: Iterable[Tensor], weights: Mapping[str, Any]) -> nnx.State:
+    """The parameters of the abstract `model` with the weights of a foreign file, which should be those `expected`.
 
-    Raises UserError if an array is missing, left over, of another shape, or not floating point.
+    path: for error messages.
+
+    Raises UserError if an array is missing, left over, of another shape, not floating point, or not finite.
     """
     variables = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     leaves = []
-    for tensor in tensors(model, file_format):
+    names = set()
+    for tensor in expected:
         variable = variables[tensor.path]
         array = weights.get(tensor.name)
         shape = tensor.layout.save(np.broadcast_to(0, variable.shape)).shape
         if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating) or array.shape != shape:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise UserError(f"{path}: {tensor.name} should be floats of shape {shape}, found {found}; fetch it anew")
-        leaves.append((tensor.path, variable.replace(jnp.array(tensor.layout.load(array), variable.dtype))))
-    if len(weights) > len(leaves):
-        extra = weights.keys() - {tensor.name for tensor in tensors(model, file_format)}
+        values = jnp.array(tensor.layout.load(array), variable.dtype)
+        require_finite(path, tensor.name, np.asarray(values))
+        leaves.append((tensor.path, variable.replace(values)))
+        names.add(tensor.name)
+    if extra := weights.keys() - names:
         raise UserError(f"{path}: holds {reprlib.repr(sorted(extra))}, which the network of the config lacks")
     return nnx.from_flat_state(leaves)
 
@@ -293,7 +319,7 @@ def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
         found |= {key: unet[key] for key in ("down_block_types", "up_block_types", "out_channels")}
         nf = unet["block_out_channels"][0]
         fields = UNET_FIELDS | {
-            "data.image_size": image_size if unet["sample_size"] is None else unet["sample_size"],
+            "data.image_size": _side(unet["sample_size"], image_size),
             "data.num_channels": unet["in_channels"],
             "data.centered": not unet["center_input_sample"],
             "model.nf": nf,
@@ -308,6 +334,16 @@ def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
         if value != supported[key]:
             raise UserError(f"{file}: {key} is {reprlib.repr(value)}; only {supported[key]!r} is supported")
     return fields
+
+
+def _side(sample_size: Any, image_size: int) -> Any:
+    """The height and width of the network's images; `image_size` if the network is for any."""
+    match sample_size:
+        case None:
+            return image_size
+        case [height, width] if height == width:
+            return height
+    return sample_size
 
 
 def _unet_config(config: ConfigDict) -> dict[str, Any]:

@@ -122,12 +122,18 @@ def group_norm(channels: int, num_groups: int, *, rngs: nnx.Rngs) -> GroupNorm:
     return GroupNorm(channels, num_groups=num_groups, epsilon=1e-6, rngs=rngs)
 
 
-def timestep_embedding(t: Real[Array, "batch"], dim: int) -> Float[Array, "batch dim"]:
-    """Sines, then cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4."""
+def timestep_embedding(
+    t: Real[Array, "batch"], dim: int, *, shift: float = 1, cos_first: bool = False
+) -> Float[Array, "batch dim"]:
+    """Sines, then cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4.
+
+    shift: 0 stops one frequency short of 1e-4. cos_first: the cosines come first.
+    """
     half = dim // 2
-    frequencies = jnp.exp(-jnp.log(1e4) / (half - 1) * jnp.arange(half))
+    frequencies = jnp.exp(-jnp.log(1e4) / (half - shift) * jnp.arange(half))
     angles = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: RandomKey) -> Float[Array, "*shape"]:
@@ -198,11 +204,15 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false."""
+    """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false.
 
-    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
-        # Padding only below and to the right, as in the paper's code.
-        self.conv = conv3x3(channels, channels, strides=2, padding=((0, 1), (0, 1)), rngs=rngs) if with_conv else None
+    before: zeros above and to the left of the convolution's input; the paper's code has them only below and to the
+      right, where there is one.
+    """
+
+    def __init__(self, channels: int, *, with_conv: bool, before: int = 0, rngs: nnx.Rngs):
+        padding = ((before, 1), (before, 1))
+        self.conv = conv3x3(channels, channels, strides=2, padding=padding, rngs=rngs) if with_conv else None
 
     def __call__(
         self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None

@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import pickletools
+import reprlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
+from core.files import refuse_failed_download
 
 DTYPES = {
     "torch HalfStorage": np.dtype("<f2"),
@@ -64,6 +66,7 @@ def read_pth(path: str | Path) -> Any:
     numbers, bools, None and strings.
     """
     path = Path(path)
+    refuse_failed_download(path)
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
@@ -81,12 +84,14 @@ def _read_zip(path: Path) -> Any:
     """Reads an uncompressed zip of one folder that holds data.pkl (the pickle), data/KEY (storages) and byteorder."""
     with ZipFile(path) as archive:
         members = archive.infolist()
+        names = archive.namelist()
+        folder = names[0].split("/")[0] if names else ""
+        if f"{folder}/data.pkl" not in names:
+            raise ValueError(f"it is a zip of {reprlib.repr(names)}; unpack it and give the file that you need")
         if any(member.compress_type != ZIP_STORED for member in members):
             raise ValueError("it is compressed, but torch.save never compresses")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("its parts claim more bytes than the file has")
-        names = archive.namelist()
-        folder = names[0].split("/")[0] if names else ""
         if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
             raise ValueError("its numbers are not little-endian")
 

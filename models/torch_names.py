@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 
 from models.ddpm import DDPM
 from models.layers import AttentionBlock, Downsample, ResnetBlock, Upsample
+from models.unet2d import UNet2D
 
 
 class Layout(NamedTuple):
@@ -78,6 +79,18 @@ def tensors(model: DDPM, file_format: int) -> Iterator[Tensor]:
         for names in LAYERS.get(type(block), ()):
             if (layer := getattr(block, names[0])) is not None:
                 yield from _layer_tensors((*path, names[0]), layer, f"{prefix}.{names[file_format]}")
+
+
+def unet2d_tensors(model: UNet2D) -> Iterator[Tensor]:
+    """Every parameter of a UNet2D. Its path is its name in diffusers, except for the last part."""
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        *layer, key = map(str, path)
+        layout = SAME
+        if key == "kernel" and len(variable.shape) == 4:
+            layout = CONV
+        elif key == "kernel":
+            layout = CONV1X1 if layer[-1] in ("conv_shortcut", "skip_conv") else DENSE
+        yield Tensor(path, ".".join([*layer, "bias" if key == "bias" else "weight"]), layout)
 
 
 def _layer_tensors(path: tuple[str | int, ...], layer: nnx.Module, name: str) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from core.files import read_npz, write_npz
+from core.files import read_npz, refuse_failed_download, write_npz
 from models import Params, abstract_params
 
 ORIGIN = "origin"  # name of the array with step and config, as JSON
@@ -46,6 +46,7 @@ def save_weights(path: Path, config: ConfigDict, step: int, params: Params) -> N
 
 def read_weights(path: Path) -> Weights:
     """The content of a file written by `save_weights`. Raises UserError if it is damaged or another kind of file."""
+    refuse_failed_download(path)
     arrays = read_npz(path, required={ORIGIN})
     try:
         origin = json.loads(str(arrays.pop(ORIGIN)))
@@ -76,11 +77,18 @@ def fill(path: Path, config: ConfigDict, arrays: Arrays) -> Params:
         raise UserError(f"{path}: {min(different)} is in the file or in the network of the config, but not in both")
     for name, (_, variable) in expected.items():
         found = arrays[name]
-        if found.shape != variable.shape or found.dtype != variable.dtype or not np.isfinite(found).all():
-            required = f"finite {variable.dtype} {list(variable.shape)}"
+        if found.shape != variable.shape or found.dtype != variable.dtype:
+            required = f"{variable.dtype} {list(variable.shape)}"
             raise UserError(f"{path}: {name} should be {required}, found {found.dtype} {list(found.shape)}")
+        require_finite(path, name, found)
     leaves = [(keys, variable.replace(jnp.asarray(arrays[name]))) for name, (keys, variable) in expected.items()]
     return nnx.from_flat_state(leaves)
+
+
+def require_finite(path: Path, name: str, array: Shaped[np.ndarray, "..."]) -> None:
+    """Raises UserError, which names the weights `name` of the file, if a number is NaN or infinite."""
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: {name} holds NaN or infinite values; give weights from before training diverged")
 
 
 def _name(keys: tuple[str | int, ...]) -> str:

@@ -85,19 +85,20 @@ def save(
       value_range: of the network's images.
       origin: what the Gaussian and the network are.
     """
-    alpha_bars = np.asarray(schedule.alpha_bar(timesteps), np.float64)
+    logs = np.asarray(schedule.log_alpha_bars, np.float64)[timesteps + 1]
+    sigmas = np.sqrt(np.expm1(-logs))
     header = {
         "format": FORMAT,
         "version": VERSION,
         "image_shape": list(gaussian.image_shape),
         "layout": "NHWC",
         "range": list(value_range),
-        "alpha_bar": alpha_bars[0],
+        "alpha_bar": np.exp(logs[0]),
         "timesteps": timesteps.tolist(),
         "real_timesteps": timesteps.astype(float).tolist(),
-        "alpha_bars": alpha_bars.tolist(),
-        "sigmas": _sigmas(alpha_bars).tolist(),
-        "history": _history(alpha_bars) if with_history else None,
+        "alpha_bars": np.exp(logs).tolist(),
+        "sigmas": sigmas.tolist(),
+        "history": _history(sigmas) if with_history and len(timesteps) > 1 else None,
         "sampler": sampler,
         "schedulers": _schedulers(prediction, len(timesteps), with_history),
         **origin,
@@ -137,13 +138,7 @@ def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, 
     }
 
 
-def _history(alpha_bars: Float[np.ndarray, "steps"]) -> dict[str, float]:
-    """The noise level above the start, at the distance of the first step in log(signal / sigma)."""
-    sigmas = _sigmas(alpha_bars)
+def _history(sigmas: Float[np.ndarray, "steps"]) -> dict[str, float]:
+    """The noise level above the start, at the distance of the first step in log(sigma)."""
     sigma = sigmas[0] ** 2 / sigmas[1]
     return {"sigma": sigma, "alpha_bar": 1 / (1 + sigma**2)}
-
-
-def _sigmas(alpha_bars: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
-    """sigma / signal, what diffusers and EDM call sigma."""
-    return np.sqrt((1 - alpha_bars) / alpha_bars)

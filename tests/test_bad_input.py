@@ -159,7 +159,10 @@ WRONG = {
     f"{IMPORT} --source={{w}}/hostile.pth": "hostile.pth",
     f"{IMPORT} --source={{w}}/cut.pth": "cut.pth",
     f"{IMPORT} --source=tests/data/torch_zip.pth": "torch_zip.pth",
-    f"{IMPORT} --source={{w}}/assets": "assets/config.json: cannot be read",
+    f"{IMPORT} --source={{w}}/assets": "assets holds no config.json",
+    f"{IMPORT} --source={{w}}/page.pth": "page.pth is a text that begins with '<!DOCTYPE html>",
+    f"{IMPORT} --source={{w}}/page.npz": "page.npz is a text that begins with '<!DOCTYPE html>",
+    f"{IMPORT} --source={{w}}/nothing.npz": "nothing.npz is empty",
     f"--mode=import {TINY} --workdir={{w}}/run --source={{w}}/cut.pth": "holds checkpoints already",
     f"--mode=export {TINY} --workdir={{w}}/run --dest={{w}}/assets": "exists already",
     f"{EXPORT} --config.model.resamp_with_conv=false": "model.resamp_with_conv",
@@ -219,6 +222,9 @@ def world(tmp_path_factory):
     make_workdirs(w)
     make_assets(w)
     make_data(w)
+    for name in ("page.pth", "page.npz"):
+        (w / name).write_text("<!DOCTYPE html><title>Google Drive - Virus scan warning</title>")
+    (w / "nothing.npz").touch()
     with (w / "hostile.pth").open("wb") as file:
         pickle.dump(Hostile(), file, protocol=2)
     shutil.copy("tests/data/torch_zip.pth", w / "cut.pth")

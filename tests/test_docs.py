@@ -68,7 +68,7 @@ def accept(call: list[str]) -> None:
 
     sys.argv = call  # ml_collections reads the overrides from here
     config = main.parse(call)
-    runs = [config]
+    runs = [config] if config else []  # verify needs none
     if main.FLAGS.mode == "sweep":
         runs += sweep_configs(config, config.sweep.n_steps, expand_starts(config.sweep.t_starts))
     for run in runs:

@@ -151,6 +151,15 @@ def test_hutchinson_is_unbiased():
     assert difference.std() > 0.01
 
 
+def test_hutchinson_in_float64():
+    """Catches a probe of another dtype than the image, which JAX refuses to differentiate along."""
+    images, gaussian, _ = gaussian_images(True, smallest=0.02, n=2)
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(2), len(images))
+        bits = likelihood.ode_bits(exact_denoiser(gaussian), images, keys, centered=True)
+    assert bits.dtype == np.float64 and np.isfinite(bits).all()
+
+
 def test_terms_of_the_bound_on_gaussian_data():
     """Catches errors in weight, variance or time that cancel in the sum: for variance s^2, each term is known."""
     s2 = 0.02

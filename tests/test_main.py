@@ -38,7 +38,19 @@ finally:
     assert "False" in done.stderr.splitlines()
 
 
-ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample", "analyze", "import", "export"]
+ALL_MODES = [
+    "prepare",
+    "train",
+    "fid_stats",
+    "eval",
+    "sweep",
+    "score",
+    "sample",
+    "analyze",
+    "import",
+    "export",
+    "verify",
+]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,14 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --num=0", "num"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --sampler=ode --trajectory", "adaptive"),
         (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused", "no checkpoint in"),
+        (
+            f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused --sampler=ddim",
+            "are for --mode=export",
+        ),
+        (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=a.safetensors --what=start", "give --gls"),
+        (f"--mode=verify {DIGITS} --source=sampling:ddim", "--config is not used by --mode=verify"),
+        ("--mode=verify", "needs --source"),
+        ("--mode=verify --source=absent:sampler", "give module:function"),
         ("--mode=train --config=absent.py --workdir={tmp}", "No such file"),
         (f"--mode=train {DIGITS}:argument --workdir={{tmp}}", "get_config() takes 0"),
         (f"--mode=train {DIGITS} --workdir={{tmp}} --config.model.nff=1", 'Did you mean "nf"'),

@@ -10,12 +10,15 @@ import json
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, safe_open
 
 import run_lib
+import sampling
 from configs.ddpm import digits
+from core.diffusion import Denoiser
 from core.errors import UserError
 from core.files import REPOSITORY, write_npz
 from metrics import statistics
@@ -95,6 +98,24 @@ def test_same_images_in_diffusers(exported, name):
     pytest.importorskip("diffusers")
     ours = own_images(exported, SCHEDULERS[name]["sampler"])
     np.testing.assert_allclose(diffusers_images(exported, name), ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+def test_network_of_torch_in_our_samplers(exported, sampler):
+    """Catches axes, dtypes or times that change between JAX and PyTorch. PNDM has times between whole numbers."""
+    pytest.importorskip("diffusers")
+    import diffusers
+
+    from examples.torch_eps_fn import torch_eps_fn
+
+    config = digits_config(exported)
+    unet = diffusers.UNet2DModel.from_pretrained(exported / "unet")
+    gaussian = statistics.load_gaussian(config)
+    schedule = run_lib.load_denoiser(exported / "digits").schedule
+    x = gaussian.sample(prior(config.seed, 0, COUNT, SHAPE)[0], schedule.alpha_bar(400))
+    denoiser = Denoiser(torch_eps_fn(lambda x, t: unet(x, t).sample), schedule)
+    images = jax.jit(functools.partial(sampling.sample, sampler, denoiser))(x, grid_of(config, schedule, late=True))
+    np.testing.assert_allclose(images, own_images(exported, sampler), rtol=0, atol=1e-4)
 
 
 def test_file_gives_the_start(exported):

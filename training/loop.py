@@ -168,7 +168,7 @@ class PeriodicEvaluation:
         [(x0, count)] = generate(
             self.config,
             denoiser,
-            gaussian=None,
+            mixture=None,
             timesteps=grid_of(self.config, denoiser.schedule, late=False),
             image_shape=datasets.image_shape(self.config),
             num=size,

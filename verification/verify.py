@@ -79,7 +79,7 @@ def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
     return {half: float(error[:, columns].max()) for half, columns in HALVES.items()}
 
 
-# The checks. Each returns its finding, or None where it does not apply.
+# The checks
 
 
 def check_calls(trial: Trial) -> Finding:
@@ -98,19 +98,15 @@ def check_calls(trial: Trial) -> Finding:
     return Finding("network calls", not wrong and not off, text)
 
 
-def check_one_step(trial: Trial) -> Finding | None:
+def check_one_step(trial: Trial) -> Finding:
     """For information: with a single time, most solvers return the x_0 predicted there."""
-    if trial.claims.stochastic:
-        return None
     x = start(LATE, COUNT)
     error = np.abs(trial.run(x, np.array([LATE])) - predicted_x0(x, LATE)).max()
     return Finding("one step", None, f"differs from the x_0 predicted at t = {LATE} by {error:.1g}")
 
 
-def check_order(trial: Trial, first: int) -> Finding | None:
+def check_order(trial: Trial, first: int) -> Finding:
     """The order of convergence to the exact flow from the time `first`."""
-    if trial.claims.stochastic:
-        return None
     name = f"order from t = {first}"
     if trial.claims.order is None:
         x0 = trial.run(start(first, COUNT), grid(first, 2))
@@ -129,10 +125,8 @@ def _orders(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {half: float(np.log2(e[-2] / e[-1])) if len(e) > 1 else np.inf for half, e in usable.items()}
 
 
-def check_last_step(trial: Trial) -> Finding | None:
+def check_last_step(trial: Trial) -> Finding:
     """What is returned after the last network call: the x_0 predicted there, x with its noise, or something else."""
-    if trial.claims.stochastic or trial.claims.order is None:
-        return None
     x0 = trial.run(start(LATE, COUNT), grid(LATE, 8))
     x = trial.seen
     ends = {
@@ -150,15 +144,15 @@ def check_last_step(trial: Trial) -> Finding | None:
 
 def check_moments(trial: Trial) -> Finding:
     """Mean and covariance of the x_0 of Gaussian data, against the exact predictions of x_0 or the data themselves."""
-    count, steps, allowed = (MANY, LATE // 2, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
-    gaussian = HALVES["Gaussian"]
+    count, steps, allowed = (MANY, LATE // 4, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
     x = start(LATE, count)
-    x0 = trial.run(x, grid(LATE, steps))[:, gaussian]
-    ends = [
-        predicted_x0(exact_end(LATE, count), 0)[:, gaussian],
-        GAUSSIAN.transported(x[:, gaussian], alpha_bar(LATE), 1.0),
-    ]
-    mean, covariance = min((_moment_errors(x0, end) for end in ends), key=max)
+    x0 = trial.run(x, grid(LATE, steps))[:, HALVES["Gaussian"]]
+    x = x[:, HALVES["Gaussian"]]
+    ab, end = alpha_bar(LATE), ALPHA_BARS[0]
+    last = GAUSSIAN.transported(x, ab, end)
+    predicted = (last - np.sqrt(1 - end) * GAUSSIAN.eps(last, end)) / np.sqrt(end)
+    ends = [predicted, GAUSSIAN.transported(x, ab, 1.0)]
+    mean, covariance = min((_moment_errors(x0, exact) for exact in ends), key=max)
     text = f"mean wrong by {mean:.1g}, covariance by {covariance:.1g} of the data's spread, in {steps + 1} steps"
     return Finding("mean and covariance", max(mean, covariance) < allowed, text)
 
@@ -170,10 +164,8 @@ def _moment_errors(x0: Rows, exact: Rows) -> tuple[float, float]:
     return mean, np.abs((np.cov(x0.T) - np.cov(exact.T)) / np.outer(spread, spread)).max()
 
 
-def check_batch(trial: Trial) -> Finding | None:
+def check_batch(trial: Trial) -> Finding:
     """Whether an image depends on the size of its batch, or on the run."""
-    if trial.claims.stochastic:
-        return None
     x, times = start(LATE, COUNT), grid(LATE, 4)
     together = trial.run(x, times)
     again = np.abs(trial.run(x, times) - together).max()
@@ -182,21 +174,17 @@ def check_batch(trial: Trial) -> Finding | None:
     return Finding("repeated, other batch", max(again, alone) < 1e-5, text)
 
 
-def check_two_steps(trial: Trial) -> Finding | None:
+def check_two_steps(trial: Trial) -> Finding:
     """For information: most solvers of any order take DDIM's steps where there are only two times."""
-    if trial.claims.stochastic or trial.claims.order is None:
-        return None
     x, times = start(LATE, COUNT), grid(LATE, 1)
     return Finding("two steps", None, f"differs from DDIM by {np.abs(trial.run(x, times) - ddim(x, times)).max():.1g}")
 
 
-def check_mistakes(trial: Trial) -> Finding | None:
+def check_mistakes(trial: Trial) -> Finding:
     """Whether the sampler gives what DDIM gives with one of MISTAKES. Most are small beside the errors of DDIM itself.
 
     Five times tell the mistakes of first-order samplers apart, two times those of most others.
     """
-    if trial.claims.stochastic or trial.claims.order is None:
-        return None
     for steps in (4, 1):
         if text := _mistake(trial, grid(LATE, steps)):
             return Finding(MISTAKES_CHECK, False, text)
@@ -216,16 +204,24 @@ def _mistake(trial: Trial, times: Int[np.ndarray, "steps"]) -> str | None:
     return None
 
 
-CHECKS: Mapping[str, Callable[[Trial], Finding | None]] = {
-    "network calls": check_calls,
-    "one step": check_one_step,
-    "two steps": check_two_steps,
-    f"order from t = {LAST}": lambda trial: check_order(trial, LAST),
-    f"order from t = {LATE}": lambda trial: check_order(trial, LATE),
-    "last step": check_last_step,
-    "mean and covariance": check_moments,
-    "repeated, other batch": check_batch,
-    MISTAKES_CHECK: check_mistakes,
+class Check(NamedTuple):
+    """A row of CHECKS, and whether it also applies to stochastic and to adaptive samplers."""
+
+    run: Callable[[Trial], Finding]
+    stochastic: bool = False
+    adaptive: bool = False
+
+
+CHECKS = {
+    "network calls": Check(check_calls, stochastic=True),
+    "one step": Check(check_one_step),
+    "two steps": Check(check_two_steps),
+    f"order from t = {LAST}": Check(lambda trial: check_order(trial, LAST), adaptive=True),
+    f"order from t = {LATE}": Check(lambda trial: check_order(trial, LATE), adaptive=True),
+    "last step": Check(check_last_step),
+    "mean and covariance": Check(check_moments, stochastic=True, adaptive=True),
+    "repeated, other batch": Check(check_batch, adaptive=True),
+    MISTAKES_CHECK: Check(check_mistakes),
 }
 
 
@@ -235,16 +231,23 @@ def verify(sampler: Sampler) -> Report:
     Raises UserError if it does not take four arguments.
     """
     trial = Trial(sampler)
-    return Report([finding for name, check in CHECKS.items() if (finding := _attempt(name, check, trial))])
+    claims = trial.claims
+    return Report(
+        [
+            _attempt(name, check, trial)
+            for name, check in CHECKS.items()
+            if (check.stochastic or not claims.stochastic) and (check.adaptive or claims.order is not None)
+        ]
+    )
 
 
-def _attempt(name: str, check: Callable[[Trial], Finding | None], trial: Trial) -> Finding | None:
+def _attempt(name: str, check: Check, trial: Trial) -> Finding:
     try:
-        finding = check(trial)
-        return finding and finding._replace(passed=None if finding.passed is None else bool(finding.passed))
+        finding = check.run(trial)
     except Exception as error:  # a foreign sampler can raise anything
         lines = str(error).splitlines() or [""]
         return Finding(name, False, f"raised {type(error).__name__}: {lines[0]}")
+    return finding._replace(passed=None if finding.passed is None else bool(finding.passed))
 
 
 def sampler_of(source: str) -> Sampler:

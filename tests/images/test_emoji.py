@@ -69,12 +69,6 @@ def test_picture_is_centred_on_white_and_averaged():
     np.testing.assert_allclose(rocket, expected, atol=1.5)
 
 
-def test_equal_pictures_are_kept_once():
-    """Catches a picture that is in both splits, or twice in one, because two sequences show it."""
-    found, pixels = read_emoji(FONT, 1)
-    assert len(found) == len({image.tobytes() for image in pixels}) < 25
-
-
 def test_splits_share_no_base_and_lose_nothing(config):
     """Catches skin tones of one picture in both splits, and labels in another order than the images."""
     everything, pixels = read_emoji(FONT, 32)
@@ -154,6 +148,14 @@ def test_sheet_is_cut_into_its_pictures(sheet):
     assert [(one.name, one.tone) for one in found] == [("2764", 0), ("1F44B", 0), ("1F44B 1F3FB", 1)]
     expected = np.array([[0, 0, 0], [200, 0, 0], [0, 100, 0]])
     np.testing.assert_array_equal(pixels, np.broadcast_to(expected[:, None, None], pixels.shape))
+
+
+def test_equal_pictures_are_kept_once(sheet):
+    """Catches a picture that is in both splits, or twice in one, because two sequences show it."""
+    index = sheet.parents[3] / "emoji.json"
+    index.write_text(index.read_text().replace("false", "true"))  # the fourth cell looks like the first
+    found, pixels = read_emoji(sheet, 8)
+    assert [one.name for one in found] == ["2764", "1F44B", "1F44B 1F3FB"] and len(pixels) == 3
 
 
 def test_what_is_no_emoji_is_refused_in_one_line(sheet, tmp_path, config):

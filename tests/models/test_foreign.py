@@ -14,8 +14,11 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
+from core.files import write_json
 from models import abstract_params, apply_model, foreign
-from models.foreign import WEIGHTS, export_diffusers, load_foreign
+from models.diffusers_folder import SCHEDULER, WEIGHTS, check_schedulers, read_weights, scheduler_settings
+from models.foreign import export_diffusers, load_foreign
+from models.torch_names import PAPER, tensors
 from tests.torch_pickles import body, pickled, rule, tensor, write_paper_checkpoint, write_state_dict, write_zip
 
 TINY = {"image_size": 8, "num_channels": 1, "nf": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [8]}
@@ -29,7 +32,8 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
     model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
     model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    config = ConfigDict({"data": data, "model": {name: value for name, value in model.items() if name not in data}})
+    model = {name: value for name, value in model.items() if name not in data}
+    config = ConfigDict({"data": data, "model": model, "sampling": {"clip_x0": False, "spacing": "linear"}})
     config.update_from_flattened_dict(changes)
     return config
 
@@ -150,6 +154,8 @@ def test_field_that_differs_from_a_checkpoint_is_named(tmp_path, field, value, e
         ({"layers_per_block": 2}, "config.model.num_res_blocks is 1, the file's is 2"),
         ({"in_channels": 3, "out_channels": 3}, "config.data.num_channels is 1, the file's is 3"),
         ({"sample_size": 16}, "config.data.image_size is 8, the file's is 16"),
+        ({"sample_size": [16, 16]}, "config.data.image_size is 8, the file's is 16"),
+        ({"sample_size": [8, 16]}, "config.data.image_size is 8, the file's is [8, 16]"),
         ({"center_input_sample": True}, "config.data.centered is True, the file's is False"),
         (
             {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
@@ -230,6 +236,7 @@ def test_other_pth_files_are_refused(tmp_path):
         (TINY | {"ch_mult": [1, 2]}, {"data.centered": False}),
         (TINY | {"num_channels": 3, "attn_resolutions": []}, {}),
         (TINY | {"ch_mult": [1, 2], "num_res_blocks": 2}, {"model.num_groups": 8}),
+        (TINY, {"model.prediction": "v", "model.beta_max": 12.0, "model.num_scales": 300}),
     ],
 )
 def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
@@ -240,6 +247,76 @@ def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
     found = load_foreign(tmp_path / "new/unet", config).params
     assert jax.tree.structure(found) == jax.tree.structure(params) and bits(found) == bits(params)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["unet"]
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf, 1e300])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("diffusers", "safetensors: conv_in.weight holds NaN"),
+        ("model", "x.pth: all_modules.0.weight holds NaN"),
+        ("ema", "x.pth, EMA: all_modules.0.weight holds NaN"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(tmp_path, name, expected, number):
+    """Catches weights of a diverged training, and float64 weights beyond float32, that are imported."""
+    config = make_config(TINY | {"attn_resolutions": []}, **{"model.conditional": name == "diffusers"})
+    if name == "diffusers":
+        export_diffusers(tmp_path / "unet", config, make_params(config, 0))
+        path = tmp_path / "unet"
+        weights = dict(load_file(path / WEIGHTS))
+        weights["conv_in.weight"] = np.full((32, 1, 3, 3), number)
+        save_file(weights, path / WEIGHTS)
+    else:
+        path = tmp_path / "x.pth"
+        arrays = paper_arrays(config)
+        broken = arrays | {"all_modules.0.weight": np.full((32, 1, 3, 3), number)}
+        write_paper(path, model=broken if name == "model" else arrays, ema=broken if name == "ema" else arrays)
+    assert expected in refusal(path, config)
+
+
+def paper_arrays(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Weights of the config's network by their names in the paper's code."""
+    model = foreign._network(config)
+    shapes = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    return {
+        tensor.name: np.ascontiguousarray(tensor.layout.save(rule(index, shapes[tensor.path].shape)))
+        for index, tensor in enumerate(tensors(model, PAPER))
+    }
+
+
+def write_paper(path: Path, *, model: dict, ema: dict, step: bytes = body(3)) -> None:
+    """Writes a checkpoint of the paper's code; `step` is the operations that push the step."""
+    storages = {}
+
+    def push(array: np.ndarray) -> bytes:
+        key = str(len(storages))
+        storages[key] = array.tobytes()
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        return tensor(key, array.dtype.name, array.size, array.shape, strides)
+
+    named = b"}(" + b"".join(body(name) + push(array) for name, array in model.items()) + b"u"
+    shadow = b"](" + b"".join(map(push, ema.values())) + b"e"
+    ema_state = b"}" + body("shadow_params") + shadow + b"s"
+    if step == b"tensor":
+        step = push(np.array(7))
+    items = body("step") + step + body("model") + named + body("ema") + ema_state
+    write_zip(path, pickled(b"}(" + items + b"u"), storages)
+
+
+def test_checkpoints_of_score_sde_have_a_table_of_sigmas_and_a_step_in_a_tensor(tmp_path):
+    """Catches a refusal of the PyTorch port's checkpoints, whose networks have a buffer that DDPM does not use."""
+    config = make_config(TINY | {"attn_resolutions": []})
+    arrays = paper_arrays(config)
+    model = {"module.sigmas": np.linspace(0.01, 50, 1000)} | {f"module.{name}": a for name, a in arrays.items()}
+    write_paper(tmp_path / "port.pth", model=model, ema=arrays, step=b"tensor")
+    found = load_foreign(tmp_path / "port.pth", config)
+    write_paper(tmp_path / "paper.pth", model=arrays, ema=arrays)
+    expected = load_foreign(tmp_path / "paper.pth", config)
+    assert (found.step, expected.step) == (7, 3)
+    assert bits(found.params) == bits(found.ema) == bits(expected.params)
+    write_paper(tmp_path / "x.pth", model=arrays, ema=arrays, step=body(-1))
+    assert "its step is not one whole number from 0 to 2^31" in refusal(tmp_path / "x.pth", config)
 
 
 def test_attention_once_per_level_is_refused(tmp_path):
@@ -262,7 +339,6 @@ def test_attention_once_per_level_is_refused(tmp_path):
         ("conditional", False),
         ("resamp_with_conv", False),
         ("patch_size", 2),
-        ("prediction", "v"),
     ],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
@@ -291,7 +367,8 @@ def test_damaged_folders_give_an_error_of_one_line(tmp_path):
     config = make_config(TINY)
     rng = random.Random(0)
     assert "config.json" in refusal(tmp_path, config)
-    (tmp_path / "config.json").write_text(json.dumps(foreign._unet_config(config)))
+    write_json(tmp_path / "config.json", foreign._unet_config(config))
+    write_json(tmp_path / SCHEDULER, scheduler_settings(config))
     assert WEIGHTS in refusal(tmp_path, config)
     save_file({"conv_in.bias": np.arange(32.0)}, tmp_path / WEIGHTS)
     whole = (tmp_path / WEIGHTS).read_bytes()
@@ -299,7 +376,10 @@ def test_damaged_folders_give_an_error_of_one_line(tmp_path):
     for _ in range(500):
         settings = foreign._unet_config(config)
         settings[rng.choice(list(settings))] = rng.choice(values)
-        (tmp_path / "config.json").write_text(json.dumps(settings))
+        write_json(tmp_path / "config.json", settings)
+        scheduler = scheduler_settings(config)
+        scheduler[rng.choice(list(scheduler))] = rng.choice(values)
+        write_json(tmp_path / SCHEDULER, scheduler)
         changed = bytearray(whole)
         changed[rng.randrange(200)] = rng.randrange(256)
         (tmp_path / WEIGHTS).write_bytes(changed[: rng.choice([len(whole), rng.randrange(len(whole))])])
@@ -307,7 +387,8 @@ def test_damaged_folders_give_an_error_of_one_line(tmp_path):
             lambda: foreign._check_fields(
                 tmp_path, config, foreign._unet_fields(tmp_path / "config.json", config.data.image_size)
             ),
-            lambda: foreign._read_weights(tmp_path),
+            lambda: check_schedulers(tmp_path, config),
+            lambda: read_weights(tmp_path / WEIGHTS),
         ):
             try:
                 read()

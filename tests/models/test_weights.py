@@ -50,7 +50,7 @@ def test_weights_of_another_network_are_refused(config, tmp_path, saved):
         (lambda arrays: arrays.update(extra=np.zeros(3, np.float32)), "extra is in the file or"),
         (lambda arrays: arrays.update({"conv_in.bias": np.zeros(3, np.float32)}), "conv_in.bias should be"),
         (lambda arrays: arrays.update({"conv_in.bias": np.zeros(32)}), "found float64"),
-        (lambda arrays: arrays.update({"conv_in.bias": np.full(32, np.nan, np.float32)}), "should be finite"),
+        (lambda arrays: arrays.update({"conv_in.bias": np.full(32, np.nan, np.float32)}), "conv_in.bias holds NaN"),
         (lambda arrays: arrays.update(origin=np.asarray("{}")), "origin cannot be read"),
         (lambda arrays: arrays.update(origin=np.asarray('{"step": -3, "config": {}}')), "step -3 is out of range"),
     ],

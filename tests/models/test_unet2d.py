@@ -1,0 +1,121 @@
+"""diffusers' UNet2DModel in many configurations: outputs equal to diffusers' own, and refusal of all others."""
+
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from core.errors import UserError
+from core.files import write_json
+from models import unet2d
+from models.diffusers_folder import WEIGHTS
+from models.foreign import load_unet2d
+from models.torch_names import unet2d_tensors
+from tests.torch_pickles import rule
+
+GOLDEN = Path(__file__).parents[1] / "data/unet2d.npz"
+NAMES = [
+    *("attention", "class", "scale_shift", "mid_norm", "no_mid_attention", "no_mid", "resnet_resampling", "skip"),
+    *("class_timestep", "class_identity", "learned_time"),
+]
+# The inputs of the golden outputs.
+TIMES = {"skip": [0.5, 7.0]}
+LABELS = {"class": np.array([9, 0]), "class_timestep": np.array([5, 600]), "class_identity": rule(2, (2, 32))}
+
+
+def write_network(folder: Path, unet: dict) -> None:
+    """Writes a folder of diffusers with generated weights."""
+    model = unet2d.abstract(unet2d.read_settings(folder, unet))
+    shapes = {path: variable.shape for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    weights = {}
+    for tensor in unet2d_tensors(model):
+        shape = tensor.layout.save(np.broadcast_to(0, shapes[tensor.path])).shape
+        weights[tensor.name] = rule(zlib.crc32(tensor.name.encode()), shape)
+    write_json(folder / "config.json", unet)
+    save_file(weights, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_those_of_diffusers(tmp_path, name):
+    """Catches a wrong name, layout, order, group, head, padding, filter or scale in any block of any configuration."""
+    with np.load(GOLDEN) as file:
+        unet = json.loads(str(file[f"{name}_config"]))
+        expected = file[f"{name}_out"]
+    write_network(tmp_path, unet)
+    network = load_unet2d(tmp_path)
+    x = 2 * rule(1, (2, unet.get("in_channels", 3), 8, 8))
+    t = jnp.array(TIMES.get(name, [3, 41]), jnp.float32)
+    labels = {"labels": jnp.asarray(LABELS[name])} if name in LABELS else {}
+    found = jax.jit(lambda x: network(x, t, **labels))(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dropout_is_applied_with_keys_only():
+    """Catches dropout in evaluation, and training without it."""
+    settings = unet2d.Settings(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        dropout=0.5,
+    )
+    network = unet2d.UNet2D(settings, rngs=nnx.Rngs(0))
+    params = nnx.state(network, nnx.Param)
+    nnx.update(network, jax.tree.map(jnp.ones_like, params))
+    x = jnp.array(rule(1, (2, 8, 8, 3)))
+    plain = [network(x, jnp.ones(2)) for _ in range(2)]
+    dropped = network(x, jnp.ones(2), nnx.Rngs(dropout=1))
+    np.testing.assert_array_equal(*plain)
+    assert not np.allclose(plain[0], dropped)
+
+
+def test_network_with_classes_asks_for_labels():
+    """Catches an unconditional prediction of a network that was never trained for one."""
+    settings = unet2d.read_settings(Path("x"), {"num_class_embeds": 3, "block_out_channels": [32] * 4})
+    network = unet2d.abstract(settings)
+    with pytest.raises(UserError, match="labels must be given"):
+        jax.eval_shape(network, jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name is 'UNet2DConditionModel'; supported are 'UNet2DModel'"),
+        ({"act_fn": "tanh"}, "act_fn is 'tanh'; supported are 'silu', 'swish', 'relu', 'gelu', 'mish'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'"),
+        ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
+        ({"down_block_types": ["KDownBlock2D"] * 2}, "down_block_types has KDownBlock2D; supported are DownBlock2D"),
+        ({"up_block_types": ["UpBlock2D"]}, "not the settings of a supported UNet2DModel"),
+        (
+            {"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]},
+            "blocks with Skip in their name must be the finest levels",
+        ),
+        ({"block_out_channels": [10, 20]}, "not the settings of a supported UNet2DModel"),
+        ({"block_out_channels": [0, 0]}, "not the settings of a supported UNet2DModel"),
+        ({"block_out_channels": None}, "not the settings of a supported UNet2DModel"),
+        ({"layers_per_block": "2"}, "not the settings of a supported UNet2DModel"),
+        ({"norm_num_groups": None}, "not the settings of a supported UNet2DModel"),
+        ({"time_embedding_type": "learned"}, "not the settings of a supported UNet2DModel"),
+    ],
+)
+def test_other_settings_are_refused(changes, expected):
+    """Catches a traceback, and a setting that is ignored."""
+    unet = {"block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1}
+    unet |= {"down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"]}
+    with pytest.raises(UserError) as error:
+        unet2d.read_settings(Path("config.json"), unet | changes)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_old_names_of_blocks_are_read():
+    """Catches a refusal of networks from before diffusers 0.3."""
+    unet = {"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"], "norm_num_groups": 4}
+    unet |= {"up_block_types": ["UNetResAttnUpBlock2D", "UNetResUpBlock2D"], "block_out_channels": [8, 16]}
+    assert unet2d.read_settings(Path("x"), unet).down_block_types == ("DownBlock2D", "AttnDownBlock2D")
