@@ -294,9 +294,6 @@ def run(config: ConfigDict | None) -> None:
     if config is not None:
         from configs.validation import validate
 
-    if config is not None:
-        from configs.validation import validate
-
         validate(config)
     if FLAGS.distributed:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)

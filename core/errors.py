@@ -25,5 +25,7 @@ class Stopped(Exception):
 
 
 def warn(text: str) -> None:
-    """Prints one line about a problem that does not stop the work to stderr."""
-    print(f"main.py: warning: {text}", file=sys.stderr)
+    """Prints one line about a problem that does not stop the work to stderr, above a progress bar if there is one."""
+    from tqdm import tqdm  # here, because most commands warn of nothing
+
+    tqdm.write(f"main.py: warning: {text}", file=sys.stderr)

@@ -85,7 +85,7 @@ def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, 
     files.write_text(folder / "table.txt", table + "\n")
     plots.attempt(_draw_comparison, folder / "comparison.png", cells)
     plots.attempt(figures.draw_scores, folder / "starts.png", results, critical)
-    explorer.save_explorer(folder / "explorer.html", results, folder)
+    plots.attempt(explorer.save_explorer, folder / "explorer.html", results, folder)
     return table
 
 

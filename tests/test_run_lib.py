@@ -314,7 +314,7 @@ def test_results_are_on_disk_when_a_picture_fails(config, tmp_path, shipped_clas
     assert len(warnings) == len(failed) == len(results) + 6
     assert all("is not drawn (RuntimeError: no pictures here)" in line for line in warnings)
     with np.load(compared) as rows:
-        assert len(rows) == 4 and all(images.shape == (4, 8, 8, 1) for images in rows.values())
+        assert len(rows) >= 4 and all(images.shape == (4, 8, 8, 1) for images in rows.values())
 
 
 def test_more_directions_than_images_have_are_refused():

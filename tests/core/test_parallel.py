@@ -231,7 +231,7 @@ def test_a_signal_to_one_of_two_ends_both_with_its_code_after_the_same_step(tmp_
     arguments = ("--mode=train", f"--workdir={workdir}", "--config.training.n_iters=100000")
     processes = begin(tmp_path / "logs", 2, *arguments)
     metrics = workdir / "metrics.jsonl"
-    while all(process.is_alive() for process in processes) and not (metrics.exists() and rows(workdir)):
+    while all(process.is_alive() for process in processes) and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGINT)
     for process in processes:
