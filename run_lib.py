@@ -314,11 +314,13 @@ def export_start(config: ConfigDict, workdir: Path, destination: Path) -> None:
     if destination.suffix != ".safetensors":
         raise UserError(f"{destination}: name a file that ends in .safetensors for --what=start")
     _require_new(destination)
-    context = evaluation.load_context(config, workdir, [config])
-    timesteps, _ = EvalRun(config, context).plan()
+    run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
+    context = run.context
+    timesteps, _ = run.plan()
+    statistics_path = statistics.stats_path(config, statistics.mixture_kind(settings.components))
     start_file.save(
         destination,
-        context.gaussian,
+        run.mixture,
         context.denoiser.schedule,
         timesteps,
         sampler=settings.sampler,
@@ -326,7 +328,7 @@ def export_start(config: ConfigDict, workdir: Path, destination: Path) -> None:
         prediction=config.model.prediction,
         value_range=(-1.0, 1.0) if config.data.centered else (0.0, 1.0),
         origin={
-            "data": {"dataset": config.data.dataset, "statistics_sha256": context.gaussian_sha256},
+            "data": {"dataset": config.data.dataset, "statistics_sha256": files.file_sha256(statistics_path)},
             "network": {"step": context.checkpoint_step, "weights_sha256": context.weights_sha256},
         },
     )

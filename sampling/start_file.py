@@ -12,10 +12,11 @@ import sampling
 from core.diffusion import NoiseSchedule
 from core.errors import UserError
 from core.files import replacing
-from sampling.late_start import DataGaussian
+from sampling.late_start import DataMixture
 
 FORMAT = "gaussian late start"
 VERSION = 1
+ARRAYS = ("mean", "eigenvectors", "weights", "means", "rotations", "variances", "residual_variances")  # of the mixture
 
 GRID = {
     "timestep_spacing": "linspace",
@@ -63,7 +64,7 @@ def require_followed(sampler: str) -> None:
 
 def save(
     path: Path,
-    gaussian: DataGaussian,
+    mixture: DataMixture,
     schedule: NoiseSchedule,
     timesteps: Int[np.ndarray, "steps"],
     *,
@@ -77,20 +78,20 @@ def save(
 
     Args:
       path: ends in .safetensors.
-      gaussian: in the range of the network.
+      mixture: in the range of the network.
       timesteps: the grid of the sampler, descending.
       sampler: the sampler that the user chose, one of SCHEDULERS.
-      with_history: whether multistep solvers use the Gaussian's prediction above the start.
+      with_history: whether multistep solvers use the mixture's prediction above the start.
       prediction: config.model.prediction.
       value_range: of the network's images.
-      origin: what the Gaussian and the network are.
+      origin: what the mixture and the network are.
     """
     logs = np.asarray(schedule.log_alpha_bars, np.float64)[timesteps + 1]
     sigmas = np.sqrt(np.expm1(-logs))
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "image_shape": list(gaussian.image_shape),
+        "image_shape": list(mixture.image_shape),
         "layout": "NHWC",
         "range": list(value_range),
         "alpha_bar": np.exp(logs[0]),
@@ -103,26 +104,10 @@ def save(
         "schedulers": _schedulers(prediction, len(timesteps), with_history),
         **origin,
     }
+    arrays = {name: np.array(getattr(mixture, name), np.float32) for name in ARRAYS}
+    arrays["betas"] = np.array(schedule.betas, np.float64)
     with replacing(path) as temporary:
-        save_file(_arrays(gaussian, schedule), temporary, metadata={"start": json.dumps(header)})
-
-
-def _arrays(gaussian: DataGaussian, schedule: NoiseSchedule) -> dict[str, np.ndarray]:
-    """The mixture with one component, and the betas."""
-    rank = len(gaussian.eigenvalues)
-    arrays = {
-        "mean": gaussian.mean,
-        "eigenvectors": gaussian.eigenvectors,
-        "weights": [1.0],
-        "means": np.zeros((1, rank)),
-        "rotations": np.zeros((1, 0, 0)),
-        "variances": [gaussian.eigenvalues],
-        "residual_variances": [gaussian.residual_variance],
-    }
-    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()} | {
-        "betas": np.array(schedule.betas, np.float64)
-    }
+        save_file(arrays, temporary, metadata={"start": json.dumps(header)})
 
 
 def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, Any]:

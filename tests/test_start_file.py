@@ -22,7 +22,7 @@ from core.diffusion import Denoiser
 from core.errors import UserError
 from core.files import REPOSITORY, write_npz
 from metrics import statistics
-from sampling.generate import generate, grid_of, prior
+from sampling.generate import component_sequence, generate, grid_of, prior
 from sampling.start_file import SCHEDULERS
 
 RECORDED = REPOSITORY / "tests/data/diffusers_digits.npz"
@@ -35,7 +35,7 @@ def digits_config(folder):
     config.assets_dir = str(folder / "assets")
     config.data.cache_dir = str(folder / "decoded")
     config.eval.enable_fid = False
-    config.sampling.update(gls=True, t_start=400, n_steps=5, sampler="unipc_2")
+    config.sampling.update(gls=True, t_start=400, n_steps=5, sampler="unipc_2", components="labels")
     return config
 
 
@@ -65,9 +65,9 @@ def own_images(folder, sampler):
     config = digits_config(folder)
     config.sampling.sampler = sampler
     denoiser = run_lib.load_denoiser(folder / "digits")
-    gaussian = statistics.load_gaussian(config)
+    mixture = statistics.load_mixture(config)
     timesteps = grid_of(config, denoiser.schedule, late=True)
-    run = generate(config, denoiser, gaussian, timesteps, image_shape=SHAPE, num=COUNT, batch_size=COUNT)
+    run = generate(config, denoiser, mixture, timesteps, image_shape=SHAPE, num=COUNT, batch_size=COUNT)
     return np.concatenate([np.asarray(x0) for x0, _ in run])
 
 
@@ -79,8 +79,9 @@ def diffusers_images(folder, name):
 
     header, arrays = diffusers_start.load(folder / "start.safetensors")
     unet = diffusers.UNet2DModel.from_pretrained(folder / "unet")
-    noise = np.asarray(prior(digits_config(folder).seed, 0, COUNT, SHAPE)[0]).reshape(COUNT, -1)
-    component = np.zeros(COUNT, int)
+    seed = digits_config(folder).seed
+    noise = np.asarray(prior(seed, 0, COUNT, SHAPE)[0]).reshape(COUNT, -1)
+    component = component_sequence(arrays["weights"], seed, 0, COUNT)
     images = diffusers_start.sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, name)
     return images.numpy().transpose(0, 2, 3, 1)
 
@@ -110,26 +111,33 @@ def test_network_of_torch_in_our_samplers(exported, sampler):
 
     config = digits_config(exported)
     unet = diffusers.UNet2DModel.from_pretrained(exported / "unet")
-    gaussian = statistics.load_gaussian(config)
+    mixture = statistics.load_mixture(config)
     schedule = run_lib.load_denoiser(exported / "digits").schedule
-    x = gaussian.sample(prior(config.seed, 0, COUNT, SHAPE)[0], schedule.alpha_bar(400))
+    component = component_sequence(np.asarray(mixture.weights), config.seed, 0, COUNT)
+    x = mixture.sample(prior(config.seed, 0, COUNT, SHAPE)[0], component, schedule.alpha_bar(400))
     denoiser = Denoiser(torch_eps_fn(lambda x, t: unet(x, t).sample), schedule)
     images = jax.jit(functools.partial(sampling.sample, sampler, denoiser))(x, grid_of(config, schedule, late=True))
     np.testing.assert_allclose(images, own_images(exported, sampler), rtol=0, atol=1e-4)
 
 
 def test_file_gives_the_start(exported):
-    """Catches arrays that are not those of the Gaussian, and a level that is not that of the first time."""
+    """Catches arrays that are not those of the mixture: means and covariances in full give the same draws."""
     header, arrays = read(exported)
     config = digits_config(exported)
-    gaussian = statistics.load_gaussian(config)
     noise = np.asarray(prior(config.seed, 0, COUNT, SHAPE)[0])
-    ab, basis = header["alpha_bar"], arrays["eigenvectors"]
-    spread = np.sqrt(ab * arrays["variances"][0] + 1 - ab)
-    outside = np.sqrt(ab * arrays["residual_variances"][0] + 1 - ab)
-    flat = noise.reshape(COUNT, -1)
-    x = np.sqrt(ab) * arrays["mean"] + outside * flat + (flat @ basis * (spread - outside)) @ basis.T
-    np.testing.assert_allclose(x.reshape(noise.shape), gaussian.sample(noise, ab), atol=1e-5)
+    component = np.array([0, 3, 9, 3])
+    ab, outside = header["alpha_bar"], np.eye(64) - arrays["eigenvectors"] @ arrays["eigenvectors"].T
+    drawn = []
+    for z, c in zip(noise.reshape(COUNT, -1), component, strict=True):
+        mean = arrays["mean"] + arrays["eigenvectors"] @ arrays["means"][c]
+        basis = arrays["eigenvectors"].copy()
+        rank = arrays["rotations"].shape[1]
+        basis[:, :rank] = basis[:, :rank] @ arrays["rotations"][c]
+        covariance = basis * arrays["variances"][c] @ basis.T + arrays["residual_variances"][c] * outside
+        values, vectors = np.linalg.eigh(ab * covariance + (1 - ab) * np.eye(64))
+        drawn.append(np.sqrt(ab) * mean + vectors * np.sqrt(values) @ vectors.T @ z)
+    expected = statistics.load_mixture(config).sample(noise, component, ab)
+    np.testing.assert_allclose(np.reshape(drawn, noise.shape), expected, atol=1e-4)
     np.testing.assert_allclose(np.cumprod(1 - arrays["betas"])[header["timesteps"]], header["alpha_bars"], rtol=1e-6)
 
 
