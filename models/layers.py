@@ -123,7 +123,7 @@ def timestep_embedding(t: Real[Array, "batch"], dim: int) -> Float[Array, "batch
     """Sines, then cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4."""
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) / (half - 1) * jnp.arange(half))
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = t.astype(jnp.promote_types(t.dtype, jnp.float32))[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

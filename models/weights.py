@@ -17,6 +17,7 @@ from core.files import read_npz, write_npz
 from models import Params, abstract_params
 
 ORIGIN = "origin"  # name of the array with step and config, as JSON
+SECTIONS = ("model", "schedule", "data")  # of a config, that a network depends on
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """Weights by their path in the network, joined by dots."""
@@ -27,7 +28,7 @@ class Weights(NamedTuple):
 
     Attributes:
       step: training step of the weights.
-      config: the sections "model" and "data" of the config that the network was trained with.
+      config: the sections SECTIONS of the config that the network was trained with.
       arrays: the weights.
     """
 
@@ -37,10 +38,10 @@ class Weights(NamedTuple):
 
 
 def save_weights(path: Path, config: ConfigDict, step: int, params: Params) -> None:
-    """Writes the parameters with the step and the sections "model" and "data" of the config."""
+    """Writes the parameters with the step and SECTIONS of the config."""
     arrays = {_name(keys): np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
     stored = json.loads(config.to_json())
-    origin = {"step": step, "config": {section: stored[section] for section in ("model", "data")}}
+    origin = {"step": step, "config": {section: stored[section] for section in SECTIONS}}
     write_npz(path, arrays | {ORIGIN: np.asarray(json.dumps(origin))})
 
 

@@ -24,6 +24,7 @@ from core import files, parallel
 from core.errors import UserError, warn
 from core.rng import key_for
 from models import Params, abstract_params
+from models.weights import SECTIONS
 
 CHECKSUMS = "checksums.json"
 
@@ -37,8 +38,9 @@ def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> No
     stored: the config that is stored at `place`, as JSON.
     """
     wanted = json.loads(config.to_json())
-    there = {section: _section(stored, section, place) for section in ("model", "data")}
+    there = {section: _section(stored, section, place) for section in SECTIONS}
     fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
+    fields += [("schedule", name) for name in wanted["schedule"]]
     fields += [("data", name) for name in ("dataset", "image_size", "num_channels", "centered")]
     differing = [
         f"{section}.{name} is {wanted[section][name]}, there {there[section][name]}"
