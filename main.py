@@ -9,7 +9,8 @@ python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 
-Any field of the config is set by --config.section.field=value.
+Any field of the config is set by --config.section.field=value. Without --config, the config is the one that the workdir
+holds; an import takes it from the file, where the file describes its network.
 
 Exit codes:
   0: the mode finished.
@@ -20,6 +21,7 @@ Exit codes:
 After 3, 130, 134 and 143 the same command continues the work from what is saved.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -35,6 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from core.errors import Stopped, UserError
 from core.huge_pages import restart_with_huge_pages
 
+CONFIGS = Path(__file__).parent / "configs"
 SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of config.sampling
 
 
@@ -116,7 +119,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
-flags.DEFINE_string("source", None, "Input of import (.npz, .pth or diffusers folder) and of score (folder or .npz).")
+flags.DEFINE_string(
+    "source", None, "Input of import (.npz, .pth, .pkl or diffusers folder) and of score (folder or .npz)."
+)
 flags.DEFINE_string("reference", None, "With --mode=score: a folder or .npz of images that replace the statistics.")
 flags.DEFINE_string("dest", None, "Output of export: a new .npz, or a new folder for diffusers.")
 flags.DEFINE_string("sampler", None, "Sets config.sampling.sampler: ddpm, ddim, pndm, ...")
@@ -172,7 +177,7 @@ def leave(message: str | None, code: int) -> None:
 def parse(argv: list[str]) -> ConfigDict | None:
     """The config from its file, --config.section.field=value and the sampling flags; None with --help."""
     try:
-        rest = FLAGS(argv)
+        rest = FLAGS(with_config(argv))
         config = FLAGS.config
         if config is not None:
             config.lock()  # the first use of FLAGS.config raises the error if the file cannot be read
@@ -183,7 +188,10 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; --help lists all flags")
     if FLAGS.mode is None or config is None:
-        raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
+        raise UserError(
+            f"--mode ({', '.join(MODES)}) and --config are needed, the config only where --workdir holds none; "
+            "--help lists all flags"
+        )
     check_flags(MODES[FLAGS.mode])
 
     for name in SAMPLING:
@@ -196,6 +204,24 @@ def parse(argv: list[str]) -> ConfigDict | None:
             f"--t_start={FLAGS.t_start} needs --gls: without a late start every sampler starts at the last timestep"
         )
     return config
+
+
+def with_config(argv: list[str]) -> list[str]:
+    """The arguments with a --config where there is none, but a workdir or the source of an import has one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("mode", "config", "workdir", "source"):
+        parser.add_argument(f"--{name}", default="")
+    try:
+        given, _ = parser.parse_known_args(argv[1:])
+    except argparse.ArgumentError:  # a flag without its value: absl says so better
+        return argv
+    if given.config:
+        return argv
+    if given.mode == "import" and given.source:
+        return [*argv, f"--config={CONFIGS / 'imported.py'}:{given.source}"]
+    if given.workdir and (path_of(given.workdir) / "config.json").exists():
+        return [*argv, f"--config={CONFIGS / 'stored.py'}:{path_of(given.workdir)}"]
+    return argv
 
 
 def start_of(text: str) -> int:

@@ -112,14 +112,14 @@ RULES = {
     "schedule.sigma_min": above(0),
     "schedule.sigma_max": above(0),
     "schedule.alpha_bars": list_of(from_up_to(0, 1), least=0),
-    "model.name": one_of(["ddpm"]),
+    "model.name": one_of(["ddpm", "songunet", "adm"]),
     "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
     "model.num_scales": at_least(2),
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
-    "model.nf": Rule("a positive multiple of 32", lambda value: value > 0 and value % 32 == 0),
+    "model.nf": at_least(1),
     "model.patch_size": at_least(1),
     "model.prediction": one_of(PREDICTIONS),
     "model.convention": one_of(CONVENTIONS),
@@ -130,6 +130,17 @@ RULES = {
     "model.normalization": one_of(["GroupNorm"]),
     "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # divisors of model.nf, a multiple of 32
     "model.nonlinearity": one_of(["swish", "relu", "elu", "lrelu"]),
+    "model.label_dim": at_least(0),
+    "model.augment_dim": at_least(0),
+    "model.noise_mult": at_least(1),
+    "model.emb_mult": at_least(1),
+    "model.embedding": one_of(["positional", "fourier"]),
+    "model.encoder": one_of(["standard", "residual", "skip"]),
+    "model.decoder": one_of(["standard", "skip"]),
+    "model.resample_filter": Rule(
+        "2, 4, 6, .. numbers above 0", lambda taps: len(taps) % 2 == 0 < len(taps) and min(taps) > 0
+    ),
+    "model.head_channels": at_least(1),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
     "optim.beta1": from_up_to(0, 1),
@@ -173,6 +184,7 @@ def validate(config: ConfigDict) -> None:
             _require(isinstance(value, ConfigDict) and name in value, f"the config has no field {field}")
             value = value[name]
         _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
+    _validate_width(config)
     _validate_image_size(config)
     _validate_betas(config)
     _validate_schedule(config)
@@ -184,7 +196,7 @@ def validate(config: ConfigDict) -> None:
 def _holds(rule: Rule, value: Any) -> bool:
     try:
         return rule.holds(value)
-    except TypeError:  # a list where a number is required, or None
+    except (TypeError, ValueError):  # a list where a number is required, None, or an empty list
         return False
 
 
@@ -208,6 +220,13 @@ def validate_analysis(config: ConfigDict) -> None:
     most = min((dim - 1) // 5, kept)  # symmetry.stability uses more than 5 basis vectors per eigenvalue
     count = settings.num_eigenvalues
     _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
+
+
+def _validate_width(config: ConfigDict) -> None:
+    """The groups of GroupNorm must divide all numbers of channels."""
+    nf = config.model.nf
+    factor = 32 if config.model.name == "ddpm" else 4
+    _require(nf % factor == 0, f"model.nf={nf} is not allowed: it must be a positive multiple of {factor}")
 
 
 def _validate_image_size(config: ConfigDict) -> None:

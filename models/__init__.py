@@ -13,7 +13,7 @@ from core import schedules
 from core.conventions import Convention
 from core.diffusion import Denoiser
 from core.schedules import NoiseSchedule
-from core.shapes import Images, Labels, RandomKey
+from core.shapes import AnyArray, Images, Labels, RandomKey
 from models.adm import ADM
 from models.ddpm import DDPM
 from models.songunet import SongUNet
@@ -70,22 +70,24 @@ def apply_model(
     t: Real[Array, "batch"],
     labels: Labels | None = None,
     dropout_key: RandomKey | None = None,
+    **inputs: AnyArray,
 ) -> Images:
     """The network's output for its own input x at its own time t; what it is, config.model.prediction says.
 
     labels: for networks with classes only.
     dropout_key: applies dropout with this key; None switches dropout off.
+    inputs: further inputs of the network by name, such as `augment` of SongUNet.
 
     If config.model.dtype is bfloat16, the network computes with params and x rounded to bfloat16. The parameters, their
     gradients and the output keep their own dtype.
     """
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-    options = {} if labels is None else {"labels": labels}
+    inputs |= {} if labels is None else {"labels": labels}
     network = nnx.merge(graphdef, params)
     if network.dtype == jnp.float32:  # no conversion, so that float64 stays float64
-        return network(x, t, rngs, **options)
+        return network(x, t, rngs, **inputs)
     rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
-    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs, **options).astype(x.dtype)
+    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs, **inputs).astype(x.dtype)
 
 
 def make_denoiser(

@@ -31,6 +31,7 @@ OPERATIONS = frozenset(
     {"FRAME", "MEMOIZE", "STACK_GLOBAL", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "EMPTY_SET", "NEWOBJ"}
 )
 MOST_MODULES = 20_000
+MOST_BLOCKS = 1000
 
 # Arguments of the U-Nets: the section and the field of our config, and the default of EDM.
 COMMON = {
@@ -104,13 +105,25 @@ def network_fields(path: Path) -> dict[str, Any]:
         if unknown := given.keys() - arguments.keys() - set(IGNORED):
             raise ValueError(f"its U-Net has the argument {min(unknown)!r}, which is not known here")
         fields = {field: given.get(key, default) for key, (field, default) in arguments.items()}
+        _check_sizes(fields)
         fields |= PRECONDITIONINGS[network.class_name](network.state)
         fields["model.learned_variance"] = given["out_channels"] == 2 * given["in_channels"]
-    except (LookupError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, LookupError) else error
         raise UserError(f"{path}: its network cannot be rebuilt ({reason})") from error
     sampling = {"sampling.sampler": "heun", "sampling.spacing": "sigma_rho", "sampling.n_steps": 18}
     return {"model.name": name} | fields | sampling
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for a size that no network has, which would keep its construction busy for ever."""
+    levels = expect(list, fields["model.ch_mult"])
+    if not 1 <= fields["model.num_res_blocks"] * len(levels) <= MOST_BLOCKS:
+        raise ValueError("it has too many blocks, or none")
+    for name, value in fields.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not 0 <= number < 2**16:
+                raise ValueError(f"{name} is {number}")
 
 
 def load_edm(path: Path, config: ConfigDict) -> Params:
@@ -161,7 +174,7 @@ def _dialect(file_size: int) -> Dialect:
                 return ModuleDict()
             case "numpy dtype", ("f8", *_):
                 return DTYPE
-            case ("numpy.core.multiarray scalar" | "numpy._core.multiarray scalar"), ("numpy dtype", bytes(data)):
+            case (("numpy.core.multiarray scalar" | "numpy._core.multiarray scalar"), ("numpy dtype", bytes(data))):
                 return struct.unpack("<d", data)[0]
         return rebuild(name, arguments)
 
@@ -278,7 +291,7 @@ def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Any]
         case ("conv_in", _):
             place = f"enc.{sizes[0]}x{sizes[0]}_conv"
         case ("down", int(level), int(index), *_):
-            entry = "block{}".format(index - (level > 0)) if index or not level else "down"
+            entry = f"block{index - (level > 0)}" if index or not level else "down"
             place = f"enc.{sizes[level]}x{sizes[level]}_{entry}"
         case ("up", int(position), int(index), *_):
             size = sizes[::-1][position]
@@ -304,7 +317,7 @@ def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Any]
 
 
 def _from_torch(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array in our layout: [out, in, height, width] to [height, width, in, out], and 1x1 and [out, in] to [in, out]."""
+    """The array in our layout: [out, in, height, width] to [height, width, in, out], or [in, out] for 1x1 and dense."""
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
         return array[0, 0] if array.shape[:2] == (1, 1) else array

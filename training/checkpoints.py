@@ -84,22 +84,6 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     files.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
 
 
-def stored_config(workdir: Path) -> ConfigDict:
-    """The config that `write_config` wrote. Fields that were added to the config since then have their defaults.
-
-    Raises UserError where there is none, or it has a field or a value that is not known now.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"no {path}: train or import a network into this workdir first")
-    config = get_default_config()
-    try:
-        config.update(files.read_json(path))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a config of this version ({error})") from error
-    return config
-
-
 @contextlib.contextmanager
 def only_writer(workdir: Path) -> Iterator[None]:
     """Creates the workdir and holds its lock, so that no two runs write to it.
