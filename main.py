@@ -218,9 +218,9 @@ def with_config(argv: list[str]) -> list[str]:
     if given.config:
         return argv
     if given.mode == "import" and given.source:
-        return [*argv, f"--config={CONFIGS / 'imported.py'}:{given.source}"]
+        return [argv[0], f"--config={CONFIGS / 'imported.py'}:{given.source}", *argv[1:]]
     if given.workdir and (path_of(given.workdir) / "config.json").exists():
-        return [*argv, f"--config={CONFIGS / 'stored.py'}:{path_of(given.workdir)}"]
+        return [argv[0], f"--config={CONFIGS / 'stored.py'}:{path_of(given.workdir)}", *argv[1:]]
     return argv
 
 

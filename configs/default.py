@@ -97,8 +97,8 @@ def get_default_config() -> ConfigDict:
     # "negative_eps"; or "edm", the F of Karras et al. (2022). Where there is little signal, the error of the predicted
     # x_0 stays bounded with "v", "x0", "flow" and "edm". Samplers receive eps and x_0 in all cases.
     model.prediction = "eps"
-    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t; "vp" and
-    # "sigma", the SDEs of Song et al. (2021); "ve" and "edm", the preconditioning of Karras et al. (2022); or "flow".
+    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t; "vp", "sigma"
+    # and "ve_index", of Song et al. (2021); "ve" and "edm", the preconditioning of Karras et al. (2022); or "flow".
     model.convention = "ddpm"
     # The standard deviation of the data in the formulas of "edm".
     model.sigma_data = 0.5
@@ -125,13 +125,17 @@ def get_default_config() -> ConfigDict:
     model.emb_mult = 4
     # Whether as many output channels again hold a learned variance. Samplers do not use it.
     model.learned_variance = False
-    # "songunet": the embedding of the time, "positional" or "fourier"; the way in for halved images, "standard" (none),
-    # "residual" or "skip"; the way out, "standard" or "skip"; the resampling filter along one axis.
+    # The embedding of the time of a "songunet": "positional" or "fourier".
     model.embedding = "positional"
+    # Whether it embeds the logarithm of the time, and whether it divides its output by sigma.
+    model.log_time = False
+    model.divides_by_sigma = False
+    # Its way in for halved images, "standard" (none), "residual" or "skip"; its way out, "standard" or "skip"; its
+    # resampling filter along one axis.
     model.encoder = "standard"
     model.decoder = "standard"
     model.resample_filter = (1, 1)
-    # "adm": channels of a head of attention.
+    # Channels of a head of attention of an "adm".
     model.head_channels = 64
 
     config.optim = optim = ConfigDict()

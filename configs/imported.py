@@ -15,10 +15,15 @@ from core.errors import UserError
 def get_config(source: str) -> ConfigDict:
     """The default config with the fields that the file determines. Raises UserError for a file that does not."""
     path = Path(source).expanduser()
-    if path.suffix != ".pkl":
-        raise UserError(f"--mode=import needs --config for {path}: only .pkl files of EDM describe their network")
-    from models.edm_file import network_fields  # here: imports jax
-
+    if path.suffix == ".pkl":
+        from models.edm_file import network_fields  # here: imports jax
+    elif path.suffix == "" and not path.is_dir():
+        from models.score_sde_file import network_fields
+    else:
+        raise UserError(
+            f"--mode=import needs --config for {path}: only .pkl files of EDM, and checkpoints of score_sde beside its "
+            "config.json, describe their network"
+        )
     config = get_default_config()
     try:
         config.update_from_flattened_dict(network_fields(path))

@@ -85,6 +85,11 @@ def _nearest(own: Convention, schedule: NoiseSchedule, at: Moment) -> jax.Array:
     return jnp.searchsorted((levels[1:] + levels[:-1]) / 2, at.sigma) - 1
 
 
+def _nearest_from_above(own: Convention, schedule: NoiseSchedule, at: Moment) -> jax.Array:
+    """The same integer, counted from the highest noise, which is 0."""
+    return schedule.num_timesteps - 1 - jnp.maximum(_nearest(own, schedule, at), 0)
+
+
 def _identity(own: Convention, signal: jax.Array, noise: jax.Array) -> float:
     return 1.0
 
@@ -101,8 +106,10 @@ CONVENTIONS = {
     "iddpm": Units(_identity, _nearest),
     # The continuous variance-preserving SDE of Song et al. (2021); EDM's VPPrecond.
     "vp": Units(_identity, _vp_time),
-    # The variance-exploding SDE, with sigma as the time (score_sde, diffusers), or log(sigma / 2) (EDM's VEPrecond).
+    # The variance-exploding SDE, with sigma as the time (score_sde, diffusers), log(sigma / 2) (EDM's VEPrecond), or the
+    # index of the noise level (discrete networks of score_sde).
     "sigma": Units(_exploding, lambda own, schedule, at: at.sigma),
+    "ve_index": Units(_exploding, _nearest_from_above),
     "ve": Units(_exploding, lambda own, schedule, at: jnp.log(at.sigma / 2)),
     # Karras et al. (2022), table 1: c_in and c_noise.
     "edm": Units(

@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from core.errors import UserError
-from models import Params, abstract_params
+from models import Params
 from models.torch_file import DAMAGE, TORCH, Dialect, Storage, expect, interpret, read_legacy, rebuild
+from models.weights import Convert, fill_renamed
 
 OBJECT = "torch_utils.persistence _reconstruct_persistent_obj"
 STORAGE = "torch.storage _load_from_bytes"
@@ -135,22 +134,8 @@ def load_edm(path: Path, config: ConfigDict) -> Params:
         weights = _arrays(_unet(read_network(path)))
     except DAMAGE as error:
         raise UserError(f"{path}: the modules of its network do not fit together; fetch it anew") from error
-    _, abstract = abstract_params(config)
-    used = set()
-    leaves = []
-    for keys, variable in nnx.to_flat_state(abstract):
-        name, convert = _foreign(keys, config)
-        array = weights.get(name)
-        converted = convert(array) if isinstance(array, np.ndarray) else None
-        if converted is None or converted.shape != variable.shape or not np.isfinite(converted).all():
-            found = "nothing" if array is None else f"an array of shape {list(array.shape)}"
-            raise UserError(f"{path}: {name} does not fit {'.'.join(map(str, keys))} {variable.shape}: found {found}")
-        leaves.append((keys, variable.replace(jnp.asarray(converted, variable.dtype))))
-        used.add(name)
-    left = {name for name in weights.keys() - used if not name.endswith("resample_filter")}
-    if left:
-        raise UserError(f"{path}: holds {min(left)}, which the network of the config lacks")
-    return nnx.from_flat_state(leaves)
+    weights = {name: array for name, array in weights.items() if not name.endswith("resample_filter")}
+    return fill_renamed(path, config, weights, lambda keys: _foreign(keys, config))
 
 
 # The pickle
@@ -279,7 +264,7 @@ INNER = {
 ATTENTION = {"norm": "norm2", "query": "qkv", "key": "qkv", "value": "qkv", "out": "proj"}
 
 
-def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Any]:
+def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Convert]:
     """The name in EDM of a parameter of ours, and the function from its array to ours."""
     sizes = [config.data.image_size >> level for level in range(len(config.model.ch_mult))]
     leaf = {"kernel": "weight", "scale": "weight"}.get(keys[-1], keys[-1])

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
+from core.schedules import per_image
 from core.shapes import Images, Labels
 from models.layers import conv3x3, dense, timestep_embedding
 from models.unet_blocks import (
@@ -53,6 +54,9 @@ class SongUNet(nnx.Module):
             scales_and_shifts=False,
             resampled_shortcut=True,
         )
+        self.centered = data.centered
+        self.log_time, self.divides_by_sigma = model.log_time, model.divides_by_sigma
+        self.sigmas = config.schedule.sigma_min, config.schedule.sigma_max, model.num_scales
         if model.embedding == "fourier":
             self.frequencies = nnx.Param(16 * jax.random.normal(rngs.params(), (noise_channels // 2,)))
         self.noise_channels = noise_channels
@@ -104,8 +108,8 @@ class SongUNet(nnx.Module):
         Without labels, a network with classes is given none of them. augment: what was done to the training images.
         """
         emb = self._embedding(t, labels, augment).astype(x.dtype)
-        image = x
-        x = self.conv_in(x)
+        image = x if self.centered else 2 * x - 1
+        x = self.conv_in(image)
         skips = [x]
         for level, blocks in enumerate(self.down):
             for index, block in enumerate(blocks):
@@ -120,7 +124,12 @@ class SongUNet(nnx.Module):
             if end >= 0:
                 part = self.convs_out[end](jax.nn.silu(self.norms_out[end](x)))
                 output = part if output is None else up(output, self.taps) + part
-        return output
+        return output / per_image(self._sigma(t), output) if self.divides_by_sigma else output
+
+    def _sigma(self, t: Real[Array, "batch"]) -> Float[Array, "batch"]:
+        """The noise level of the network's own time: sigma itself, or an index counted from the highest level."""
+        low, high, count = self.sigmas
+        return t if self.log_time else high * (low / high) ** (jnp.floor(t) / (count - 1))
 
     def _add_halved(self, layer: nnx.Module, x: Images, image: Images) -> tuple[Images, Images]:
         """(x with the halved image added, the halved image for the next level)."""
@@ -131,7 +140,7 @@ class SongUNet(nnx.Module):
         return x, x
 
     def _embedding(self, t: Real[Array, "batch"], labels: Labels | None, augment: Array | None) -> Embedding:
-        t = wide(t)
+        t = jnp.log(wide(t)) if self.log_time else wide(t)
         if hasattr(self, "frequencies"):
             frequencies = jax.lax.stop_gradient(self.frequencies[...]).astype(t.dtype)  # they are not trained
             angles = t[:, None] * (2 * math.pi * frequencies)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ SECTIONS = ("model", "schedule", "data")  # of a config, that a network depends 
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """Weights by their path in the network, joined by dots."""
+
+
+Convert = Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]
 
 
 class Weights(NamedTuple):
@@ -82,6 +86,28 @@ def fill(path: Path, config: ConfigDict, arrays: Arrays) -> Params:
             raise UserError(f"{path}: {name} should be {required}, found {found.dtype} {list(found.shape)}")
     leaves = [(keys, variable.replace(jnp.asarray(arrays[name]))) for name, (keys, variable) in expected.items()]
     return nnx.from_flat_state(leaves)
+
+
+def fill_renamed(
+    path: Path, config: ConfigDict, arrays: Arrays, foreign: Callable[[tuple[str | int, ...]], tuple[str, Convert]]
+) -> Params:
+    """The same for arrays with the names and the layouts of other software, as float32.
+
+    foreign: from the path of a parameter in our network to its name in `arrays`, and the function to our layout.
+    Arrays that the network does not use must not be there.
+    """
+    _, abstract = abstract_params(config)
+    ours = {}
+    unused = set(arrays)
+    for keys, _ in nnx.to_flat_state(abstract):
+        name, convert = foreign(keys)
+        if name not in arrays:
+            raise UserError(f"{path}: lacks {name}, which the network of the config has")
+        ours[_name(keys)] = np.asarray(convert(arrays[name]), np.float32)
+        unused.discard(name)
+    if unused:
+        raise UserError(f"{path}: holds {min(unused)}, which the network of the config lacks")
+    return fill(path, config, ours)
 
 
 def _name(keys: tuple[str | int, ...]) -> str:

@@ -75,9 +75,10 @@ def test_inputs_and_times(name):
     with jax.enable_x64(True):
         Denoiser(network, schedule, own=Convention(name)).denoise(jnp.ones((3, 1, 1, 1)), sigma)
     nearest = [np.abs(np.sqrt(1 / np.asarray(schedule.alpha_bars) - 1) - s).argmin() for s in sigma]
-    factors = {"edm": 1 / np.sqrt(sigma**2 + 0.25), "ve": 1.0, "sigma": 1.0, "flow": 1 / (1 + sigma)}
+    factors = {"edm": 1 / np.sqrt(sigma**2 + 0.25), "ve": 1.0, "sigma": 1.0, "ve_index": 1.0, "flow": 1 / (1 + sigma)}
     times = {
         "iddpm": nearest,
+        "ve_index": 999 - np.array(nearest),
         "vp": 999 * u,
         "sigma": sigma,
         "ve": np.log(sigma / 2),
