@@ -97,8 +97,8 @@ def get_default_config() -> ConfigDict:
     # "negative_eps"; or "edm", the F of Karras et al. (2022). Where there is little signal, the error of the predicted
     # x_0 stays bounded with "v", "x0", "flow" and "edm". Samplers receive eps and x_0 in all cases.
     model.prediction = "eps"
-    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t; "vp", "sigma"
-    # and "ve_index", of Song et al. (2021); "ve" and "edm", the preconditioning of Karras et al. (2022); or "flow".
+    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t; "vp",
+    # "sigma" and "ve_index", as in Song et al. (2021); "ve" and "edm", as in Karras et al. (2022); or "flow".
     model.convention = "ddpm"
     # The standard deviation of the data in the formulas of "edm".
     model.sigma_data = 0.5

@@ -106,8 +106,8 @@ CONVENTIONS = {
     "iddpm": Units(_identity, _nearest),
     # The continuous variance-preserving SDE of Song et al. (2021); EDM's VPPrecond.
     "vp": Units(_identity, _vp_time),
-    # The variance-exploding SDE, with sigma as the time (score_sde, diffusers), log(sigma / 2) (EDM's VEPrecond), or the
-    # index of the noise level (discrete networks of score_sde).
+    # The variance-exploding SDE. The time is sigma (score_sde, diffusers), the index of the noise level (discrete
+    # networks of score_sde), or log(sigma / 2) (EDM's VEPrecond).
     "sigma": Units(_exploding, lambda own, schedule, at: at.sigma),
     "ve_index": Units(_exploding, _nearest_from_above),
     "ve": Units(_exploding, lambda own, schedule, at: jnp.log(at.sigma / 2)),
