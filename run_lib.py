@@ -260,9 +260,8 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
         with checkpoints.saving(config, workdir) as save:
             save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, ema=foreign.ema)))
         checkpoints.write_config(config, workdir)  # last, so that a workdir with a config is complete
-    print(
-        f"imported {source} as the checkpoint of step {foreign.step} in {workdir}; data.dataset is {config.data.dataset}"
-    )
+    print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
+    print(f"statistics and scores are of data.dataset={config.data.dataset}")
 
 
 def _edm_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
