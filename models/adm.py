@@ -80,7 +80,7 @@ class ADM(nnx.Module):
         angles = t[:, None] * jnp.exp(-jnp.log(1e4) / half * jnp.arange(half)).astype(t.dtype)
         emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         if self.augment_dense is not None and augment is not None:
-            emb += self.augment_dense(augment)
+            emb += self.augment_dense(augment.astype(emb.dtype))
         emb = self.emb_dense2(jax.nn.silu(self.emb_dense1(emb)))
         if self.label_dense is not None:
             emb += self.label_dense(class_weights(labels, self.label_dim, emb))

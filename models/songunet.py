@@ -150,7 +150,7 @@ class SongUNet(nnx.Module):
         if self.label_dense is not None:
             emb += self.label_dense(math.sqrt(self.label_dim) * class_weights(labels, self.label_dim, emb))
         if self.augment_dense is not None and augment is not None:
-            emb += self.augment_dense(augment)
+            emb += self.augment_dense(augment.astype(emb.dtype))
         return jax.nn.silu(self.emb_dense2(jax.nn.silu(self.emb_dense1(emb))))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
+from core.errors import UserError
 from core.shapes import AnyArray, Images, Labels
 from models.layers import GroupNorm, add_to_pixels, conv3x3, dense, dropout
 
@@ -78,14 +79,21 @@ RESAMPLE = {"": lambda x, taps: x, "down": down, "up": up}
 
 
 def norm(channels: int, epsilon: float, *, rngs: nnx.Rngs) -> GroupNorm:
-    """Group normalization with at most 32 groups of at least 4 channels."""
-    return GroupNorm(channels, num_groups=min(32, channels // 4), epsilon=epsilon, rngs=rngs)
+    """Group normalization with at most 32 groups of at least 4 channels. Raises UserError if they are not equal."""
+    groups = min(32, channels // 4)
+    if channels % groups:
+        raise UserError(
+            f"{channels} channels do not form {groups} equal groups: choose another model.nf or model.ch_mult"
+        )
+    return GroupNorm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
 
 
 class Attention(nnx.Module):
     """Self-attention over all pixels, after group normalization; without the residual sum."""
 
     def __init__(self, channels: int, heads: int, epsilon: float, *, rngs: nnx.Rngs):
+        if channels % heads:
+            raise UserError(f"{channels} channels do not form {heads} equal heads: choose another model.head_channels")
         self.heads = heads
         self.norm = norm(channels, epsilon, rngs=rngs)
         self.query = dense(channels, channels, init_scale=0.2, rngs=rngs)

@@ -13,7 +13,7 @@ from configs.edm import edm_config
 
 def get_config() -> ConfigDict:
     config = edm_config()
-    config.data.update(dataset="imagenet64", image_size=64, random_flip=False)
+    config.data.update(dataset="imagenet", image_size=64, random_flip=False)
     config.model.update(name="adm", nf=192, ch_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8))
     config.model.update(label_dim=1000, augment_dim=0)
     config.sampling.n_steps = 40

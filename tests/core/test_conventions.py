@@ -19,8 +19,7 @@ def outputs(x0, noise, signal, sigma, own):
     d = own.sigma_data
     c_skip = d**2 / (ratio**2 + d**2)
     c_out = ratio * d / jnp.sqrt(ratio**2 + d**2)
-    units = {"ve": ratio, "sigma": ratio, "flow": sigma / (signal + sigma)}
-    own_noise = units.get(own.name, sigma / (signal / signal))  # the factor of the noise in the network's input
+    own_noise = {"ve": ratio, "sigma": ratio}.get(own.name, sigma)  # the factor of the noise in the network's input
     return {
         "eps": noise,
         "v": signal * noise - sigma * x0,

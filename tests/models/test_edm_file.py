@@ -12,6 +12,7 @@ import pytest
 
 import sampling
 from configs import imported
+from configs.validation import validate
 from core.diffusion import Denoiser, NoiseSchedule, per_image
 from core.errors import UserError
 from core.schedules import rho_sigmas
@@ -187,7 +188,9 @@ def mutated(data, starts, rng):
 def is_refused(path, data):
     path.write_bytes(data)
     try:
-        load_edm(path, imported.get_config(str(path)))
+        config = imported.get_config(str(path))
+        validate(config)
+        load_edm(path, config)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
         return True
