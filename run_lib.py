@@ -24,6 +24,7 @@ from metrics.results import GRID_SIZE, Result, folder_name
 from models import make_denoiser
 from models.edm_file import load_edm
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
+from models.guided_file import load_guided
 from models.score_sde_file import load_score_sde
 from models.weights import fill, read_weights, save_weights
 from sampling.generate import record_trajectory
@@ -246,13 +247,13 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str = "eval") -> Pat
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a foreign file.
 
-    The file is our own .npz, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, or a flax checkpoint of
-    score_sde, whose name has no ending.
+    The file is our own .npz, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of improved- or
+    guided-diffusion, or a flax checkpoint of score_sde, whose name has no ending.
     """
     validate(config)
     if checkpoints.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
-    load = {".npz": _own_weights, ".pkl": _edm_weights}.get(source.suffix, load_foreign)
+    load = {".npz": _own_weights, ".pkl": _edm_weights, ".pt": _guided_weights}.get(source.suffix, load_foreign)
     if source.suffix == "" and source.is_file():
         load = _score_sde_weights
     foreign = load(source, config)
@@ -266,6 +267,11 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
 
 def _edm_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
     params = load_edm(source, config)
+    return ForeignCheckpoint(0, params, params)
+
+
+def _guided_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    params = load_guided(source, config)
     return ForeignCheckpoint(0, params, params)
 
 

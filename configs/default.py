@@ -97,8 +97,9 @@ def get_default_config() -> ConfigDict:
     # "negative_eps"; or "edm", the F of Karras et al. (2022). Where there is little signal, the error of the predicted
     # x_0 stays bounded with "v", "x0", "flow" and "edm". Samplers receive eps and x_0 in all cases.
     model.prediction = "eps"
-    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t; "vp",
-    # "sigma" and "ve_index", as in Song et al. (2021); "ve" and "edm", as in Karras et al. (2022); or "flow".
+    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t;
+    # "rescaled", x_t and 1000 t / T; "vp", "sigma" and "ve_index", as in Song et al. (2021); "ve" and "edm", as in
+    # Karras et al. (2022); or "flow".
     model.convention = "ddpm"
     # The standard deviation of the data in the formulas of "edm".
     model.sigma_data = 0.5
@@ -135,8 +136,14 @@ def get_default_config() -> ConfigDict:
     model.encoder = "standard"
     model.decoder = "standard"
     model.resample_filter = (1, 1)
-    # Channels of a head of attention of an "adm".
+    # Heads of attention of an "adm", or if 0 the channels of a head; the least channels of a group of its GroupNorm.
+    model.num_heads = 0
     model.head_channels = 64
+    model.group_channels = 4
+    # Whether its embedding scales and shifts (otherwise it is added), and whether its residual blocks change the
+    # resolution (otherwise convolutions do).
+    model.scale_shift = True
+    model.resamp_in_blocks = True
 
     config.optim = optim = ConfigDict()
     # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.

@@ -17,12 +17,14 @@ def get_config(source: str) -> ConfigDict:
     path = Path(source).expanduser()
     if path.suffix == ".pkl":
         from models.edm_file import network_fields  # here: imports jax
+    elif path.suffix == ".pt":
+        from models.guided_file import network_fields
     elif path.suffix == "" and not path.is_dir():
         from models.score_sde_file import network_fields
     else:
         raise UserError(
-            f"--mode=import needs --config for {path}: only .pkl files of EDM, and checkpoints of score_sde beside its "
-            "config.json, describe their network"
+            f"--mode=import needs --config for {path}: only .pkl files of EDM, and .pt files of improved- and "
+            "guided-diffusion and checkpoints of score_sde with a config.json beside them, describe their network"
         )
     config = get_default_config()
     try:

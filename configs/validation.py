@@ -140,7 +140,9 @@ RULES = {
     "model.resample_filter": Rule(
         "2, 4, 6, .. numbers above 0", lambda taps: len(taps) % 2 == 0 < len(taps) and min(taps) > 0
     ),
+    "model.num_heads": at_least(0),
     "model.head_channels": at_least(1),
+    "model.group_channels": at_least(1),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
     "optim.beta1": from_up_to(0, 1),

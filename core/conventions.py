@@ -25,7 +25,7 @@ class Convention(NamedTuple):
       name: one of CONVENTIONS.
       sigma_data: the standard deviation of the data in EDM's formulas.
       beta_min, beta_max: of the continuous variance-preserving process, whose time "vp" networks are given.
-      num_scales: number of times of the "vp" and "flow" conventions.
+      num_scales: number of times of "vp" and "flow".
     """
 
     name: str = "ddpm"
@@ -104,6 +104,8 @@ CONVENTIONS = {
     "ddpm": Units(_identity, lambda own, schedule, at: at.t),
     # The same, for networks that were trained at integer t only (improved- and guided-diffusion; EDM's iDDPMPrecond).
     "iddpm": Units(_identity, _nearest),
+    # The same, with t scaled to 1000 times (improved-diffusion's rescale_timesteps).
+    "rescaled": Units(_identity, lambda own, schedule, at: at.t * (1000 / schedule.num_timesteps)),
     # The continuous variance-preserving SDE of Song et al. (2021); EDM's VPPrecond.
     "vp": Units(_identity, _vp_time),
     # The variance-exploding SDE. The time is sigma (score_sde, diffusers), the index of the noise level (discrete

@@ -1,4 +1,7 @@
-"""ADM's U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233), in the form of Karras et al. (2022), appendix F."""
+"""ADM's U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233) and improved-diffusion's (arXiv 2102.09672).
+
+The defaults are the form of Karras et al. (2022), appendix F.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +10,22 @@ from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
 from core.shapes import Images, Labels
-from models.layers import conv3x3, dense
+from models.layers import Downsample, Upsample, conv3x3, dense
 from models.unet_blocks import BlockSettings, Embedding, UNetBlock, apply_up, class_weights, make_levels, norm, wide
 
 EPSILON = 1e-5
+RESAMPLE = {
+    "down": lambda channels, rngs: Downsample(channels, with_conv=True, padding=1, rngs=rngs),
+    "up": lambda channels, rngs: Upsample(channels, with_conv=True, rngs=rngs),
+}
 
 
 class ADM(nnx.Module):
-    """Predicts what model.prediction names, at the time of model.convention."""
+    """Predicts what model.prediction names, at the time of model.convention.
+
+    model.resamp_in_blocks: whether residual blocks halve and double the images; otherwise convolutions do.
+    model.scale_shift: whether the embedding scales and shifts the second norm of a block; otherwise it is added.
+    """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
@@ -28,8 +39,10 @@ class ADM(nnx.Module):
             epsilon=EPSILON,
             scale=1.0,
             taps=(1, 1),
+            num_heads=model.num_heads,
             head_channels=model.head_channels,
-            scales_and_shifts=True,
+            group_channels=model.group_channels,
+            scales_and_shifts=model.scale_shift,
             resampled_shortcut=False,
         )
         self.label_dense = _unbiased(model.label_dim, settings.emb_dim, rngs) if model.label_dim else None
@@ -38,8 +51,14 @@ class ADM(nnx.Module):
         self.emb_dense2 = dense(settings.emb_dim, settings.emb_dim, rngs=rngs)
         widths = [model.nf * mult for mult in model.ch_mult]
         self.conv_in = conv3x3(data.num_channels, widths[0], rngs=rngs)
+
+        def make_block(channels, out_channels, *, resample="", attention=False):
+            if resample and not model.resamp_in_blocks:
+                return RESAMPLE[resample](channels, rngs)
+            return UNetBlock(channels, out_channels, settings, resample=resample, attention=attention, rngs=rngs)
+
         levels = make_levels(
-            lambda channels, out, **options: UNetBlock(channels, out, settings, rngs=rngs, **options),
+            make_block,
             widths,
             [data.image_size >> level in model.attn_resolutions for level in range(len(widths))],
             stem=widths[0],
@@ -48,7 +67,7 @@ class ADM(nnx.Module):
         )
         self.down, self.up, self.taking = levels.down, levels.up, levels.taking
         out_channels = data.num_channels * (1 + model.learned_variance)
-        self.norm_out = norm(levels.channels[-1], EPSILON, rngs=rngs)
+        self.norm_out = norm(levels.channels[-1], EPSILON, model.group_channels, rngs=rngs)
         self.conv_out = conv3x3(levels.channels[-1], out_channels, init_scale=0, rngs=rngs)
 
     def __call__(

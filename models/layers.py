@@ -195,11 +195,13 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false."""
+    """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false.
 
-    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
-        # Padding only below and to the right, as in the paper's code.
-        self.conv = conv3x3(channels, channels, strides=2, padding=((0, 1), (0, 1)), rngs=rngs) if with_conv else None
+    padding: of the convolution; by default only below and to the right, as in the paper's code.
+    """
+
+    def __init__(self, channels: int, *, with_conv: bool, padding: Any = ((0, 1), (0, 1)), rngs: nnx.Rngs):
+        self.conv = conv3x3(channels, channels, strides=2, padding=padding, rngs=rngs) if with_conv else None
 
     def __call__(
         self, x: Images, temb: TimeEmbedding | None, rngs: nnx.Rngs | None

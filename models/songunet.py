@@ -50,7 +50,9 @@ class SongUNet(nnx.Module):
             epsilon=EPSILON,
             scale=math.sqrt(0.5),
             taps=self.taps,
+            num_heads=1,
             head_channels=0,
+            group_channels=4,
             scales_and_shifts=False,
             resampled_shortcut=True,
         )

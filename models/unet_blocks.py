@@ -29,7 +29,9 @@ class BlockSettings(NamedTuple):
       epsilon: of group normalization.
       scale: the factor of every residual sum.
       taps: the resampling filter along one axis, not normalized.
-      head_channels: channels of a head of attention; 0 stands for one head of all channels.
+      num_heads: of attention; 0 stands for as many as head_channels gives, which may be none.
+      head_channels: channels of a head.
+      group_channels: the least number of channels of a group of group normalization.
       scales_and_shifts: whether the embedding scales and shifts the second norm; otherwise it is added before it.
       resampled_shortcut: whether a block that resamples has a 1x1 convolution in its shortcut.
     """
@@ -39,7 +41,9 @@ class BlockSettings(NamedTuple):
     epsilon: float
     scale: float
     taps: tuple[float, ...]
+    num_heads: int
     head_channels: int
+    group_channels: int
     scales_and_shifts: bool
     resampled_shortcut: bool
 
@@ -78,24 +82,25 @@ def up(x: Images, taps: Sequence[float]) -> Images:
 RESAMPLE = {"": lambda x, taps: x, "down": down, "up": up}
 
 
-def norm(channels: int, epsilon: float, *, rngs: nnx.Rngs) -> GroupNorm:
-    """Group normalization with at most 32 groups of at least 4 channels. Raises UserError if they are not equal."""
-    groups = min(32, channels // 4)
+def norm(channels: int, epsilon: float, group_channels: int = 4, *, rngs: nnx.Rngs) -> GroupNorm:
+    """Group normalization with at most 32 groups of at least `group_channels` channels.
+
+    Raises UserError if the groups would not be equal.
+    """
+    groups = min(32, channels // group_channels)
     if channels % groups:
-        raise UserError(
-            f"{channels} channels do not form {groups} equal groups: choose another model.nf or model.ch_mult"
-        )
+        raise UserError(f"{channels} channels do not form {groups} equal groups: choose another model.nf or ch_mult")
     return GroupNorm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
 
 
 class Attention(nnx.Module):
     """Self-attention over all pixels, after group normalization; without the residual sum."""
 
-    def __init__(self, channels: int, heads: int, epsilon: float, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, heads: int, settings: BlockSettings, *, rngs: nnx.Rngs):
         if channels % heads:
             raise UserError(f"{channels} channels do not form {heads} equal heads: choose another model.head_channels")
         self.heads = heads
-        self.norm = norm(channels, epsilon, rngs=rngs)
+        self.norm = norm(channels, settings.epsilon, settings.group_channels, rngs=rngs)
         self.query = dense(channels, channels, init_scale=0.2, rngs=rngs)
         self.key = dense(channels, channels, init_scale=0.2, rngs=rngs)
         self.value = dense(channels, channels, init_scale=0.2, rngs=rngs)
@@ -140,15 +145,15 @@ class UNetBlock(nnx.Module):
     ):
         self.settings = settings
         self.resample = resample
-        self.norm1 = norm(channels, settings.epsilon, rngs=rngs)
+        self.norm1 = norm(channels, settings.epsilon, settings.group_channels, rngs=rngs)
         self.conv1 = conv3x3(channels, out_channels, rngs=rngs)
         self.emb_dense = dense(settings.emb_dim, out_channels * (1 + settings.scales_and_shifts), rngs=rngs)
-        self.norm2 = norm(out_channels, settings.epsilon, rngs=rngs)
+        self.norm2 = norm(out_channels, settings.epsilon, settings.group_channels, rngs=rngs)
         self.conv2 = conv3x3(out_channels, out_channels, init_scale=0, rngs=rngs)
         projects = channels != out_channels or (resample and settings.resampled_shortcut)
         self.shortcut = dense(channels, out_channels, rngs=rngs) if projects else None
-        heads = out_channels // settings.head_channels if settings.head_channels else 1
-        self.attention = Attention(out_channels, heads, settings.epsilon, rngs=rngs) if attention and heads else None
+        heads = settings.num_heads or out_channels // settings.head_channels
+        self.attention = Attention(out_channels, heads, settings, rngs=rngs) if attention and heads else None
 
     def __call__(self, x: Images, emb: Embedding, rngs: nnx.Rngs | None) -> AnyArray:
         settings = self.settings
