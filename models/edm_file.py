@@ -104,8 +104,8 @@ def network_fields(path: Path) -> dict[str, Any]:
         if unknown := given.keys() - arguments.keys() - set(IGNORED):
             raise ValueError(f"its U-Net has the argument {min(unknown)!r}, which is not known here")
         fields = {field: given.get(key, default) for key, (field, default) in arguments.items()}
-        _check_sizes(fields)
         fields |= PRECONDITIONINGS[network.class_name](network.state)
+        _check_sizes(fields)
         fields["model.learned_variance"] = given["out_channels"] == 2 * given["in_channels"]
     except (LookupError, ValueError, TypeError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, LookupError) else error
