@@ -10,7 +10,8 @@ python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 python main.py --mode=verify    --source=sampling:ddim
 
-Any field of the config is set by --config.section.field=value.
+Any field of the config is set by --config.section.field=value. Without --config, the config is the one that the workdir
+holds; an import takes it from the file, where the file describes its network.
 
 Exit codes:
   0: the mode finished.
@@ -22,6 +23,7 @@ Exit codes:
 After 3, 134 and 128 + n the same command continues the work from what is saved.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -41,6 +43,7 @@ from core.paths import expanded
 from core.streams import tolerate_failed_writes
 
 PATHS = ("workdir", "eval_folder", "source", "reference", "dest")  # flags whose values become Paths
+CONFIGS = Path(__file__).parent / "configs"
 SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of config.sampling
 
 
@@ -195,7 +198,7 @@ def leave(message: str | None, code: int) -> None:
 def parse(argv: list[str]) -> ConfigDict | None:
     """The config from its file, --config.section.field=value and the sampling flags; None if the mode needs none."""
     try:
-        rest = FLAGS([config_expanded(argument) for argument in argv])
+        rest = FLAGS(with_config([config_expanded(argument) for argument in argv]))
         config = FLAGS.config
         if config is not None:
             config.lock()  # the first use of FLAGS.config raises the error if the file cannot be read
@@ -206,7 +209,10 @@ def parse(argv: list[str]) -> ConfigDict | None:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag; --help lists all flags")
     if FLAGS.mode is None or (config is None and MODES[FLAGS.mode].needs_config):
-        raise UserError(f"--mode ({', '.join(MODES)}) and --config are needed; --help lists all flags")
+        raise UserError(
+            f"--mode ({', '.join(MODES)}) and --config are needed, the config only where --workdir holds none; "
+            "--help lists all flags"
+        )
     check_flags(MODES[FLAGS.mode])
     for name in PATHS:
         if FLAGS[name].value:
@@ -230,6 +236,25 @@ def config_expanded(argument: str) -> str:
     """The argument, with ~ expanded in --config=~/file.py."""
     flag, _, path = argument.partition("=")
     return f"{flag}={expanded(path, flag)}" if flag in ("--config", "-config") and path else argument
+
+
+def with_config(argv: list[str]) -> list[str]:
+    """The arguments with a --config where there is none, but a workdir or the source of an import has one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("mode", "config", "workdir", "source"):
+        parser.add_argument(f"--{name}", default="")
+    try:
+        given, _ = parser.parse_known_args(argv[1:])
+    except argparse.ArgumentError:  # a flag without its value: absl says so better
+        return argv
+    if given.config:
+        return argv
+    if given.mode == "import" and given.source:
+        return [argv[0], f"--config={CONFIGS / 'imported.py'}:{expanded(given.source, '--source')}", *argv[1:]]
+    workdir = given.workdir and expanded(given.workdir, "--workdir")
+    if workdir and (workdir / "config.json").exists():
+        return [argv[0], f"--config={CONFIGS / 'stored.py'}:{workdir}", *argv[1:]]
+    return argv
 
 
 def start_of(text: str) -> int:

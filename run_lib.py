@@ -10,6 +10,7 @@ import evaluation
 import likelihood
 import losses
 import sampling
+from configs import stored
 from configs.runs import components_of, expand_starts, sweep_configs, without_scores
 from configs.validation import validate, validate_analysis, validate_batch
 from core import files, parallel, plots
@@ -22,7 +23,10 @@ from metrics.features import load_features
 from metrics.labels import load_labeller
 from metrics.results import GRID_SIZE, Result, folder_name
 from models import make_denoiser
+from models.edm_file import load_edm
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
+from models.guided_file import load_guided
+from models.score_sde_file import load_score_sde
 from models.weights import fill, read_weights, save_weights
 from sampling import start_file
 from sampling.generate import record_trajectory
@@ -40,7 +44,7 @@ def load_denoiser(workdir: str | Path, step: int = -1) -> Denoiser:
 
     The config is the one stored in the workdir. Raises UserError where there is no such checkpoint.
     """
-    config = checkpoints.stored_config(Path(workdir))
+    config = stored.get_config(workdir)
     config.eval.checkpoint = step
     _, graphdef, ema = checkpoints.load_ema(config, Path(workdir))
     return make_denoiser(config, graphdef, ema)
@@ -268,19 +272,42 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval")
 
 
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
-    """Makes a checkpoint in a new workdir from our own .npz, a .pth of the paper's code or a diffusers folder."""
+    """Makes a checkpoint in a new workdir from a foreign file.
+
+    The file is our own .npz, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of improved- or
+    guided-diffusion, or a flax checkpoint of score_sde, whose name has no ending.
+    """
     validate(config)
     if checkpoints.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
-    foreign = _own_weights(config, source) if source.suffix == ".npz" else load_foreign(source, config)
+    load = {".npz": _own_weights, ".pkl": _edm_weights, ".pt": _guided_weights}.get(source.suffix, load_foreign)
+    if source.suffix == "" and source.is_file():
+        load = _score_sde_weights
+    foreign = load(source, config)
     with checkpoints.only_writer(workdir):
         with checkpoints.saving(config, workdir) as save:
             save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, ema=foreign.ema)))
         checkpoints.write_config(config, workdir)  # last, so that a workdir with a config is complete
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
+    print(f"statistics and scores are of data.dataset={config.data.dataset}")
 
 
-def _own_weights(config: ConfigDict, source: Path) -> ForeignCheckpoint:
+def _edm_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    params = load_edm(source, config)
+    return ForeignCheckpoint(0, params, params)
+
+
+def _guided_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    params = load_guided(source, config)
+    return ForeignCheckpoint(0, params, params)
+
+
+def _score_sde_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    step, params = load_score_sde(source, config)
+    return ForeignCheckpoint(step, params, params)
+
+
+def _own_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
     stored = read_weights(source)
     checkpoints.check_network(config, stored.config, source)
     params = fill(source, config, stored.arrays)

@@ -61,12 +61,27 @@ def get_default_config() -> ConfigDict:
     # Whether training adds uniform noise within one of the 256 grey levels to each pixel.
     data.uniform_dequantization = False
 
+    config.schedule = schedule = ConfigDict()
+    # The noise schedule: "linear", the paper's; "scaled_linear", Stable Diffusion's; "cosine", improved-diffusion's
+    # (squaredcos_cap_v2); "vp", the continuous variance-preserving SDE; "ve", equal steps in log sigma; "edm", equal
+    # steps in sigma ** (1 / 7); "flow", rectified flow; or "table". All have model.num_scales times.
+    schedule.name = "linear"
+    # The range of sigma, the ratio of noise to signal, of "ve" and "edm".
+    schedule.sigma_min = 0.002
+    schedule.sigma_max = 80.0
+    # The alpha_bars of "table", descending.
+    schedule.alpha_bars = ()
+    # Whether the schedule is rescaled so that no signal is left at the last time (Lin et al. 2024). Such a network
+    # cannot learn from its eps there, so it needs another model.prediction.
+    schedule.zero_snr = False
+
     config.model = model = ConfigDict()
+    # "ddpm", the paper's U-Net; "songunet", DDPM++ and NCSN++; or "adm".
     model.name = "ddpm"
     # The dtype that the network computes in: "float32", or "bfloat16" for GPUs and TPUs. Weights are always float32.
     model.dtype = "float32"
-    # The noise schedule has num_scales times. Its betas are equally spaced from beta_min / num_scales to
-    # beta_max / num_scales.
+    # The noise schedule has num_scales times. The betas of "linear" and "scaled_linear" run from beta_min / num_scales
+    # to beta_max / num_scales, and those of "vp" from beta_min to beta_max.
     model.beta_min = 0.1
     model.beta_max = 20.0
     model.num_scales = 1000
@@ -78,9 +93,16 @@ def get_default_config() -> ConfigDict:
     # The U-Net works on patches of patch_size x patch_size pixels. 2 makes large images four times cheaper. The
     # networks of the paper and of diffusers have 1.
     model.patch_size = 1
-    # What the network predicts: "eps", the noise, or "v" = signal eps - sigma x_0. With "v" the error of the predicted
-    # x_0 stays bounded where there is little signal. Samplers receive eps in both cases.
+    # What the network predicts: "eps", the noise; "v" = signal eps - sigma x_0; "x0"; "flow" = eps - x_0; "score";
+    # "negative_eps"; or "edm", the F of Karras et al. (2022). Where there is little signal, the error of the predicted
+    # x_0 stays bounded with "v", "x0", "flow" and "edm". Samplers receive eps and x_0 in all cases.
     model.prediction = "eps"
+    # How the network scales its input and names the time: "ddpm", x_t and t; "iddpm", the same at integer t;
+    # "rescaled", x_t and 1000 t / T; "vp", "sigma" and "ve_index", as in Song et al. (2021); "ve" and "edm", as in
+    # Karras et al. (2022); or "flow".
+    model.convention = "ddpm"
+    # The standard deviation of the data in the formulas of "edm".
+    model.sigma_data = 0.5
     model.ch_mult = (1, 2, 2, 2)
     model.num_res_blocks = 2
     # Image sizes at which every residual block is followed by attention. The middle of the U-Net always has attention.
@@ -94,6 +116,34 @@ def get_default_config() -> ConfigDict:
     model.num_groups = 32
     # "swish", "relu", "elu" or "lrelu".
     model.nonlinearity = "swish"
+
+    # The following fields are for "songunet" and "adm". Number of classes that the network is conditioned on, and the
+    # length of its augmentation input.
+    model.label_dim = 0
+    model.augment_dim = 0
+    # Channels of the embedding of the time, before and after its dense layers, in units of nf.
+    model.noise_mult = 1
+    model.emb_mult = 4
+    # Whether as many output channels again hold a learned variance. Samplers do not use it.
+    model.learned_variance = False
+    # The embedding of the time of a "songunet": "positional" or "fourier".
+    model.embedding = "positional"
+    # Whether it embeds the logarithm of the time, and whether it divides its output by sigma.
+    model.log_time = False
+    model.divides_by_sigma = False
+    # Its way in for halved images, "standard" (none), "residual" or "skip"; its way out, "standard" or "skip"; its
+    # resampling filter along one axis.
+    model.encoder = "standard"
+    model.decoder = "standard"
+    model.resample_filter = (1, 1)
+    # Heads of attention of an "adm", or if 0 the channels of a head; the least channels of a group of its GroupNorm.
+    model.num_heads = 0
+    model.head_channels = 64
+    model.group_channels = 4
+    # Whether its embedding scales and shifts (otherwise it is added), and whether its residual blocks change the
+    # resolution (otherwise convolutions do).
+    model.scale_shift = True
+    model.resamp_in_blocks = True
 
     config.optim = optim = ConfigDict()
     # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.

@@ -4,6 +4,7 @@ Mistakes are reported at once because nothing here imports the networks, whose l
 names of networks are therefore repeated here; tests/configs/test_validation.py compares them.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from core.conventions import CONVENTIONS, PREDICTIONS
 from core.errors import UserError
 from core.paths import expanded
 from datasets import LOADERS
@@ -20,6 +22,8 @@ from sampling.auto_grid import fine_times, least_start
 from sampling.auto_start import chooses_grid, chooses_start
 from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
 from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
+
+SCHEDULES = ("linear", "scaled_linear", "cosine", "table", "vp", "ve", "edm", "flow")
 
 
 class Rule(NamedTuple):
@@ -85,6 +89,14 @@ def components() -> Rule:
     )
 
 
+def one_of_schedules() -> Rule:
+    """The value is one of SCHEDULES."""
+    known = one_of(SCHEDULES)
+    return known._replace(
+        allowed=f"{known.allowed}; subvp is not a schedule of this kind: its noise has the variance (1 - alpha_bar)^2"
+    )
+
+
 def empty_or_file() -> Rule:
     """The value is empty or the path of an existing file."""
     return Rule("a file that is there", lambda value: not value or Path(value).expanduser().is_file())
@@ -108,22 +120,41 @@ RULES = {
     "data.image_size": at_least(1),
     "data.num_channels": one_of((1, 3)),
     "data.held_out": from_up_to(0, 1),
-    "model.name": one_of(["ddpm"]),
+    "schedule.name": one_of_schedules(),
+    "schedule.sigma_min": above(0),
+    "schedule.sigma_max": above(0),
+    "schedule.alpha_bars": list_of(from_up_to(0, 1), least=0),
+    "model.name": one_of(["ddpm", "songunet", "adm"]),
     "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
     "model.num_scales": at_least(2),
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
-    "model.nf": Rule("a positive multiple of 32", lambda value: value > 0 and value % 32 == 0),
+    "model.nf": at_least(1),
     "model.patch_size": at_least(1),
-    "model.prediction": one_of(["eps", "v"]),
+    "model.prediction": one_of(PREDICTIONS),
+    "model.convention": one_of(CONVENTIONS),
+    "model.sigma_data": above(0),
     "model.ch_mult": list_of(whole(at_least(1))),
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
     "model.num_res_blocks": at_least(1),
     "model.normalization": one_of(["GroupNorm"]),
     "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # divisors of model.nf, a multiple of 32
     "model.nonlinearity": one_of(["swish", "relu", "elu", "lrelu"]),
+    "model.label_dim": at_least(0),
+    "model.augment_dim": at_least(0),
+    "model.noise_mult": at_least(1),
+    "model.emb_mult": at_least(1),
+    "model.embedding": one_of(["positional", "fourier"]),
+    "model.encoder": one_of(["standard", "residual", "skip"]),
+    "model.decoder": one_of(["standard", "skip"]),
+    "model.resample_filter": Rule(
+        "2, 4, 6, .. numbers above 0", lambda taps: len(taps) % 2 == 0 < len(taps) and min(taps) > 0
+    ),
+    "model.num_heads": at_least(0),
+    "model.head_channels": at_least(1),
+    "model.group_channels": at_least(1),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
     "optim.beta1": from_up_to(0, 1),
@@ -171,8 +202,10 @@ def validate(config: ConfigDict) -> None:
     for field, rule in RULES.items():
         value = _value(config, field)
         _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
+    _validate_width(config)
     _validate_image_size(config)
     _validate_betas(config)
+    _validate_schedule(config)
     _validate_start(config)
     _validate_auto_start(config)
     _validate_baseline(config)
@@ -194,7 +227,7 @@ def _value(config: ConfigDict, field: str) -> Any:
 def _holds(rule: Rule, value: Any) -> bool:
     try:
         return rule.holds(value)
-    except TypeError:  # a list where a number is required, or None
+    except (TypeError, ValueError):  # a list where a number is required, None, or an empty list
         return False
 
 
@@ -220,6 +253,13 @@ def validate_analysis(config: ConfigDict) -> None:
     _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
+def _validate_width(config: ConfigDict) -> None:
+    """The groups of GroupNorm must divide all numbers of channels."""
+    nf = config.model.nf
+    factor = 32 if config.model.name == "ddpm" else 4
+    _require(nf % factor == 0, f"model.nf={nf} is not allowed: it must be a positive multiple of {factor}")
+
+
 def _validate_image_size(config: ConfigDict) -> None:
     size = config.data.image_size
     halvings = len(config.model.ch_mult) - 1
@@ -238,6 +278,25 @@ def _validate_betas(config: ConfigDict) -> None:
         f"model.beta_min={model.beta_min} must not be above model.beta_max={model.beta_max}, and both must be below "
         f"model.num_scales={model.num_scales}, so that every beta is between 0 and 1",
     )
+
+
+def _validate_schedule(config: ConfigDict) -> None:
+    settings = config.schedule
+    low, high = settings.sigma_min, settings.sigma_max
+    _require(low < high, f"schedule.sigma_min={low} must be below schedule.sigma_max={high}")
+    if settings.name == "table":
+        table = settings.alpha_bars
+        _require(
+            len(table) == config.model.num_scales and all(b < a for a, b in itertools.pairwise((1, *table))),
+            f"schedule.alpha_bars must be {config.model.num_scales} (model.num_scales) descending numbers below 1",
+        )
+    if settings.zero_snr or settings.name == "flow":
+        says_nothing = config.model.prediction in ("eps", "negative_eps", "score")
+        _require(
+            not says_nothing,
+            f"model.prediction={config.model.prediction!r} does not determine x_0 where no signal is left, at the last "
+            "time of this schedule: choose v, x0, flow or edm",
+        )
 
 
 def _validate_start(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Array types that travel between modules, as jaxtyping annotations; `make test-types` checks them at run time."""
 
 import numpy as np
-from jaxtyping import Array, Float, Integer, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Integer, Key, Real, Shaped, UInt8
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 """Images in the network's range, or noise or predictions of their shape."""
@@ -12,8 +12,11 @@ Pixels = UInt8[Array | np.ndarray, "batch height width channels"]
 HostPixels = UInt8[np.ndarray, "batch height width channels"]
 """Levels in host memory, or mapped into it."""
 
-Timesteps = Integer[Array | np.ndarray, "steps"]
-"""A time grid, descending."""
+Timesteps = Real[Array | np.ndarray, "steps"]
+"""A time grid, descending; integers, or real times."""
+
+Labels = Integer[Array | np.ndarray, "batch"] | Float[Array | np.ndarray, "batch classes"]
+"""The class of each image: its number, or a row of weights of all classes."""
 
 Vectors = Float[np.ndarray, "batch dim"]
 """Feature vectors, or images laid out as vectors, in host memory."""

@@ -1,28 +1,52 @@
 """Creation of networks by name, and their predictions as pure functions of the parameters."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Real
 from ml_collections import ConfigDict
 
-from core.diffusion import Denoiser, NoiseSchedule
-from core.shapes import Images, RandomKey
+from core import schedules
+from core.conventions import Convention
+from core.diffusion import Denoiser
+from core.schedules import NoiseSchedule
+from core.shapes import AnyArray, Images, Labels, RandomKey
+from models.adm import ADM
 from models.ddpm import DDPM
+from models.songunet import SongUNet
 
-MODELS = {"ddpm": DDPM}
+MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM}
 
 Params = nnx.State
 
+# By config.schedule.name: functions of config.model and config.schedule.
+SCHEDULES: dict[str, Callable[[ConfigDict, ConfigDict], NoiseSchedule]] = {
+    "linear": lambda model, _: NoiseSchedule.linear(*_end_betas(model), model.num_scales),
+    "scaled_linear": lambda model, _: schedules.scaled_linear(*_end_betas(model), model.num_scales),
+    "cosine": lambda model, _: schedules.cosine(model.num_scales),
+    "table": lambda _, settings: NoiseSchedule.from_alpha_bars(settings.alpha_bars),
+    "vp": lambda model, _: schedules.continuous(model.beta_min, model.beta_max, model.num_scales),
+    "ve": lambda model, settings: NoiseSchedule.from_sigmas(
+        np.geomspace(settings.sigma_min, settings.sigma_max, model.num_scales)
+    ),
+    "edm": lambda model, settings: NoiseSchedule.from_sigmas(
+        schedules.rho_sigmas(settings.sigma_min, settings.sigma_max, model.num_scales)
+    ),
+    "flow": lambda model, _: schedules.flow(model.num_scales),
+}
+
 
 def make_schedule(config: ConfigDict) -> NoiseSchedule:
-    """The noise schedule that the network of config.model is trained with."""
-    model = config.model
-    return NoiseSchedule.linear(
-        beta_min=model.beta_min / model.num_scales,
-        beta_max=model.beta_max / model.num_scales,
-        num_timesteps=model.num_scales,
-    )
+    """The noise schedule of config.schedule, with model.num_scales times."""
+    schedule = SCHEDULES[config.schedule.name](config.model, config.schedule)
+    return schedules.zero_terminal_snr(schedule) if config.schedule.zero_snr else schedule
+
+
+def _end_betas(model: ConfigDict) -> tuple[float, float]:
+    return model.beta_min / model.num_scales, model.beta_max / model.num_scales
 
 
 def create_model(config: ConfigDict, rng: RandomKey) -> tuple[nnx.GraphDef, Params]:
@@ -44,21 +68,26 @@ def apply_model(
     params: Params,
     x: Images,
     t: Real[Array, "batch"],
+    labels: Labels | None = None,
     dropout_key: RandomKey | None = None,
+    **inputs: AnyArray,
 ) -> Images:
-    """The network's output for x at times t: eps or v, see config.model.prediction.
+    """The network's output for its own input x at its own time t; what it is, config.model.prediction says.
 
+    labels: for networks with classes only.
     dropout_key: applies dropout with this key; None switches dropout off.
+    inputs: further inputs of the network by name, such as `augment` of SongUNet.
 
     If config.model.dtype is bfloat16, the network computes with params and x rounded to bfloat16. The parameters, their
     gradients and the output keep their own dtype.
     """
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+    inputs |= {} if labels is None else {"labels": labels}
     network = nnx.merge(graphdef, params)
     if network.dtype == jnp.float32:  # no conversion, so that float64 stays float64
-        return network(x, t, rngs)
+        return network(x, t, rngs, **inputs)
     rounded_params, rounded_x = jax.tree.map(lambda leaf: leaf.astype(network.dtype), (params, x))
-    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs).astype(x.dtype)
+    return nnx.merge(graphdef, rounded_params)(rounded_x, t, rngs, **inputs).astype(x.dtype)
 
 
 def make_denoiser(
@@ -68,5 +97,7 @@ def make_denoiser(
 
     dropout_key: as for `apply_model`.
     """
+    model = config.model
     network = jax.tree_util.Partial(apply_model, graphdef, params, dropout_key=dropout_key)
-    return Denoiser(network, make_schedule(config), config.model.prediction)
+    own = Convention(model.convention, model.sigma_data, model.beta_min, model.beta_max, model.num_scales)
+    return Denoiser(network, make_schedule(config), model.prediction, own)

@@ -23,7 +23,7 @@ from models.layers import (
 
 
 class DDPM(nnx.Module):
-    """Predicts the noise in x, or v with model.prediction="v" (see `NoiseSchedule.eps_of_v`).
+    """Predicts what model.prediction names, by default the noise in x.
 
     `down`, `middle` and `up` hold blocks of `models.layers`. `down` and `up` are lists of stages, and a stage is a list
     of blocks applied in order. The output of every down stage is pushed to a stack of skip connections; every up stage
@@ -52,7 +52,7 @@ class DDPM(nnx.Module):
         self.conv_out = conv3x3(blocks.channels, patch_channels, init_scale=0, rngs=rngs)
 
     def __call__(self, x: Images, t: Real[Array, "batch"], rngs: nnx.Rngs | None = None) -> Images:
-        """The prediction (noise or v) for x at times t; dropout is applied if `rngs` is given."""
+        """The prediction for x at times t; dropout is applied if `rngs` is given."""
         temb = self._time_embedding(t, x.dtype)
         h = self.conv_in(space_to_depth(x if self.centered else 2 * x - 1, self.patch_size))
         skips = [h]

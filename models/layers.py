@@ -131,7 +131,7 @@ def timestep_embedding(
     """
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) / (half - shift) * jnp.arange(half))
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = t.astype(jnp.promote_types(t.dtype, jnp.float32))[:, None] * frequencies
     parts = [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(parts[::-1] if cos_first else parts, axis=-1)
 
@@ -206,12 +206,10 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false.
 
-    before: zeros above and to the left of the convolution's input; the paper's code has them only below and to the
-      right, where there is one.
+    padding: of the convolution; by default only below and to the right, as in the paper's code.
     """
 
-    def __init__(self, channels: int, *, with_conv: bool, before: int = 0, rngs: nnx.Rngs):
-        padding = ((before, 1), (before, 1))
+    def __init__(self, channels: int, *, with_conv: bool, padding: Any = ((0, 1), (0, 1)), rngs: nnx.Rngs):
         self.conv = conv3x3(channels, channels, strides=2, padding=padding, rngs=rngs) if with_conv else None
 
     def __call__(

@@ -1,7 +1,7 @@
 """Reads files of `torch.save` without torch, and without executing code from the file.
 
 A pickle is a program for a stack machine. Python's `pickle` can import and call anything that the program names, and
-can be made to allocate unlimited memory. So `_interpret` has only the operations that torch.save uses, similar to
+can be made to allocate unlimited memory. So `interpret` has only the operations that torch.save uses, similar to
 torch's `weights_only` loader. It builds plain values and three named objects: ordered dicts, tensors and parameters.
 It never imports or calls anything that the file names.
 """
@@ -14,7 +14,7 @@ import reprlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, BinaryIO, NamedTuple, no_type_check
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ CALLS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._u
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Number of values that an operation takes from the stack. Operations that are not listed take all above the last mark.
 TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+OPERATIONS = frozenset(CONSTANTS) | frozenset(
+    "TUPLE1 TUPLE2 TUPLE3 APPEND SETITEM PROTO BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_LIST EMPTY_DICT "
+    "MARK BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL BINPERSID STOP TUPLE APPENDS SETITEMS REDUCE BUILD".split()
+)  # of torch.save's default protocol
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch.save before torch 1.6
 
 # A checkpoint has about 40 operations per tensor. The limit keeps a malicious pickle below about 150 MB and seconds.
@@ -47,6 +51,22 @@ DAMAGE = (OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeErro
 
 ReadStorage = Callable[[str, int], bytes | bytearray]
 """A function of a storage's key and size in bytes that returns its content."""
+
+
+class Dialect(NamedTuple):
+    """What a kind of pickle may do.
+
+    Attributes:
+      names: what it may name.
+      operations: what it may use besides the operations of torch.save's default protocol.
+      rebuild: (name, arguments) to what the REDUCE of one of the names gives.
+      build: (object, attributes) to the object with these attributes, for BUILD.
+    """
+
+    names: frozenset[str]
+    operations: frozenset[str]
+    rebuild: Callable[[Any, Any], Any]
+    build: Callable[[Any, Any], Any]
 
 
 class Storage(NamedTuple):
@@ -70,7 +90,7 @@ def read_pth(path: str | Path) -> Any:
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        return _read_zip(path) if is_zip else _read_legacy(path.read_bytes())
+        return _read_zip(path) if is_zip else read_legacy(path.read_bytes())
     except DAMAGE as error:
         # The text of a LookupError, such as "pop from empty list", would not help the user.
         reason = "its parts do not fit together" if isinstance(error, LookupError) else error
@@ -99,13 +119,16 @@ def _read_zip(path: Path) -> Any:
         def read_storage(key: str, size: int) -> bytes:
             return archive.read(f"{folder}/data/{key}")
 
-        return _interpret(io.BytesIO(archive.read(f"{folder}/data.pkl")), read_storage)
+        return interpret(io.BytesIO(archive.read(f"{folder}/data.pkl")), TORCH, read_storage)
 
 
-def _read_legacy(data: bytes) -> Any:
-    """Reads five pickles (magic number, version, system, value, keys), then per key a storage: length and content."""
+def read_legacy(data: bytes) -> Any:
+    """Reads the content of a file in the older format.
+
+    It has five pickles (magic number, version, system, value, keys), then per key a storage: length and content.
+    """
     stream = io.BytesIO(data)
-    magic, version, system = (_interpret(stream, _no_storage) for _ in range(3))
+    magic, version, system = (interpret(stream, TORCH) for _ in range(3))
     if magic != LEGACY_MAGIC or version != 1001 or not isinstance(system, dict):
         raise ValueError("it is neither a zip nor in the older format")
     if system.get("little_endian") is not True:
@@ -123,10 +146,10 @@ def _read_legacy(data: bytes) -> Any:
             buffers[key] = bytearray(size)
         return buffers[key]
 
-    value = _interpret(stream, read_storage)
-    keys = _interpret(stream, _no_storage)
-    for key in _expect(list, keys):
-        buffer = buffers.pop(_expect(str, key))
+    value = interpret(stream, TORCH, read_storage)
+    keys = interpret(stream, TORCH)
+    for key in expect(list, keys):
+        buffer = buffers.pop(expect(str, key))
         stream.seek(8, io.SEEK_CUR)  # skips the length, which is known from the pickle
         if stream.readinto(buffer) != len(buffer):
             raise ValueError("it ends early")
@@ -139,10 +162,10 @@ def _no_storage(key: str, size: int) -> bytes:
     raise ValueError("it has a storage in a pickle that may not have one")
 
 
-def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
+def interpret(stream: BinaryIO, dialect: Dialect, read_storage: ReadStorage = _no_storage) -> Any:
     """The value of the pickle at the stream's position. Moves the stream to the end of the pickle.
 
-    Raises ValueError or LookupError if the pickle is damaged or holds other objects than `read_pth` supports.
+    Raises ValueError or LookupError if the pickle is damaged or does what the dialect does not allow.
     """
     stack: list[Any] = []
     marks: list[int] = []  # lengths of the stack
@@ -150,14 +173,18 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_OPERATIONS:
             raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
+        if operation.name not in OPERATIONS and operation.name not in dialect.operations:
+            raise ValueError(f"its pickle uses {operation.name}, which torch.save's default protocol does not")
         match operation.name:
-            case "PROTO":
+            case "PROTO" | "FRAME":
                 pass
             case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" as name:
                 stack.append(CONSTANTS[name])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
-            case "EMPTY_LIST":
+            case "BINBYTES" | "SHORT_BINBYTES":
+                stack.append(argument)
+            case "EMPTY_LIST" | "EMPTY_SET":
                 stack.append([])
             case "EMPTY_DICT":
                 stack.append({})
@@ -165,38 +192,41 @@ def _interpret(stream: io.BytesIO, read_storage: ReadStorage) -> Any:
                 marks.append(len(stack))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_allowed(argument))
+                stack.append(_allowed(argument, dialect))
+            case "STACK_GLOBAL":
+                name = expect(str, stack.pop())
+                stack.append(_allowed(f"{expect(str, stack.pop())} {name}", dialect))
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), read_storage))
             case "STOP":
                 return stack.pop()
             case name:
-                _combine(name, stack, marks)
+                _combine(name, stack, marks, dialect)
 
 
 @no_type_check  # called for every operation, so run-time checks would slow down the tests
-def _combine(name: str, stack: list[Any], marks: list[int]) -> None:
+def _combine(name: str, stack: list[Any], marks: list[int], dialect: Dialect) -> None:
     """Executes an operation that combines values of the stack."""
     match name:
         case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
             stack.append(tuple(_take(name, stack, marks)))
-        case "APPEND" | "APPENDS":
+        case "APPEND" | "APPENDS" | "ADDITEMS":
             items = _take(name, stack, marks)
-            _expect(list, stack[-1]).extend(items)
+            expect(list, stack[-1]).extend(items)
         case "SETITEM" | "SETITEMS":
             items = _take(name, stack, marks)
-            _set_items(_expect(dict, stack[-1]), items)
-        case "REDUCE":
+            _set_items(expect(dict, stack[-1]), items)
+        case "REDUCE" | "NEWOBJ":
             arguments = stack.pop()
-            stack.append(_rebuild(stack.pop(), arguments))
-        case "BUILD":  # attributes of a state dict, such as the versions of its modules; not needed
-            stack.pop()
-            _expect(dict, stack[-1])
-        case _:
-            raise ValueError(f"its pickle uses {name}, which torch.save's default protocol does not")
+            stack.append(dialect.rebuild(stack.pop(), arguments))
+        case "BUILD":
+            attributes = stack.pop()
+            stack.append(dialect.build(stack.pop(), attributes))
 
 
 @no_type_check  # called for every operation, so run-time checks would slow down the tests
@@ -210,7 +240,7 @@ def _take(name: str, stack: list[Any], marks: list[int]) -> list[Any]:
     return items
 
 
-def _expect(kind: type, value: Any) -> Any:
+def expect(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"its pickle has a {type(value).__name__} in place of a {kind.__name__}")
     return value
@@ -226,8 +256,8 @@ def _set_items(target: dict, items: list) -> None:
         target[key] = value
 
 
-def _allowed(name: str) -> str:
-    if name not in DTYPES and name not in CALLS:
+def _allowed(name: str, dialect: Dialect) -> str:
+    if name not in dialect.names:
         raise ValueError(f"it names {name.replace(' ', '.')[:100]!r}, which is refused; no code of the file was run")
     return name
 
@@ -245,9 +275,9 @@ def _storage(identity: Any, read_storage: ReadStorage) -> Storage:
     return Storage(dtype, data)
 
 
-def _rebuild(name: Any, arguments: Any) -> Any:
+def rebuild(name: Any, arguments: Any) -> Any:
     """The result of one of CALLS for these arguments."""
-    match _expect(str, name), _expect(tuple, arguments):
+    match expect(str, name), expect(tuple, arguments):
         case "collections OrderedDict", ():
             return {}
         case "torch._utils _rebuild_tensor_v2", (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
@@ -255,6 +285,14 @@ def _rebuild(name: Any, arguments: Any) -> Any:
         case "torch._utils _rebuild_parameter", (np.ndarray() as tensor, *_):
             return tensor
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")
+
+
+def _build(target: Any, attributes: Any) -> Any:
+    """The state dict itself: its attributes, such as the versions of its modules, are not needed."""
+    return expect(dict, target)
+
+
+TORCH = Dialect(frozenset({*DTYPES, *CALLS}), frozenset(), rebuild, _build)
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:

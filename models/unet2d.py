@@ -302,7 +302,8 @@ class LevelMaker:
         if self._resamples_by_resnet(self.settings.downsample_type):
             return self.resnet(self.channels, resample="down")
         before = self.settings.downsample_padding
-        return Downsample(self.channels, with_conv=True, before=before, rngs=self.rngs)
+        padding = ((before, 1), (before, 1))
+        return Downsample(self.channels, with_conv=True, padding=padding, rngs=self.rngs)
 
     def upsampler(self) -> Resnet | Upsample:
         """A block that doubles height and width."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,13 @@ from core.files import read_npz, refuse_failed_download, write_npz
 from models import Params, abstract_params
 
 ORIGIN = "origin"  # name of the array with step and config, as JSON
+SECTIONS = ("model", "schedule", "data")  # of a config, that a network depends on
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """Weights by their path in the network, joined by dots."""
+
+
+Convert = Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]
 
 
 class Weights(NamedTuple):
@@ -27,7 +32,7 @@ class Weights(NamedTuple):
 
     Attributes:
       step: training step of the weights.
-      config: the sections "model" and "data" of the config that the network was trained with.
+      config: the sections SECTIONS of the config that the network was trained with.
       arrays: the weights.
     """
 
@@ -37,10 +42,10 @@ class Weights(NamedTuple):
 
 
 def save_weights(path: Path, config: ConfigDict, step: int, params: Params) -> None:
-    """Writes the parameters with the step and the sections "model" and "data" of the config."""
+    """Writes the parameters with the step and SECTIONS of the config."""
     arrays = {_name(keys): np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
     stored = json.loads(config.to_json())
-    origin = {"step": step, "config": {section: stored[section] for section in ("model", "data")}}
+    origin = {"step": step, "config": {section: stored[section] for section in SECTIONS}}
     write_npz(path, arrays | {ORIGIN: np.asarray(json.dumps(origin))})
 
 
@@ -89,6 +94,28 @@ def require_finite(path: Path, name: str, array: Shaped[np.ndarray, "..."]) -> N
     """Raises UserError, which names the weights `name` of the file, if a number is NaN or infinite."""
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {name} holds NaN or infinite values; give weights from before training diverged")
+
+
+def fill_renamed(
+    path: Path, config: ConfigDict, arrays: Arrays, foreign: Callable[[tuple[str | int, ...]], tuple[str, Convert]]
+) -> Params:
+    """The same for arrays with the names and the layouts of other software, as float32.
+
+    foreign: from the path of a parameter in our network to its name in `arrays`, and the function to our layout.
+    Arrays that the network does not use must not be there.
+    """
+    _, abstract = abstract_params(config)
+    ours = {}
+    unused = set(arrays)
+    for keys, _ in nnx.to_flat_state(abstract):
+        name, convert = foreign(keys)
+        if name not in arrays:
+            raise UserError(f"{path}: lacks {name}, which the network of the config has")
+        ours[_name(keys)] = np.asarray(convert(arrays[name]), np.float32)
+        unused.discard(name)
+    if unused:
+        raise UserError(f"{path}: holds {min(unused)}, which the network of the config lacks")
+    return fill(path, config, ours)
 
 
 def _name(keys: tuple[str | int, ...]) -> str:

@@ -36,18 +36,24 @@ ADAMS_BASHFORTH = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [5
 """Row k - 1: the weights of order k for equal steps, newest prediction first."""
 
 
+def evaluate(
+    denoiser: Denoiser, callback: Callback | None, x: Images, t: Float[Array, ""]
+) -> tuple[tuple[Images, Images], Any]:
+    """The x_0 and the noise predicted at x and t, and what the callback returns for this evaluation."""
+    x0, eps = denoiser.predictions(x, t)
+    return (x0, eps), None if callback is None else callback(Evaluation(t, x, eps, x0))
+
+
 def evaluate_eps(denoiser: Denoiser, callback: Callback | None, x: Images, t: Float[Array, ""]) -> tuple[Images, Any]:
-    """The predicted noise at x and t, and what the callback returns for this evaluation."""
-    eps = denoiser.eps(x, t)
-    if callback is None:
-        return eps, None
-    return eps, callback(Evaluation(t, x, eps, denoiser.schedule.predict_x0(x, t, eps)))
+    """The predicted noise and what the callback returns."""
+    (_, eps), record = evaluate(denoiser, callback, x, t)
+    return eps, record
 
 
 def evaluate_x0(denoiser: Denoiser, callback: Callback | None, x: Images, t: Float[Array, ""]) -> tuple[Images, Any]:
     """The same with the predicted x_0 in place of the noise."""
-    eps, record = evaluate_eps(denoiser, callback, x, t)
-    return denoiser.schedule.predict_x0(x, t, eps), record
+    (x0, _), record = evaluate(denoiser, callback, x, t)
+    return x0, record
 
 
 def intervals(

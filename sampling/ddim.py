@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from core.diffusion import Denoiser
 from core.rng import image_noise
 from core.shapes import Images, Keys, Timesteps
-from sampling.common import Callback, Records, evaluate_eps, intervals
+from sampling.common import Callback, Records, evaluate, intervals
 
 
 def ddim(
@@ -26,8 +26,7 @@ def ddim(
 
     def step(x, row):
         i, t, s = row
-        eps, record = evaluate_eps(denoiser, callback, x, t)
-        x0 = schedule.predict_x0(x, t, eps)
+        (x0, eps), record = evaluate(denoiser, callback, x, t)
         forgotten = jnp.sqrt(-jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(s)))
         kept = schedule.signal(t) * schedule.sigma(s) / (schedule.signal(s) * schedule.sigma(t))
         # kept^2 + (forgotten / sigma_t)^2 = 1. This form takes no difference of nearly equal numbers.

@@ -1,11 +1,11 @@
-"""Time grids: the integer times at which a sampler evaluates the network."""
+"""Time grids: the times at which a sampler evaluates the network, integers but for `sigma_rho`."""
 
 import re
 
 import numpy as np
 from jaxtyping import Float, Int32
 
-from core.diffusion import NoiseSchedule
+from core.schedules import NoiseSchedule, rho_sigmas
 
 
 def linear(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
@@ -37,19 +37,35 @@ def trailing(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Floa
     return t_start - np.rint(np.arange(n_steps) * (t_start + 1) / n_steps)[::-1]
 
 
+def sigma_rho(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
+    """Equal steps in sigma ** (1 / 7), sigma = noise / signal (Karras et al. 2022, equation 5). These times are real.
+
+    On the schedule "edm", whose sigmas are 0.002 at t = 0 and 80 at t = T - 1, it is the grid of their sampler.
+    """
+    if schedule is None:
+        raise ValueError("spacing 'sigma_rho' needs the noise schedule")
+    logs = np.asarray(schedule.log_alpha_bars, np.float64)
+    sigmas = np.sqrt(np.expm1(-logs))
+    wanted = rho_sigmas(sigmas[1], sigmas[t_start + 1], n_steps)
+    times = np.interp(np.log1p(wanted**2), -logs, np.arange(-1, len(logs) - 1))
+    times[[0, -1]] = 0, t_start  # free of rounding
+    return times
+
+
 AUTO_START = -1  # sampling.t_start of an automatic start, see `auto_start`
 AUTO_SPACING = "auto"  # sampling.spacing of an automatic grid, see `auto_grid`
-SPACINGS = {"linear": linear, "quadratic": quadratic, "logsnr": logsnr, "trailing": trailing}
+SPACINGS = {"linear": linear, "quadratic": quadratic, "logsnr": logsnr, "trailing": trailing, "sigma_rho": sigma_rho}
+REAL_SPACINGS = ("sigma_rho",)  # whose times are not rounded to integers
 
 
 def time_grid(
     n_steps: int, t_start: int, spacing: str = "linear", schedule: NoiseSchedule | None = None
-) -> Int32[np.ndarray, "{n_steps}"]:
-    """Strictly descending integer times from t_start to 0. With n_steps = 1 the only time is t_start.
+) -> Int32[np.ndarray, "{n_steps}"] | Float[np.ndarray, "{n_steps}"]:
+    """Strictly descending times from t_start to 0, integers but for `sigma_rho`. With n_steps = 1 the only is t_start.
 
     The step from the last time ends at t = -1, clean data. Where a spacing gives an integer twice, the nearest unused
-    integer is taken instead. `trailing` ends above 0. `logsnr` needs the schedule. Raises ValueError for an unknown
-    spacing, a missing schedule, and more steps than there are integers from 0 to t_start.
+    integer is taken instead. `trailing` ends above 0. `logsnr` and `sigma_rho` need the schedule. Raises ValueError for
+    an unknown spacing, a missing schedule, and more steps than there are integers from 0 to t_start.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is not known; choose from {', '.join(SPACINGS)}")
@@ -58,6 +74,8 @@ def time_grid(
     if n_steps == 1:
         return np.array([t_start], np.int32)
     ascending = SPACINGS[spacing](n_steps, t_start, schedule)
+    if spacing in REAL_SPACINGS:
+        return ascending[::-1]
     rank = np.arange(n_steps)
     unused = np.maximum.accumulate(np.rint(ascending).astype(np.int32) - rank)  # integers skipped so far
     return (np.minimum(unused, t_start + 1 - n_steps) + rank)[::-1].astype(np.int32)

@@ -66,6 +66,9 @@ ALL_MODES = [
         (f"--mode=score {DIGITS} --workdir={{tmp}} --source=absent.npz --reference=absent", "no absent.npz: give a"),
         (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that is there"),
         (f"--mode=import {DIGITS} --workdir={{tmp}} --source=absent.pth", "absent.pth"),
+        ("--mode=import --workdir={tmp} --source=absent.pth", "--mode=import needs --config for absent.pth"),
+        ("--mode=import --workdir={tmp} --source=absent.pkl", "absent.pkl: cannot be read"),
+        ("--mode=eval --workdir={tmp}", "--config are needed"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --num=0", "num"),
         (f"--mode=sample {DIGITS} --workdir={{tmp}} --sampler=ode --trajectory", "adaptive"),
         (f"--mode=export {DIGITS} --workdir={{tmp}} --dest=unused", "no checkpoint in"),
@@ -146,3 +149,25 @@ def test_a_config_file_in_the_home_folder_is_found(tmp_path):
         env=os.environ | {"HOME": str(tmp_path)},
     )
     assert (done.returncode, done.stderr) == (2, "main.py: found\n")
+
+
+def test_workdir_or_source_stands_for_a_config(tmp_path):
+    """A config of one's own that is replaced, and a --config that comes too late for its overrides."""
+    from main import with_config
+
+    (tmp_path / "config.json").write_text("{}")
+    workdir = f"--workdir={tmp_path}"
+    overrides = ["--mode=eval", "--config.seed=1"]
+    name, config, *rest = with_config(["main.py", *overrides, workdir])
+    assert config.startswith("--config=") and config.endswith(f"configs/stored.py:{tmp_path}")
+    assert (name, rest) == ("main.py", [*overrides, workdir])
+    assert with_config(["main.py", "--workdir", str(tmp_path)])[1] == config
+    for given in (
+        ["--config=mine.py", workdir],
+        ["--config", "mine.py", workdir],
+        [f"{workdir}/absent"],
+        ["--workdir"],
+    ):
+        assert with_config(["main.py", *given]) == ["main.py", *given]
+    source = ["--mode=import", "--source=net.pkl", workdir]
+    assert with_config(["main.py", *source])[1].endswith("configs/imported.py:net.pkl")

@@ -16,6 +16,7 @@ import evaluation
 import losses
 import run_lib
 import sampling
+from configs import imported, stored
 from core import files, plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
@@ -485,3 +486,21 @@ def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
     jax.tree.map(np.testing.assert_array_equal, imported.params, original.ema)
     with pytest.raises(UserError, match="holds checkpoints already"):
         run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")
+
+
+def test_network_of_edm_needs_its_file_alone(tmp_path):
+    """A workdir that cannot tell its network, a schedule or an output that is lost on the way, and real times."""
+    source = files.REPOSITORY / "tests/data/edm/VE_B.pkl"
+    workdir = tmp_path / "edm"
+    run_lib.import_weights(imported.get_config(str(source)), workdir, source)
+    with np.load(source.with_name("io.npz")) as golden:
+        x, sigma, expected = (golden[f"VE_B_{name}"] for name in ("x", "sigma", "D"))
+    found = jax.jit(Denoiser.denoise)(run_lib.load_denoiser(workdir), x, sigma)
+    largest = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
+    assert (np.abs(found - expected) < 1e-5 * largest).all()
+    config = stored.get_config(workdir)
+    assert (config.sampling.sampler, config.sampling.spacing) == ("heun", "sigma_rho")
+    config.sampling.n_steps = 3
+    folder = run_lib.sample(config, workdir, num=2, file_format="npz")
+    with np.load(folder / "samples.npz") as drawn:
+        assert drawn["images"].shape == (2, 8, 8, 3)

@@ -24,6 +24,7 @@ from core import files, parallel
 from core.errors import UserError, warn
 from core.rng import key_for
 from models import Params, abstract_params
+from models.weights import SECTIONS
 
 CHECKSUMS = "checksums.json"
 
@@ -45,8 +46,9 @@ def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> No
     stored: the config that is stored at `place`, as JSON.
     """
     wanted = json.loads(config.to_json())
-    there = {section: _section(stored, section, place) for section in ("model", "data")}
+    there = {section: _section(stored, section, place) for section in SECTIONS}
     fields = [("model", name) for name in wanted["model"] if name not in ("dropout", "ema_rate", "dtype")]
+    fields += [("schedule", name) for name in wanted["schedule"]]
     fields += [("data", name) for name in ("dataset", "image_size", "num_channels", "centered")]
     differing = [
         f"{section}.{name} is {wanted[section][name]}, there {there[section][name]}"
@@ -104,22 +106,6 @@ def _check_run(config: ConfigDict, stored: dict[str, Any], workdir: Path) -> Non
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config to the workdir as config.json."""
     files.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
-
-
-def stored_config(workdir: Path) -> ConfigDict:
-    """The config that `write_config` wrote. Fields that were added to the config since then have their defaults.
-
-    Raises UserError where there is none, or it has a field or a value that is not known now.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"no {path}: train or import a network into this workdir first")
-    config = get_default_config()
-    try:
-        config.update(files.read_json(path))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a config of this version ({error})") from error
-    return config
 
 
 @contextlib.contextmanager

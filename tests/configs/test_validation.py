@@ -1,14 +1,17 @@
 """The rules of a config. The values that they reject are in tests/test_bad_input.py."""
 
+import importlib
+import math
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from configs.validation import RULES
+from configs.validation import RULES, validate
 from core.files import REPOSITORY
 from metrics.features import FEATURES
-from models import MODELS
+from models import MODELS, abstract_params
 from models.layers import NONLINEARITIES
 
 NAMES = {"model.name": MODELS, "model.nonlinearity": NONLINEARITIES, "eval.features": FEATURES}
@@ -35,3 +38,13 @@ def test_rules_do_not_import_the_libraries_of_the_networks():
     """
     done = subprocess.run([sys.executable, "-c", LIGHT], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "afhqv2_64", "imagenet64"])
+def test_configs_of_edm_have_the_published_networks(name):
+    """Catches a multiplier, a number of blocks or an input that differs: the counts are those of EDM's constructors."""
+    config = importlib.import_module(f"configs.edm.{name}").get_config()
+    validate(config)
+    _, params = abstract_params(config)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert count == {"cifar10": 55733891, "ffhq64": 61805571, "afhqv2_64": 61805571, "imagenet64": 295899267}[name]

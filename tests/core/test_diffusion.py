@@ -73,12 +73,13 @@ def test_predict_x0_undoes_diffuse(t):
 
 
 @pytest.mark.parametrize("t", [0, 500, 999, jnp.array([0, 400, 999])])
-def test_eps_of_v_is_the_noise(t):
+def test_eps_from_v_is_the_noise(t):
     """Catches a wrong sign, or signal and sigma exchanged."""
     rng = np.random.default_rng(0)
     x0, noise = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
     v = per_image(SCHEDULE.signal(t), x0) * noise - per_image(SCHEDULE.sigma(t), x0) * x0
-    np.testing.assert_allclose(SCHEDULE.eps_of_v(SCHEDULE.diffuse(x0, t, noise), t, v), noise, atol=1e-5)
+    found = Denoiser(lambda x, t: v, SCHEDULE, "v").eps(SCHEDULE.diffuse(x0, t, noise), t)
+    np.testing.assert_allclose(found, noise, atol=1e-5)
 
 
 def test_a_schedule_is_a_pytree():
@@ -175,7 +176,8 @@ def test_output_of_a_v_network_gives_its_eps(network):
     t = jnp.array([0.0, 400.0, 999.0])
     v = denoiser.output(x, t)
     eps = denoiser.eps(x, t)
-    np.testing.assert_allclose(denoiser.schedule.eps_of_v(x, t, v), eps, rtol=1e-6, atol=1e-6)
+    signal, noise = (per_image(factor(t), x) for factor in (denoiser.schedule.signal, denoiser.schedule.sigma))
+    np.testing.assert_allclose(noise * x + signal * v, eps, rtol=1e-6, atol=1e-6)
     assert jnp.abs(v - eps).max() > 0.1
 
 

@@ -52,7 +52,7 @@ def test_network_equals_the_plain_one(config, rng, monkeypatch):
         t = jnp.array([3.0, 900.0])
 
         def loss(params, x):
-            eps = apply_model(graphdef, params, x, t, jax.random.key(1))
+            eps = apply_model(graphdef, params, x, t, dropout_key=jax.random.key(1))
             return jnp.sum(eps**2), eps
 
         def everything():

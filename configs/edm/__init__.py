@@ -1,0 +1,15 @@
+"""Configs of the networks of EDM (Karras et al. 2022, arXiv 2206.00364), for its published files and for training."""
+
+from ml_collections import ConfigDict
+
+from configs.default import get_default_config
+
+
+def edm_config() -> ConfigDict:
+    """The default config with EDM's preconditioning, schedule and sampler, and its DDPM++ network ("vp")."""
+    config = get_default_config()
+    config.model.update(name="songunet", convention="edm", prediction="edm", num_res_blocks=4, augment_dim=9)
+    config.schedule.name = "edm"
+    config.sampling.update(sampler="heun", spacing="sigma_rho", n_steps=18)
+    config.eval.features = "inception"
+    return config

@@ -1,0 +1,26 @@
+"""The config of a workdir: --config=configs/stored.py:WORKDIR, which a --workdir without --config stands for."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs.default import get_default_config
+from core.errors import UserError
+from core.files import read_json
+
+
+def get_config(workdir: str | Path) -> ConfigDict:
+    """The config that training or an import wrote into the workdir.
+
+    Fields that were added to the config since then have their defaults. Raises UserError where there is none, or it has
+    a field or a value that is not known now.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"no {path}: train or import a network into this workdir first")
+    config = get_default_config()
+    try:
+        config.update(read_json(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a config of this version ({error})") from error
+    return config

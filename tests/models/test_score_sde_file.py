@@ -1,0 +1,95 @@
+"""Checkpoints of score_sde: NCSN++ and DDPM++ against the outputs of its own code, and damaged files."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import imported
+from core.diffusion import Denoiser
+from core.errors import UserError
+from models import abstract_params, make_denoiser
+from models.score_sde_file import load_score_sde, network_fields
+
+DATA = Path(__file__).parents[1] / "data/score_sde"
+CASES = ["ncsnpp", "ncsnpp_skip"]
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    """A function from a case to the checkpoint as score_sde writes it, with config.json beside it."""
+
+    def unpack(name):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_bytes((DATA / f"{name}.json").read_bytes())
+        (folder / "checkpoint_1").write_bytes(gzip.decompress((DATA / f"{name}.gz").read_bytes()))
+        return folder / "checkpoint_1"
+
+    return unpack
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_equal_those_of_score_sde(unpacked, name):
+    """Catches blocks or attention in another order, the pyramids, an output that is not divided by sigma, 2 x - 1."""
+    source = unpacked(name)
+    config = imported.get_config(str(source))
+    step, params = load_score_sde(source, config)
+    denoiser = make_denoiser(config, abstract_params(config)[0], params)
+    assert step == json.loads((DATA / "steps.json").read_text())[name]
+    with np.load(DATA / "io.npz") as file:
+        golden = {key.removeprefix(f"{name}-"): file[key] for key in file if key.startswith(f"{name}-")}
+    found = jax.jit(Denoiser.output)(denoiser, golden["x"], golden["time"])
+    assert np.abs(found - golden["out"]).max() < 1e-5 * np.abs(golden["out"]).max()
+    sigma = golden["sigma"][:, None, None, None].astype(np.float64)
+    found = jax.jit(Denoiser.denoise)(denoiser, golden["x"], golden["sigma"])
+    expected = golden["x"] + sigma**2 * golden["score"]  # Tweedie's formula
+    largest = np.maximum(np.abs(expected).max(axis=(1, 2, 3), keepdims=True), sigma)
+    assert (np.abs(found - expected) <= 1e-5 * largest).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "says"),
+    [
+        ("training", "sde", "subvpsde", "subvpsde"),
+        ("model", "resblock_type", "ddpm", "only 'biggan' is supported"),
+        ("model", "progressive", "residual", "residual"),
+        ("model", "nf", "many", "nf"),
+    ],
+)
+def test_networks_that_are_not_supported_are_named(unpacked, section, field, value, says):
+    """Catches a network or a process that is taken for another one."""
+    source = unpacked("ncsnpp")
+    file = source.parent / "config.json"
+    config = json.loads(file.read_text())
+    config[section][field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=says):
+        imported.get_config(str(source))
+    file.unlink()
+    with pytest.raises(UserError, match="does not describe its network"):
+        network_fields(source)
+
+
+def test_mutated_files_end_in_one_line(unpacked):
+    """Catches exceptions other than UserError."""
+    source = unpacked("ncsnpp")
+    config = imported.get_config(str(source))
+    data = source.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(100):
+        changed = bytearray(data)
+        at = rng.randrange(len(data) if rng.random() < 0.5 else 2000)
+        changed[at : at + rng.choice([0, 1, 8])] = rng.choice([b"", rng.randbytes(1), rng.randbytes(9)])
+        source.write_bytes(changed[: rng.choice([len(changed), rng.randrange(len(changed))])])
+        try:
+            load_score_sde(source, config)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
