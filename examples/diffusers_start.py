@@ -18,15 +18,14 @@ def draw(header, arrays, noise, component, ab, x0=False):
     """x at alpha_bar = ab for noise [B, H * W * C]; with `x0`, the mixture's prediction of x_0 there."""
     x = np.empty_like(noise)
     for c in np.unique(component):
-        spread = (ab * arrays["variances"][c] + 1 - ab) ** 0.5
-        outside = (ab * arrays["residual_variances"][c] + 1 - ab) ** 0.5
-        if x0:
-            spread = ab**0.5 * arrays["variances"][c] / spread
-            outside = ab**0.5 * arrays["residual_variances"][c] / outside
+        variances = np.append(arrays["variances"][c], arrays["residual_variances"][c])
+        scales = (ab * variances + 1 - ab) ** 0.5
+        scales = ab**0.5 * variances / scales if x0 else scales
         basis, turn, z = arrays["eigenvectors"].copy(), arrays["rotations"][c], noise[component == c]
         mean = arrays["mean"] + basis @ arrays["means"][c]
         basis[:, : len(turn)] = basis[:, : len(turn)] @ turn
-        x[component == c] = (1 if x0 else ab**0.5) * mean + outside * z + (z @ basis * (spread - outside)) @ basis.T
+        inside = z @ basis * (scales[:-1] - scales[-1])
+        x[component == c] = (1 if x0 else ab**0.5) * mean + scales[-1] * z + inside @ basis.T
     return torch.from_numpy(x.reshape(-1, *header["image_shape"])).permute(0, 3, 1, 2).contiguous()  # NHWC to NCHW
 
 
@@ -76,5 +75,4 @@ if __name__ == "__main__":
     unet, rng = diffusers.UNet2DModel.from_pretrained(sys.argv[2]), np.random.default_rng(0)
     component = rng.choice(len(arrays["weights"]), 16, p=np.float64(arrays["weights"]) / arrays["weights"].sum())
     noise = rng.standard_normal((16, len(arrays["mean"])), np.float32)
-    images = sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, *sys.argv[3:])
-    np.save("images.npy", images.numpy())
+    np.save("images.npy", sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, *sys.argv[3:]))
