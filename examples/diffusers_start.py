@@ -14,21 +14,18 @@ import torch
 from safetensors.numpy import load_file, safe_open
 
 
-def draw(header, arrays, noise, component, above=False):
-    """x at the start for noise [B, H * W * C]; with `above`, the x_0 predicted at the noise level of the history."""
-    ab = header["history"]["alpha_bar"] if above else header["alpha_bar"]
-    signal = 1 if above else ab**0.5
+def draw(header, arrays, noise, component, ab, x0=False):
+    """x at alpha_bar = ab for noise [B, H * W * C]; with `x0`, the mixture's prediction of x_0 there."""
     x = np.empty_like(noise)
     for c in np.unique(component):
-        spread = (ab * arrays["variances"][c] + 1 - ab) ** 0.5
-        outside = (ab * arrays["residual_variances"][c] + 1 - ab) ** 0.5
-        if above:
-            spread = ab**0.5 * arrays["variances"][c] / spread
-            outside = ab**0.5 * arrays["residual_variances"][c] / outside
+        variances = np.append(arrays["variances"][c], arrays["residual_variances"][c])
+        scales = (ab * variances + 1 - ab) ** 0.5
+        scales = ab**0.5 * variances / scales if x0 else scales
         basis, turn, z = arrays["eigenvectors"].copy(), arrays["rotations"][c], noise[component == c]
         mean = arrays["mean"] + basis @ arrays["means"][c]
         basis[:, : len(turn)] = basis[:, : len(turn)] @ turn
-        x[component == c] = signal * mean + outside * z + (z @ basis * (spread - outside)) @ basis.T
+        inside = z @ basis * (scales[:-1] - scales[-1])
+        x[component == c] = (1 if x0 else ab**0.5) * mean + scales[-1] * z + inside @ basis.T
     return torch.from_numpy(x.reshape(-1, *header["image_shape"])).permute(0, 3, 1, 2).contiguous()  # NHWC to NCHW
 
 
@@ -36,7 +33,8 @@ def draw(header, arrays, noise, component, above=False):
 def sample(header, arrays, eps, noise, component, name=None):
     """Images [B, C, H, W] for noise [B, H * W * C]; eps(x, t) predicts the noise, name is a key of `schedulers`."""
     row, times = header["schedulers"][name or header["sampler"]], header["timesteps"]
-    x = draw(header, arrays, noise, component)
+    level = header["alpha_bar"]
+    x = draw(header, arrays, noise, component, level)
     if row["class"] is None:  # DDIM
         for t, ab, after in zip(times, header["alpha_bars"], [*header["alpha_bars"][1:], 1.0], strict=True):
             e = eps(x, t)
@@ -45,7 +43,7 @@ def sample(header, arrays, eps, noise, component, name=None):
     scheduler = getattr(diffusers, row["class"])(trained_betas=arrays["betas"], **row["options"])
     if row["state"] == "x / signal":
         scheduler.set_timesteps(timesteps=times)
-        x = x / header["alpha_bar"] ** 0.5
+        x = x / level**0.5
     else:  # sets sigmas too: UniPC takes no times, and a history has a noise level between the times
         above = [header["history"]["sigma"]] if row["history"] else []
         scheduler.set_timesteps(len(above) + len(times))
@@ -53,10 +51,14 @@ def sample(header, arrays, eps, noise, component, name=None):
         scheduler.sigmas = torch.tensor([*above, *header["sigmas"], 0.0])
         if row["history"]:
             scheduler.set_begin_index(1)
-            scheduler.model_outputs[-1] = draw(header, arrays, noise, component, above=True)
             scheduler.lower_order_nums = 1
+            change = draw(header, arrays, noise, component, header["history"]["alpha_bar"], x0=True)
+            change -= draw(header, arrays, noise, component, level, x0=True)
     for t in scheduler.timesteps[int(row["history"]) :]:
-        x = scheduler.step(eps(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+        e = eps(scheduler.scale_model_input(x, t), t)
+        if row["history"] and scheduler.step_index is None:  # the first step
+            scheduler.model_outputs[-1] = (x - (1 - level) ** 0.5 * e) / level**0.5 + change
+        x = scheduler.step(e, t, x).prev_sample
     return x
 
 
@@ -73,5 +75,4 @@ if __name__ == "__main__":
     unet, rng = diffusers.UNet2DModel.from_pretrained(sys.argv[2]), np.random.default_rng(0)
     component = rng.choice(len(arrays["weights"]), 16, p=np.float64(arrays["weights"]) / arrays["weights"].sum())
     noise = rng.standard_normal((16, len(arrays["mean"])), np.float32)
-    images = sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, *sys.argv[3:])
-    np.save("images.npy", images.numpy())
+    np.save("images.npy", sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, *sys.argv[3:]))

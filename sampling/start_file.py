@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialized
 
 import sampling
 from core.diffusion import NoiseSchedule
@@ -107,7 +107,7 @@ def save(
     arrays = {name: np.array(getattr(mixture, name), np.float32) for name in ARRAYS}
     arrays["betas"] = np.array(schedule.betas, np.float64)
     with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"start": json.dumps(header)})
+        temporary.write_bytes(serialized(arrays, metadata={"start": json.dumps(header)}))
 
 
 def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, Any]:
