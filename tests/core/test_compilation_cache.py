@@ -9,7 +9,6 @@ from core.compilation_cache import cpu_features, remove_unfinished, user_cache
 from core.files import REPOSITORY
 
 PROGRAM = """
-import logging, sys
 from core.compilation_cache import keep_programs
 keep_programs()
 import jax
@@ -20,8 +19,8 @@ print(jax.jit(lambda x: x * 3)(14), jax.config.jax_compilation_cache_dir, len(hi
 
 
 def run(**environment):
-    """Runs PROGRAM in a process without this session's own cache; its three results."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    """Runs PROGRAM in a process without the settings of this session's cache; its three results."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XDG_"))}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=REPOSITORY, env=kept | environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
