@@ -27,7 +27,7 @@ results/$(NETWORK)/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
 
 # The same tests with all type and shape annotations checked at run time.
-CHECKED := core,images,models,sampling,metrics,training,symmetry,verification,configs,datasets,losses,evaluation,likelihood,run_lib
+CHECKED := core,images,models,sampling,metrics,training,symmetry,configs,datasets,losses,evaluation,likelihood,run_lib
 test-types: .venv/installed-dev
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --jaxtyping-packages=$(CHECKED),typechecked.typechecked
 
@@ -49,7 +49,7 @@ test-prepare: .venv/installed-prepare
 
 # The same images in diffusers, and the report on its DDIM. Only these tests need torch and diffusers.
 test-diffusers: .venv/installed-diffusers
-	$(BIN)/pytest tests/test_start_file.py tests/verification
+	$(BIN)/pytest tests/test_start_file.py tests/sampling/verification
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

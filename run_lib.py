@@ -32,9 +32,9 @@ from sampling import start_file
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
 from sampling.time_grid import AUTO_SPACING
+from sampling.verification.verify import sampler_of, verify
 from symmetry.critical import leading_times
 from training import checkpoints, loop
-from verification.verify import sampler_of, verify
 
 TRAJECTORIES = 12  # images in a film strip
 

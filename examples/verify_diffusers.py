@@ -16,9 +16,9 @@ import torch
 
 from core import tables
 from core.errors import UserError
-from verification.flows import exact_end, predicted_x0, start
-from verification.trial import Trial
-from verification.verify import COUNT, LATE, grid, verify
+from sampling.verification.flows import exact_end, predicted_x0, start
+from sampling.verification.trial import Trial
+from sampling.verification.verify import COUNT, LATE, grid, verify
 
 
 class Scheduler(NamedTuple):

@@ -10,7 +10,7 @@ from core.files import REPOSITORY
 
 ENTRIES = {
     *("main", "run_lib", "losses", "datasets", "evaluation", "likelihood"),
-    *("configs", "models", "sampling", "core", "images", "metrics", "training", "symmetry", "verification"),
+    *("configs", "models", "sampling", "core", "images", "metrics", "training", "symmetry"),
 }
 MOST_LAYERS = 9
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from verification.flows import ALPHA_BARS, DIM, GAUSSIAN, LAST, MIXTURE, alpha_bar, exact_end, start
-from verification.mistakes import MISTAKES, T, ddim
-from verification.verify import ADAPTERS, sampler_of, verify
+from sampling.verification.flows import ALPHA_BARS, DIM, GAUSSIAN, LAST, MIXTURE, alpha_bar, exact_end, start
+from sampling.verification.mistakes import MISTAKES, T, ddim
+from sampling.verification.verify import ADAPTERS, sampler_of, verify
 
 
 def as_sampler(**options):
@@ -125,18 +125,18 @@ def test_error_of_a_sampler_is_a_finding():
 
 def test_sampler_of():
     """Catches an error of the user that ends in a traceback, and an adapter of a module that does not exist."""
-    assert sampler_of("verification.mistakes:ddim") is ddim
+    assert sampler_of("sampling.verification.mistakes:ddim") is ddim
     for source in (
         "no_such_module:f",
-        "verification.mistakes:none",
-        "verification.mistakes",
-        "verification.mistakes:T",
+        "sampling.verification.mistakes:none",
+        "sampling.verification.mistakes",
+        "sampling.verification.mistakes:T",
     ):
         with pytest.raises(UserError, match="--source"):
             sampler_of(source)
     with pytest.raises(UserError, match="takes 0 arguments"):
         verify(lambda: None)
-    assert ADAPTERS["sampling"] == "verification.own"
+    assert ADAPTERS["sampling"] == "sampling.verification.own"
 
 
 def test_flows_agree_with_each_other():

@@ -1,6 +1,6 @@
 """verify(sampler): a report on what a sampler does, measured on data whose probability flow is known exactly.
 
-`verification.trial` says what a sampler is.
+`sampling.verification.trial` says what a sampler is.
 """
 
 import importlib
@@ -12,12 +12,22 @@ from jaxtyping import Int
 
 from core.errors import UserError
 from core.imports import function_of
-from verification.flows import ALPHA_BARS, GAUSSIAN, HALVES, LAST, Rows, alpha_bar, exact_end, predicted_x0, start
-from verification.mistakes import MISTAKES, ddim
-from verification.trial import Sampler, Trial, same_time
+from sampling.verification.flows import (
+    ALPHA_BARS,
+    GAUSSIAN,
+    HALVES,
+    LAST,
+    Rows,
+    alpha_bar,
+    exact_end,
+    predicted_x0,
+    start,
+)
+from sampling.verification.mistakes import MISTAKES, ddim
+from sampling.verification.trial import Sampler, Trial, same_time
 
 ADAPTERS = {  # modules whose samplers have other signatures; an adapter's sampler_of(name) returns a Sampler
-    "sampling": "verification.own",
+    "sampling": "sampling.verification.own",
     "diffusers": "examples.verify_diffusers",
     "k_diffusion": "examples.verify_k_diffusion",
 }
@@ -226,7 +236,7 @@ CHECKS = {
 
 
 def verify(sampler: Sampler) -> Report:
-    """Tests a sampler (see `verification.trial`). One that raises an error fails the check. Takes a second in NumPy.
+    """Tests a sampler (see `sampling.verification.trial`). One that raises an error fails the check. Takes a second in NumPy.
 
     Raises UserError if it does not take four arguments.
     """

@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Int
 
 from core.errors import UserError
-from verification import arrays
-from verification.flows import ALPHA_BARS, DIM, LAST, LOG_ALPHA_BARS, Rows, alpha_bar, eps
+from sampling.verification import arrays
+from sampling.verification.flows import ALPHA_BARS, DIM, LAST, LOG_ALPHA_BARS, Rows, alpha_bar, eps
 
 Sampler = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from verification.flows import ALPHA_BARS, LAST, Rows, alpha_bar, eps
+from sampling.verification.flows import ALPHA_BARS, LAST, Rows, alpha_bar, eps
 
 T = LAST + 1
 
