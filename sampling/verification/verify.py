@@ -236,7 +236,7 @@ CHECKS = {
 
 
 def verify(sampler: Sampler) -> Report:
-    """Tests a sampler, see `sampling.verification.trial`. A sampler that raises an error fails. Takes a second in NumPy.
+    """Tests a sampler, see `sampling.verification.trial`. A sampler that raises an error fails. NumPy needs a second.
 
     Raises UserError if it does not take four arguments.
     """
