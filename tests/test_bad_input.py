@@ -290,17 +290,22 @@ def run_main(arguments, log, rights=True, at_once=False):
         os._exit(ended.code or 0)
 
 
-def ends_in_one_line(arguments, says, world, tmp_path, **how):
+def fails_in_one_line(arguments, says, log, **how):
+    """Checks the exit code and the output of `run_main` in a child process, where all slow imports are done already."""
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
-    before, log = contents(world), tmp_path / "log"
-    process = PROCESSES.Process(target=run_main, args=(arguments.format(w=world).split(), log), kwargs=how)
+    process = PROCESSES.Process(target=run_main, args=(arguments, log), kwargs=how)
     process.start()
     process.join(60)
     said = log.read_text()
     assert process.exitcode == 2, said
     assert says in said
     assert said.startswith("main.py: ") and said.count("\n") == 1
+
+
+def ends_in_one_line(arguments, says, world, tmp_path, **how):
+    before = contents(world)
+    fails_in_one_line(arguments.format(w=world).split(), says, tmp_path / "log", **how)
     assert contents(world) == before
     assert not os.path.exists("executed")
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from core.files import REPOSITORY
+from tests.test_bad_input import fails_in_one_line
 
 DIGITS = "--config=configs/ddpm/digits.py"
 
@@ -88,8 +89,12 @@ ALL_MODES = ["prepare", "train", "fid_stats", "eval", "sweep", "score", "sample"
 )
 def test_mistakes_end_in_one_line(arguments, says, tmp_path):
     """A traceback, a second line, a zero exit code, or a workdir made by a command that was refused."""
-    done = run(*arguments.format(tmp=tmp_path / "run").split())
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert done.stderr.startswith("main.py: ") and done.stderr.count("\n") == 1
+    fails_in_one_line(arguments.format(tmp=tmp_path / "run").split(), says, tmp_path / "log")
     assert not (tmp_path / "run").exists()
+
+
+def test_mistake_of_the_program_itself():
+    """A restart, an import or a setting of logging that only the program has, and that says more than one line."""
+    done = run("--mode=eval", DIGITS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "main.py: --mode=eval needs --workdir\n"
