@@ -518,11 +518,12 @@ class UNet2D(nnx.Module):
         return x / t[:, None, None, None] if self.settings.time_embedding_type == "fourier" else x
 
     def _embedding(self, t: Real[Array, "batch"], labels: AnyArray | None) -> TimeEmbedding:
-        temb = self.time_embedding(self._features(t))
-        if self.class_embedding is None and self.settings.class_embed_type is None:
-            return temb
-        if labels is None:
+        has_classes = self.class_embedding is not None or self.settings.class_embed_type is not None
+        if has_classes and labels is None:
             raise UserError("the network has classes: labels must be given")
+        temb = self.time_embedding(self._features(t))
+        if not has_classes:
+            return temb
         if self.settings.class_embed_type == "timestep":
             labels = self._features(labels)
         return temb + (labels if self.class_embedding is None else self.class_embedding(labels))

@@ -95,7 +95,7 @@ def test_network_with_classes_asks_for_labels():
         ({"up_block_types": ["UpBlock2D"]}, "not the settings of a supported UNet2DModel"),
         (
             {"up_block_types": ["SkipUpBlock2D", "UpBlock2D"]},
-            "blocks with Skip in their name must be the finest levels",
+            "blocks with Skip in their name must be at the finest",
         ),
         ({"block_out_channels": [10, 20]}, "not the settings of a supported UNet2DModel"),
         ({"block_out_channels": [0, 0]}, "not the settings of a supported UNet2DModel"),
