@@ -35,11 +35,14 @@ CALLS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._u
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Number of values that an operation takes from the stack. Operations that are not listed take all above the last mark.
 TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+# The operations of torch.save's default protocol.
 OPERATIONS = frozenset(
-    (*CONSTANTS, *TAKES, "PROTO", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "EMPTY_LIST")
-    + ("EMPTY_DICT", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "STOP", "TUPLE")
-    + ("APPENDS", "SETITEMS", "REDUCE", "BUILD")
-)  # of torch.save's default protocol
+    {
+        *(*CONSTANTS, *TAKES, "PROTO", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "EMPTY_LIST"),
+        *("EMPTY_DICT", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "STOP"),
+        *("TUPLE", "APPENDS", "SETITEMS", "REDUCE", "BUILD"),
+    }
+)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch.save before torch 1.6
 
 # A checkpoint has about 40 operations per tensor. The limit keeps a malicious pickle below about 150 MB and seconds.
