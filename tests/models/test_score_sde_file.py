@@ -82,7 +82,7 @@ def test_mutated_files_end_in_one_line(unpacked):
     data = source.read_bytes()
     rng = random.Random(0)
     refused = 0
-    for _ in range(100):
+    for _ in range(20):
         changed = bytearray(data)
         at = rng.randrange(len(data) if rng.random() < 0.5 else 2000)
         changed[at : at + rng.choice([0, 1, 8])] = rng.choice([b"", rng.randbytes(1), rng.randbytes(9)])
@@ -92,4 +92,4 @@ def test_mutated_files_end_in_one_line(unpacked):
         except UserError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert refused > 50
+    assert refused > 8
