@@ -153,7 +153,7 @@ def _existing_path(config: ConfigDict) -> Path:
 def _source_at(path: Path, config: ConfigDict, split: str) -> Source:
     """A split of the files at `path`, an emoji font or sheet or what `images.local` reads."""
     data = config.data
-    if emoji.is_emoji(path):
+    if emoji.is_font(path) or (data.dataset == EMOJI and emoji.is_sheet(path)):
         return emoji.source(path, split, data.held_out, data.image_size)
     return local.source(path, split, data.held_out)
 

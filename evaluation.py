@@ -155,7 +155,7 @@ class EvalRun:
             "gls": sampling_settings.gls,
             "chooses_start": auto_start.chooses_start(config),
             "baseline": sampling_settings.baseline,
-            "history": uses_history(config),
+            "history": results.HISTORY if uses_history(config) else False,
             "spacing": sampling_settings.spacing,
             "clip_x0": sampling_settings.clip_x0,
             "num_samples": num_samples,

@@ -76,9 +76,14 @@ class Emoji(NamedTuple):
     tone: int
 
 
-def is_emoji(path: Path) -> bool:
-    """Whether a path is a font or a sheet, by its ending."""
-    return path.suffix.lower() in (*FONTS, SHEET)
+def is_font(path: Path) -> bool:
+    """Whether a path is a font, by its ending."""
+    return path.suffix.lower() in FONTS
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a path may be a sheet, by its ending, which single pictures share."""
+    return path.suffix.lower() == SHEET
 
 
 def source(path: Path, split: str, held_out: float, size: int) -> Source:

@@ -12,6 +12,7 @@ from metrics.frechet import Reference
 from sampling.late_start import LABELS, ONE
 
 ROUNDING = "clipped, to the nearest of 256 grey levels"
+HISTORY = "joined to the network's prediction at the start"
 GRID_SIZE = 64  # images that a run keeps for its picture
 
 
@@ -43,7 +44,7 @@ class RunSettings(ScoreSettings, total=False):
     components: str  # left out for a single Gaussian
     classes: list[int]  # left out for all classes
     baseline: str
-    history: bool
+    history: str | bool  # HISTORY, or False without one; older versions used a history in another way, as True
     spacing: str
     clip_x0: bool
     num_samples: int

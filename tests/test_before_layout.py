@@ -9,7 +9,8 @@ import pytest
 
 import run_lib
 from core import files
-from metrics import statistics
+from evaluation import EvalRun, load_context
+from metrics import results, statistics
 from models.weights import fill, read_weights
 from tests.data.before_layout.config import get_config
 from training import checkpoints
@@ -56,12 +57,22 @@ def test_finished_runs_are_not_drawn_again(before, monkeypatch):
 def test_same_settings_give_the_same_scores_and_images(before):
     """Catches a random key, a default or a statistic that has changed."""
     config, workdir = before
-    config.sampling.update(sampler="unipc_3", n_steps=4, gls=True, t_start=400)
+    config.sampling.update(sampler="ddim", n_steps=2, gls=True, t_start=300)
     result = run_lib.evaluate(config, workdir, "again")
-    stored = files.read_json(STORED / "run/eval/unipc_3_n4_gls400_step4_num30_seed42/result.json")
+    stored = files.read_json(STORED / "run/eval/ddim_n2_gls300_step4_num30_seed42/result.json")
     assert set(stored) <= result.keys()
     assert result["score"] == pytest.approx(stored["score"], rel=1e-5)
     assert result["weights_sha256"] == stored["weights_sha256"]
+
+
+def test_runs_with_the_former_history_are_drawn_again(before):
+    """Catches a score of the history that did not join the network's prediction, taken for one of today's."""
+    config, workdir = before
+    config.sampling.update(sampler="unipc_3", n_steps=4, gls=True, t_start=400)
+    run = EvalRun(config, load_context(config, workdir, [config]))
+    stored = files.read_json(STORED / "run/eval/unipc_3_n4_gls400_step4_num30_seed42/result.json")
+    assert results.finished(run.settings, STORED / "run/eval") is None
+    assert {name for name in run.settings if run.settings[name] != stored[name]} == {"history"}
 
 
 def test_statistics_are_read(before):

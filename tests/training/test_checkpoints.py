@@ -133,8 +133,9 @@ def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
 def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
     """Catches a state loaded into another optimiser, a traceback, and a new data.path without a warning."""
     config.data.path = "/else"
+    (workdir / "metrics.jsonl").touch()  # as training writes it
     checkpoints.check_workdir(config, workdir)
-    assert "goes on with data.path='/else'; it had '' before" in capsys.readouterr().err
+    assert "continues with data.path='/else' (before: '')" in capsys.readouterr().err
     config.optim.optimizer = "Muon"
     with pytest.raises(UserError, match="trained by optim.optimizer=Adam, not Muon"):
         checkpoints.check_workdir(config, workdir)
