@@ -10,9 +10,9 @@ FASHION := --config=configs/ddpm/$(NETWORK).py
 # of assets/weights.
 demo: .venv/installed results/digits/config.json
 	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=200
-	$(BIN)/python main.py --mode=fid_stats $(DIGITS) --config.sampling.components=10
+	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
 	$(BIN)/python main.py --mode=sweep $(DIGITS) --workdir=results/digits --config.sweep.t_starts="(300,500,700)" \
-		--config.sweep.components="('1','10')" --config.eval.num_samples=1000 --config.eval.batch_size=500
+		--config.eval.num_samples=1000 --config.eval.batch_size=500
 
 results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
