@@ -7,24 +7,19 @@ so their distances show how close pictures are by chance. Writes copies.txt, wit
 copies.png, with the closest pictures.
 """
 
-import argparse
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 import datasets
 from configs.runs import without_scores
 from core import plots, tables
-from core.errors import UserError
-from core.huge_pages import restart_with_huge_pages
 from core.shapes import HostPixels
 from evaluation import EvalRun
-from experiments.runs import Experiment, write_and_print
+from experiments.runs import Experiment, main, write_and_print
 
 SEED = 1
 SAMPLES = 1000  # images of each run
@@ -75,22 +70,5 @@ def copies_rows(sets: Mapping[str, HostPixels], training: HostPixels) -> list[tu
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.copies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="emoji")
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--dest", type=Path)
-    args = parser.parse_args()
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
-        config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
-        copies(config, args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does
-    main()
+    main("experiments.copies", __doc__, {"copies": copies}, ("emoji",), any_network=True)

@@ -10,26 +10,21 @@ emoji of its own fold give its confusion. No base is in two folds. Every classif
 Classifiers are kept in WORKDIR/labels; tables and pictures are written to DEST.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float, Int, Integer
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
-from configs.ddpm import emoji as emoji_config
 from configs.runs import without_scores
 from core import files, plots, tables
-from core.errors import UserError
-from core.huge_pages import restart_with_huge_pages
 from core.shapes import HostPixels
 from evaluation import EvalRun
-from experiments.runs import Experiment, write_and_print
+from experiments.runs import Experiment, main, write_and_print
 from images.emoji import GROUPS, SEVERAL, TONE_NAMES, Emoji, read_emoji, read_split
 from metrics.labels import corrected_shares, entropy
 from models import classifier
@@ -338,21 +333,5 @@ def draw_shares(path: Path, runs: Sequence[Run]) -> None:
 PARTS = {"check": check, "shares": shares}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.diversity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--workdir", type=Path, default=Path("results/emoji"))
-    parser.add_argument("--dest", type=Path, default=Path("docs/emoji"))
-    args = parser.parse_args()
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
-        PARTS[args.part](emoji_config.get_config(), args.workdir, args.dest)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does
-    main()
+    main("experiments.diversity", __doc__, PARTS, ("emoji",))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import sampling
 from core import files, plots, tables
 from core.arithmetic import ceil_div
-from experiments.runs import COLUMNS, Experiment, main, row, spread, write_and_print, write_rows
+from experiments.runs import COLUMNS, Experiment, main, row, spread, with_runs, write_and_print, write_rows
 from metrics import comparison, frechet, statistics
 from metrics.results import Result
 from sampling.auto_grid import FINE_STEPS
@@ -250,7 +250,7 @@ def draw_solvers(path: Path, results: SolverResults, long_run: Result) -> None:
         figure.supylabel(f"{long_run['score_name']}, {SOLVER_SAMPLES:,} samples", fontsize=10)
 
 
-PARTS = {"table": make_table, "limits": make_limits, "figures": make_figures}
+PARTS = {"table": with_runs(make_table), "limits": with_runs(make_limits), "figures": with_runs(make_figures)}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ set. Needs the network of the workdir and a classifier.
 The features are those of the data set's classifier, if it has been trained, and random convolutions.
 """
 
-import argparse
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 import scipy.stats
-from absl import logging
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -28,12 +25,10 @@ from tqdm import tqdm
 import datasets
 from configs.runs import without_scores
 from core import tables
-from core.errors import UserError
-from core.huge_pages import restart_with_huge_pages
 from core.moments import Moments
 from core.shapes import HostPixels
 from evaluation import EvalRun
-from experiments.runs import Experiment, write_and_print
+from experiments.runs import Experiment, main, write_and_print
 from images.emoji import is_held_out, read_emoji
 from metrics.features import Features, classifier_path, load_features
 from metrics.frechet import frechet_distance
@@ -183,24 +178,5 @@ def agree(config: ConfigDict, workdir: Path, dest: Path) -> None:
 PARTS = {"order": order, "agree": agree}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--config", default="digits")
-    parser.add_argument("--workdir", type=Path)
-    parser.add_argument("--dest", type=Path)
-    args = parser.parse_args()
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
-        config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
-        workdir, dest = args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config
-        PARTS[args.part](config, workdir, dest)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does
-    main()
+    main("experiments.features", __doc__, PARTS, ("digits", "fashion_mnist", "emoji"), any_network=True)

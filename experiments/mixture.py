@@ -35,7 +35,7 @@ from core.diffusion import Denoiser
 from core.shapes import HostPixels, Images, Timesteps
 from evaluation import EvalRun
 from experiments.copies import nearest
-from experiments.runs import Experiment, main, row, spread, write_and_print, write_rows
+from experiments.runs import Experiment, main, row, spread, with_runs, write_and_print, write_rows
 from metrics.results import Result
 from metrics.scores import scores
 from metrics.tally import Tally, observe
@@ -295,7 +295,10 @@ def _solve(
     return sampling.sample("dpmpp_2m", denoiser, x, grid)
 
 
-PARTS = {"table": make_table, "copying": make_copying, "flow": make_flow}
+PARTS = {
+    name: with_runs(part, COMPONENTS)
+    for name, part in {"table": make_table, "copying": make_copying, "flow": make_flow}.items()
+}
 
 if __name__ == "__main__":
-    main("experiments.mixture", __doc__, PARTS, NETWORKS, COMPONENTS)
+    main("experiments.mixture", __doc__, PARTS, NETWORKS)

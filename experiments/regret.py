@@ -16,17 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import evaluation
 import sampling
 from core import files, tables
-from core.compilation_cache import keep_programs
-from core.errors import UserError
-from core.huge_pages import restart_with_huge_pages
 from evaluation import EvalContext, EvalRun
+from experiments.runs import command_line
 from metrics import frechet
 from metrics.tally import Tally, observe
 from sampling.time_grid import AUTO_START
@@ -139,17 +136,9 @@ def main() -> None:
     parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])
     parser.add_argument("--evaluation", type=int, default=50_000)
     parser.add_argument("--num", type=int, default=600)
-    args = parser.parse_args()
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
+    with command_line(parser) as args:
         run(args.config, args.n_steps, evaluated=args.evaluation, num=args.num)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command continues from what is saved\n")
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as main.py does
-    keep_programs()
     main()

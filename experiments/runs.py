@@ -1,8 +1,9 @@
 """Scored runs of one network for the comparisons in this folder, and their command line."""
 
 import argparse
+import contextlib
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -112,30 +113,45 @@ def spread(runs: Sequence[Result], name: str) -> str:
     return f"{mean(values):.4g} ± {stdev(values):.1g}"
 
 
-Part = Callable[[Experiment, Path], None]
-"""Runs a part of an experiment and writes its results into a folder."""
+Part = Callable[[ConfigDict, Path, Path], None]
+"""Runs a part of an experiment: called with a config, the workdir of its network, and the folder of the results."""
+
+
+def with_runs(part: Callable[[Experiment, Path], None], components: Sequence[str] = (ONE,)) -> Part:
+    """The part as a function of config, workdir and folder. components: see `Experiment`."""
+    return lambda config, workdir, dest: part(Experiment(config, workdir, components), dest)
 
 
 def main(
-    name: str, description: str, parts: Mapping[str, Part], networks: Sequence[str], components: Sequence[str] = (ONE,)
+    name: str, description: str, parts: Mapping[str, Part], networks: Sequence[str], *, any_network: bool = False
 ) -> None:
-    """The command line of an experiment: `python -m name PART [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`."""
-    restart_with_huge_pages()  # as main.py does
-    keep_programs()
+    """The command line of an experiment: `python -m name [PART] [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`.
+
+    PART is needed if there are several. NETWORK is one of `networks`, by default the first; any_network allows others.
+    """
     parser = argparse.ArgumentParser(
         f"python -m {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=parts)
-    parser.add_argument("--config", choices=networks, default=networks[0])
+    if len(parts) > 1:
+        parser.add_argument("part", choices=parts)
+    parser.add_argument("--config", choices=None if any_network else networks, default=networks[0])
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--dest", type=Path)
-    args = parser.parse_args()
-    workdir = args.workdir or Path("results") / args.config
-    dest = args.dest or Path("docs") / args.config
-    logging.set_verbosity(logging.FATAL)  # as main.py does
-    try:
+    with command_line(parser) as args:
+        part = parts[args.part] if len(parts) > 1 else next(iter(parts.values()))
         config = importlib.import_module(f"configs.ddpm.{args.config}").get_config()
-        parts[args.part](Experiment(config, workdir, components), dest)
+        part(config, args.workdir or Path("results") / args.config, args.dest or Path("docs") / args.config)
+
+
+@contextlib.contextmanager
+def command_line(parser: argparse.ArgumentParser) -> Iterator[argparse.Namespace]:
+    """Prepares the process as main.py does and yields the arguments. A user's error ends it with one line."""
+    restart_with_huge_pages()
+    keep_programs()
+    args = parser.parse_args()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield args
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:

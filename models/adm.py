@@ -11,7 +11,17 @@ from ml_collections import ConfigDict
 
 from core.shapes import Images, Labels
 from models.layers import Downsample, Upsample, conv3x3, dense
-from models.unet_blocks import BlockSettings, Embedding, UNetBlock, apply_up, class_weights, make_levels, norm, wide
+from models.unet_blocks import (
+    BlockSettings,
+    Embedding,
+    UNetBlock,
+    apply_up,
+    class_weights,
+    make_levels,
+    norm,
+    unbiased,
+    wide,
+)
 
 EPSILON = 1e-5
 RESAMPLE = {
@@ -45,8 +55,8 @@ class ADM(nnx.Module):
             scales_and_shifts=model.scale_shift,
             resampled_shortcut=False,
         )
-        self.label_dense = _unbiased(model.label_dim, settings.emb_dim, rngs) if model.label_dim else None
-        self.augment_dense = _unbiased(model.augment_dim, model.nf, rngs) if model.augment_dim else None
+        self.label_dense = unbiased(model.label_dim, settings.emb_dim, rngs) if model.label_dim else None
+        self.augment_dense = unbiased(model.augment_dim, model.nf, rngs) if model.augment_dim else None
         self.emb_dense1 = dense(model.nf, settings.emb_dim, rngs=rngs)
         self.emb_dense2 = dense(settings.emb_dim, settings.emb_dim, rngs=rngs)
         widths = [model.nf * mult for mult in model.ch_mult]
@@ -104,7 +114,3 @@ class ADM(nnx.Module):
         if self.label_dense is not None:
             emb += self.label_dense(class_weights(labels, self.label_dim, emb))
         return jax.nn.silu(emb)
-
-
-def _unbiased(channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(channels, out_channels, use_bias=False, rngs=rngs)

@@ -20,6 +20,7 @@ from models.unet_blocks import (
     down,
     make_levels,
     norm,
+    unbiased,
     up,
     wide,
 )
@@ -63,7 +64,7 @@ class SongUNet(nnx.Module):
             self.frequencies = nnx.Param(16 * jax.random.normal(rngs.params(), (noise_channels // 2,)))
         self.noise_channels = noise_channels
         self.label_dense = dense(model.label_dim, noise_channels, rngs=rngs) if model.label_dim else None
-        self.augment_dense = _unbiased(model.augment_dim, noise_channels, rngs) if model.augment_dim else None
+        self.augment_dense = unbiased(model.augment_dim, noise_channels, rngs) if model.augment_dim else None
         self.emb_dense1 = dense(noise_channels, settings.emb_dim, rngs=rngs)
         self.emb_dense2 = dense(settings.emb_dim, settings.emb_dim, rngs=rngs)
         self.conv_in = conv3x3(data.num_channels, model.nf, rngs=rngs)
@@ -154,7 +155,3 @@ class SongUNet(nnx.Module):
         if self.augment_dense is not None and augment is not None:
             emb += self.augment_dense(augment.astype(emb.dtype))
         return jax.nn.silu(self.emb_dense2(jax.nn.silu(self.emb_dense1(emb))))
-
-
-def _unbiased(channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(channels, out_channels, use_bias=False, rngs=rngs)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Real
 
 from core.errors import UserError
 from core.shapes import AnyArray, Images
+from models import unet_blocks
 from models.layers import (
     Downsample,
     GroupNorm,
@@ -38,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[AnyArray], AnyArray]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "mish": jax.nn.mish,
 }
-TAPS = (0.125, 0.375, 0.375, 0.125)  # the smoothing filter of the blocks with "Skip" in their name, along one axis
+TAPS = (1, 3, 3, 1)  # the smoothing filter of the blocks with "Skip" in their name, along one axis
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
@@ -150,31 +151,13 @@ def abstract(settings: Settings) -> "UNet2D":
     return nnx.eval_shape(lambda: UNet2D(settings, rngs=nnx.Rngs(0)))
 
 
-def smooth_down(x: Images) -> Images:
-    """Halves height and width: a convolution with TAPS along each axis, then every second pixel."""
-    for axis in (1, 2):
-        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)])
-        parts = [jax.lax.slice_in_dim(padded, k, padded.shape[axis] - 3 + k, stride=2, axis=axis) for k in range(4)]
-        x = sum(tap * part for tap, part in zip(TAPS, parts, strict=True))
-    return x
-
-
-def smooth_up(x: Images) -> Images:
-    """Doubles height and width: zeros after every pixel, then a convolution with twice TAPS along each axis."""
-    for axis in (1, 2):
-        spread = jax.lax.pad(x, jnp.zeros((), x.dtype), [(2, 2, 1) if i == axis else (0, 0, 0) for i in range(4)])
-        parts = [jax.lax.slice_in_dim(spread, k, spread.shape[axis] - 3 + k, axis=axis) for k in range(4)]
-        x = sum(2 * tap * part for tap, part in zip(TAPS, parts, strict=True))
-    return x
-
-
 # By the name of a resampling: "" is none.
 RESAMPLE: dict[str, Callable[[Images], Images]] = {
     "": lambda x: x,
     "down": lambda x: nnx.avg_pool(x, (2, 2), strides=(2, 2)),
     "up": lambda x: x.repeat(2, axis=1).repeat(2, axis=2),
-    "smooth_down": smooth_down,
-    "smooth_up": smooth_up,
+    "smooth_down": partial(unet_blocks.down, taps=TAPS),
+    "smooth_up": partial(unet_blocks.up, taps=TAPS),
 }
 
 
@@ -338,7 +321,7 @@ class DownLevel(nnx.Module):
             outputs.append(x)
         outputs += [block(x, temb, rngs) for block in self.downsamplers]
         if self.resnet_down is not None:
-            image = smooth_down(image)
+            image = RESAMPLE["smooth_down"](image)
             outputs.append(self.skip_conv(image) + self.resnet_down(x, temb, rngs))
         return outputs, image
 
@@ -380,7 +363,7 @@ class UpLevel(nnx.Module):
         for resnet, attention in _blocks(self):
             x = attention(resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb, rngs))
         if self.smooths and image is not None:
-            image = smooth_up(image)
+            image = RESAMPLE["smooth_up"](image)
         if self.resnet_up is not None:
             contribution = self.skip_conv(jax.nn.silu(self.skip_norm(x)))
             image = contribution if image is None else image + contribution

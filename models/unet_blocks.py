@@ -93,6 +93,11 @@ def norm(channels: int, epsilon: float, group_channels: int = 4, *, rngs: nnx.Rn
     return GroupNorm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
 
 
+def unbiased(channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer without a bias."""
+    return nnx.Linear(channels, out_channels, use_bias=False, rngs=rngs)
+
+
 class Attention(nnx.Module):
     """Self-attention over all pixels, after group normalization; without the residual sum."""
 

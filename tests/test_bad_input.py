@@ -5,7 +5,6 @@ import gzip
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 import sys
 
@@ -180,14 +179,17 @@ WRONG = {
     f"{NPY}/float_npy/train.npy": "found float32",
     f"{NPY}/empty_npy/train.npy": "holds no images",
     f"{NPY}/one_npy/train.npy": "uint8 [48, 64, 3], which looks like one picture",
-    f"{NPY}/phone": "HEIC is not read; convert it to PNG or JPEG",
-    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/phone": "1 of 1 pictures cannot be used",
     f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/empty.py": "unsupported file type",
     # places that cannot be written
     f"--mode=train {TINY} --workdir=/proc/run": "/proc/run",
     f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
     f"{EXPORT.replace('{w}/out', '/proc/out')}": "/proc",
 }
+WRONG_PICTURES = {  # found when all pictures are tried, below a progress bar
+    f"{NPY}/phone": "HEIC is not read; convert it to PNG or JPEG",
+    f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/phone": "1 of 1 pictures cannot be used",
+}
+
 NEEDS_RIGHTS = {  # to write
     AGAIN: "ermission denied",
     TRAIN: "ermission denied",
@@ -323,7 +325,7 @@ def run_main(arguments, log, rights=True, at_once=False):
         os._exit(ended.code or 0)
 
 
-def fails_in_one_line(arguments, says, log, **how):
+def fails_in_one_line(arguments, says, log, pictures=False, **how):
     """Checks the exit code and the output of `run_main` in a child process, where all slow imports are done already."""
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
@@ -333,11 +335,9 @@ def fails_in_one_line(arguments, says, log, **how):
     said = log.read_text()
     assert process.exitcode == 2, said
     assert says in said
-    # Only what is found at once comes before any progress bar.
-    lines = (
-        said.splitlines() if how.get("at_once") else [line for line in re.split("[\r\n]+", said) if "%|" not in line]
-    )
-    assert [line[:9] for line in filter(None, lines)] == ["main.py: "]
+    if pictures:
+        said = said[said.index("main.py: ") :]  # after the bar of the pictures that were tried
+    assert said.startswith("main.py: ") and said.count("\n") == 1
 
 
 def ends_in_one_line(arguments, says, world, tmp_path, **how):
@@ -367,6 +367,12 @@ def read_only(world):
     yield world
     for path, mode in kept.items():
         path.chmod(mode)
+
+
+@pytest.mark.parametrize("arguments", WRONG_PICTURES)
+def test_unusable_pictures_end_in_one_line_and_touch_nothing(arguments, world, tmp_path):
+    """Catches the same where pictures are decoded first."""
+    ends_in_one_line(arguments, WRONG_PICTURES[arguments], world, tmp_path, pictures=True)
 
 
 @pytest.mark.parametrize("arguments", NEEDS_RIGHTS)

@@ -30,8 +30,8 @@ from tests.training.test_checkpoints import contents, flip_a_bit, truncate
 from training import checkpoints, loop
 
 PROCESSES = multiprocessing.get_context("forkserver")
-KILLS = 6
-STEPS = 40
+KILLS = 10
+STEPS = 60
 
 
 def long_config():
