@@ -67,10 +67,8 @@ def accept(call: list[str]) -> None:
     from configs.validation import validate
 
     if not any(argument.startswith("--config=") for argument in call) and "--mode=verify" not in call:
-        call = [
-            *call,
-            "--config=configs/ddpm/cifar10.py",
-        ]  # for the config of a workdir or file
+        # In place of the config that the workdir or the imported file would give.
+        call = [call[0], "--config=configs/ddpm/cifar10.py", *call[1:]]
     sys.argv = call  # ml_collections reads the overrides from here
     config = main.parse(call)
     runs = [config] if config else []  # verify needs none
