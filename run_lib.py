@@ -32,7 +32,6 @@ from sampling import start_file
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
 from sampling.time_grid import AUTO_SPACING
-from sampling.verification.verify import sampler_of, verify
 from symmetry.critical import leading_times
 from training import checkpoints, loop
 
@@ -280,10 +279,7 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     validate(config)
     if checkpoints.saved_steps(workdir):
         raise UserError(f"{workdir} holds checkpoints already: import into a new --workdir")
-    load = {".npz": _own_weights, ".pkl": _edm_weights, ".pt": _guided_weights}.get(source.suffix, load_foreign)
-    if source.suffix == "" and source.is_file():
-        load = _score_sde_weights
-    foreign = load(source, config)
+    foreign = _read_source(source, config)
     with checkpoints.only_writer(workdir):
         with checkpoints.saving(config, workdir) as save:
             save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, ema=foreign.ema)))
@@ -292,26 +288,23 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     print(f"statistics and scores are of data.dataset={config.data.dataset}")
 
 
-def _edm_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
-    params = load_edm(source, config)
-    return ForeignCheckpoint(0, params, params)
-
-
-def _guided_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
-    params = load_guided(source, config)
-    return ForeignCheckpoint(0, params, params)
-
-
-def _score_sde_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
-    step, params = load_score_sde(source, config)
+def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
+    """The weights of a file of any kind, by its ending. A file of one set of weights gives them as raw and averaged."""
+    step = 0
+    if source.suffix == ".npz":
+        own = read_weights(source)
+        checkpoints.check_network(config, own.config, source)
+        step = own.step
+        params = fill(source, config, own.arrays)
+    elif source.suffix == ".pkl":
+        params = load_edm(source, config)
+    elif source.suffix == ".pt":
+        params = load_guided(source, config)
+    elif source.suffix == "" and source.is_file():
+        step, params = load_score_sde(source, config)
+    else:
+        return load_foreign(source, config)
     return ForeignCheckpoint(step, params, params)
-
-
-def _own_weights(source: Path, config: ConfigDict) -> ForeignCheckpoint:
-    stored = read_weights(source)
-    checkpoints.check_network(config, stored.config, source)
-    params = fill(source, config, stored.arrays)
-    return ForeignCheckpoint(stored.step, params, params)
 
 
 def export_weights(config: ConfigDict, workdir: Path, destination: Path) -> None:
@@ -372,6 +365,8 @@ def _require_new(destination: Path) -> None:
 
 def verify_sampler(source: str) -> bool:
     """Tests the sampler "module:function", prints the report, and returns whether the sampler does what it claims."""
+    from sampling.verification.verify import sampler_of, verify  # here: scipy's integrators take 0.4 s to import
+
     report = verify(sampler_of(source))
     print(report.text)
     return report.passed
