@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.nf = 32
     config.model.patch_size = 2
     config.model.prediction = "v"
-    config.model.ch_mult = (1, 3, 4)
+    config.model.ch_mult = (1, 2, 2)
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (8,)
     config.model.num_groups = 8
