@@ -1,23 +1,32 @@
-"""Agreement of the network with the Gaussian of the data, time by time: where it is close, a late start is accurate."""
+"""Agreement of the network with a Gaussian or a mixture of the data, and what x_t reveals of its component, over time.
+
+Where the agreement is close, a late start from the Gaussian or the mixture is accurate.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
-from core.diffusion import Denoiser
+from core.diffusion import Denoiser, NoiseSchedule
 from core.shapes import Images, RandomKey
-from sampling.late_start import DataGaussian
+from sampling.late_start import DataGaussian, DataMixture
 
 
 @jax.jit
 def gaussian_agreement(
-    denoiser: Denoiser, gaussian: DataGaussian, x0: Images, times: Real[Array, "times"], rng: RandomKey
+    denoiser: Denoiser,
+    gaussian: DataGaussian | DataMixture,
+    x0: Images,
+    times: Real[Array | np.ndarray, "times"],
+    rng: RandomKey,
 ) -> Float[Array, "times"]:
     """The fraction of the network's eps that the Gaussian's eps does not explain, at each time.
 
     It is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2 over x_t of images x0 in the network's range, with
-    the same noise at all times. It is 0 for a network trained on Gaussian data, and grows as the data's distribution
-    differs from a Gaussian. One network evaluation of the batch per time.
+    the same noise at all times. A mixture may take the place of the Gaussian. The fraction is 0 for a network trained
+    on data of the given distribution, and grows as the data's distribution differs from it. One network evaluation of
+    the batch per time.
     """
     schedule = denoiser.schedule
     noise = jax.random.normal(rng, x0.shape, x0.dtype)
@@ -28,3 +37,37 @@ def gaussian_agreement(
         return jnp.sum((eps - gaussian.eps(x_t, schedule.alpha_bar(t))) ** 2) / jnp.sum(eps**2)
 
     return jax.lax.map(unexplained, jnp.asarray(times, x0.dtype))
+
+
+@jax.jit
+def revealed_components(
+    schedule: NoiseSchedule, mixture: DataMixture, x0: Images, times: Real[Array | np.ndarray, "times"], rng: RandomKey
+) -> Float[Array, "times"]:
+    """The mutual information of x_t and the component of its image, as a fraction of the component's entropy.
+
+    It is 1 - E[H(component | x_t)] / H(component), with the mean over x_t of the images x0, in the network's range. It
+    rises from 0 to 1 as t decreases, if the components do not overlap. It is 0 for a single component.
+    """
+    noise = jax.random.normal(rng, x0.shape, x0.dtype)
+    weights = jnp.asarray(mixture.weights, x0.dtype)
+    entropy = _entropy(jnp.log(weights))
+
+    def revealed(t):
+        log_joint = mixture.log_joint(schedule.diffuse(x0, t, noise), schedule.alpha_bar(t))
+        remaining = _entropy(jax.nn.log_softmax(log_joint, axis=1)).mean()
+        return jnp.where(entropy > 0, 1 - remaining / jnp.where(entropy > 0, entropy, 1), 0)
+
+    return jax.lax.map(revealed, jnp.asarray(times, x0.dtype))
+
+
+def _entropy(log_probabilities: Float[Array, "... components"]) -> Float[Array, "..."]:
+    """In nats."""
+    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
+
+
+def largest_variance_of_means(mixture: DataMixture) -> float:
+    """The largest eigenvalue of the covariance of the components' means, with the components' weights."""
+    weights = np.asarray(mixture.weights, np.float64)
+    means = np.asarray(mixture.means, np.float64)
+    centred = np.sqrt(weights)[:, None] * (means - weights @ means)
+    return float(np.linalg.svd(centred, compute_uv=False)[0] ** 2)

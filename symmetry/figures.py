@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from core import plots
 from metrics import figures
 from metrics.results import Result
+from sampling.late_start import ONE
 from symmetry.critical import NAMES, RULES
 from symmetry.measurements import Arrays
 
@@ -26,6 +27,7 @@ class Marks(NamedTuple):
 
     critical: plots.Times  # in all figures over time
     auto: Sequence[Result] = ()  # runs with an automatic start, marked in the figure of the agreement
+    scored: Sequence[Result] = ()  # runs whose best starts are marked in the figure of the splits
 
 
 def over_time(axis: Any, marks: Marks, *, ylabel: str, last: ArrayLike) -> None:
@@ -117,6 +119,34 @@ def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
             heights = np.exp(np.interp(starts, times[::-1], np.log(unexplained[::-1])))
             axis.plot(starts, heights, "*", markersize=11, label=label)
         over_time(axis, marks, ylabel="share of eps unexplained", last=times.max())
+
+
+def draw_splits(path: Path, arrays: Arrays, marks: Marks) -> None:
+    """What x_t reveals of the component, and the unexplained fraction of eps, one line per mixture."""
+    times = arrays["t"]
+    with plots.panels(path, (11.0, 4.2), columns=2, layout="constrained") as [[revealed, unexplained]]:
+        for i, components in enumerate(arrays["components"].tolist()):
+            colour = f"C{i}"
+            if components != ONE:
+                revealed.plot(times, arrays["revealed"][i], "o-", color=colour, markersize=3, label=components)
+                revealed.axvline(arrays["t_between"][i], color=colour, linestyle=":")
+            curve = arrays["unexplained"][i]
+            unexplained.plot(times, curve, "o-", color=colour, markersize=3, label=components)
+            for start in best_starts(marks.scored, components):
+                height = np.exp(np.interp(start, times[::-1], np.log(curve[::-1])))
+                unexplained.plot(start, height, "*", color=colour, markersize=11)
+        unexplained.set_yscale("log")
+        over_time(revealed, marks, ylabel="share of the component that x_t reveals", last=times.max())
+        over_time(unexplained, marks, ylabel="share of eps unexplained", last=times.max())
+
+
+def best_starts(results: Sequence[Result], components: str) -> list[int]:
+    """The start of the best score of each sampler and n_steps, among late starts from these components."""
+    cells: dict[tuple[str, int], list[Result]] = {}
+    for run in results:
+        if run["gls"] and run.get("components", ONE) == components:
+            cells.setdefault((run["sampler"], run["n_steps"]), []).append(run)
+    return [min(cell, key=lambda run: run["score"])["t_start"] for cell in cells.values()]
 
 
 def automatic_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:

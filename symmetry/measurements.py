@@ -1,7 +1,7 @@
 """Measurements of symmetry breaking in one network, as named arrays. `figures` draws them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,10 +14,10 @@ import sampling
 from core.diffusion import Denoiser, NoiseSchedule
 from core.shapes import Images, Pixels, RandomKey, Timesteps
 from sampling.common import Evaluation
-from sampling.late_start import DataGaussian
+from sampling.late_start import ONE, DataGaussian, DataMixture
 from sampling.time_grid import time_grid
 from symmetry import stability
-from symmetry.agreement import gaussian_agreement
+from symmetry.agreement import gaussian_agreement, largest_variance_of_means, revealed_components
 from symmetry.critical import RULES, continuous_times, critical_alpha_bars, critical_times, times_of
 
 ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # of a path between two images; 0 is one image, pi / 2 the other
@@ -27,6 +27,7 @@ PROBED = 8  # images at which the Jacobian is computed
 PIXELS = 3
 UTURN_STEPS = 20
 LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # late starts compared with full sampling, as fractions of the schedule
+SPLIT_RULE = "speciation"  # the rule of `critical` for mixtures
 LATE_STEPS = (10, 50, 0)  # number of steps from a late start; 0: one step for every time below it
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
@@ -40,6 +41,7 @@ class Subject(NamedTuple):
 
     denoiser: Denoiser
     gaussian: DataGaussian
+    mixtures: Mapping[str, DataMixture]  # by their values of sampling.components
     x0: Images  # of the training split, in the network's range
     centered: bool  # whether the network's range is [-1, 1]
     predict: Callable[[Pixels], Int[np.ndarray, "batch"]] | None  # the classifier, if there is one
@@ -108,8 +110,50 @@ def growth(subject: Subject) -> Arrays:
 def agreement(subject: Subject) -> Arrays:
     """The fraction of the network's eps that the Gaussian's eps does not explain, over time."""
     times = subject.times()
-    unexplained = gaussian_agreement(subject.denoiser, subject.gaussian, x0=subject.x0, times=times, rng=subject.rng)
-    return {"t": times, "unexplained": np.asarray(unexplained)}
+    return {"t": times, "unexplained": _unexplained(subject, subject.gaussian, times)}
+
+
+def splits(subject: Subject) -> Arrays:
+    """How well mixtures describe the noised data over time, and when their components separate.
+
+    Without mixtures the result is empty. Critical times are those of the rule `critical.speciation`.
+
+    Returns:
+      t: descending.
+      components: the values of sampling.components; the single Gaussian, "1", is the first.
+      unexplained: [components, t], the fraction of the network's eps that the mixture's eps does not explain.
+      revealed: [components, t], the mutual information of x_t and the component of its image, as a fraction of the
+        entropy of the component; 0 for the single Gaussian.
+      t_between: [components], the critical time of the largest eigenvalue of the covariance of the components' means.
+      t_within_NAME: [K], the critical time of the largest variance of each component, for each of the mixtures.
+    """
+    if not subject.mixtures:
+        return {}
+    schedule = subject.denoiser.schedule
+    mixtures = {ONE: subject.gaussian.mixture(), **subject.mixtures}
+    times = subject.times()
+    between = [largest_variance_of_means(mixture) for mixture in mixtures.values()]
+    within = {f"t_within_{name}": np.max(mixture.variances, axis=1) for name, mixture in mixtures.items()}
+    return {
+        "t": times,
+        "components": np.array(list(mixtures)),
+        "unexplained": np.stack([_unexplained(subject, mixture, times) for mixture in mixtures.values()]),
+        "revealed": np.stack(
+            [
+                np.asarray(revealed_components(schedule, mixture, x0=subject.x0, times=times, rng=subject.rng))
+                for mixture in mixtures.values()
+            ]
+        ),
+        "t_between": critical_times(between, schedule, SPLIT_RULE),
+        **{name: critical_times(variances, schedule, SPLIT_RULE) for name, variances in within.items()},
+    }
+
+
+def _unexplained(
+    subject: Subject, distribution: DataGaussian | DataMixture, times: Float[np.ndarray, "times"]
+) -> Float[np.ndarray, "times"]:
+    options = {"x0": subject.x0, "times": times, "rng": subject.rng}
+    return np.asarray(gaussian_agreement(subject.denoiser, distribution, **options))
 
 
 def generation(subject: Subject) -> Arrays:

@@ -65,6 +65,17 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             figures.draw_agreement,
         ),
     ),
+    measurements.splits: (
+        Figure(
+            "splits",
+            "Which splits of the data are visible?",
+            "Left: the share of the information on an image's component that its noised image holds. A dotted line is "
+            "the critical time of the components' means. Right: the share of the network's noise prediction that the "
+            "mixture does not explain. Stars are the best starts of the scored runs. Above the time at which a "
+            "component is visible, a sampler would still choose it. Below, a start from the mixture has chosen it.",
+            figures.draw_splits,
+        ),
+    ),
     measurements.generation: (
         Figure(
             "potential",
@@ -164,6 +175,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple
     subject = Subject(
         denoiser=context.denoiser,
         gaussian=context.gaussian,
+        mixtures={components: mixture for (components, _), (mixture, _) in context.mixtures.items()},
         x0=_training_images(config),
         centered=config.data.centered,
         predict=labeller and (lambda images: np.asarray(labeller.scores(images)).argmax(axis=1)),
@@ -179,6 +191,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple
     }
     key = network | measured | {"seed": config.seed, "num_images": settings.num_images}
     key |= {"gaussian_sha256": context.gaussian_sha256, "classifier": labeller.name if labeller else None}
+    if context.mixtures:
+        key["mixtures_sha256"] = {components: sha256 for (components, _), (_, sha256) in context.mixtures.items()}
     title = f"Symmetry breaking: {config.data.dataset}, step {context.checkpoint_step}"
     return run(subject, scored, key=key, folder=folder, title=title), folder / "report.html"
 
@@ -199,7 +213,9 @@ def run(
     times.
     """
     stored_key = json.dumps(key, sort_keys=True)
-    marks = figures.Marks(leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"])
+    marks = figures.Marks(
+        leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"], scored["scores"]
+    )
     shown = []  # the arguments of _draw: all numbers are on disk before a figure is drawn
     table = ""
     for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):

@@ -41,6 +41,7 @@ def subject():
     return measurements.Subject(
         denoiser=Denoiser(jax.tree_util.Partial(eps_of_mixture, mixture), SCHEDULE),
         gaussian=DataGaussian.fit([np.asarray(x0)]),
+        mixtures={"2": two_points(images)},
         x0=x0,
         centered=True,
         predict=predict,
@@ -48,6 +49,19 @@ def subject():
         num_times=20,
         num_eigenvalues=1,
         n_steps=50,
+    )
+
+
+def two_points(images):
+    """The data as a mixture of two components without variance."""
+    directions = DataGaussian.fit([images.reshape(2, *SHAPE)])
+    return dataclasses.replace(
+        directions.mixture(),
+        weights=np.array([0.5, 0.5]),
+        means=(images - directions.mean) @ directions.eigenvectors,
+        rotations=np.zeros((2, 0, 0)),
+        variances=np.zeros((2, 16)),
+        residual_variances=np.zeros(2),
     )
 
 
@@ -61,6 +75,47 @@ def test_class_survives_a_u_turn_only_below_the_critical_time(subject):
     assert (turned["stayed"][turned["t"] < 200] == 1).all()
     assert 0.2 < turned["stayed"][turned["t"] > 800].mean() < 0.8
     assert turned["chance"] == pytest.approx(0.5)
+
+
+def test_mixture_of_the_data_explains_all_and_reveals_what_theory_says(subject):
+    """Would catch the entropy in other units or of other weights, and a mixture at another alpha_bar.
+
+    The two images are +m and -m. The information on the sign is that of a binary input in Gaussian noise, with the
+    signal-to-noise ratio of |m|^2 ab / (1 - ab).
+    """
+    measured = measurements.splits(subject)
+    assert measured["components"].tolist() == ["1", "2"]
+    assert (measured["revealed"][0] == 0).all()
+    assert (measured["unexplained"][1] < 1e-5).all() and measured["unexplained"][0].max() > 0.05
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(60)
+    ab = np.asarray(SCHEDULE.alpha_bar(measured["t"]), np.float64)
+    snr = 4 * 0.9**2 * ab / (1 - ab)
+    exponents = -2 * snr[:, None] - 2 * np.sqrt(snr)[:, None] * nodes
+    expected = 1 - (np.logaddexp(0, exponents) / np.log(2)) @ node_weights / node_weights.sum()
+    np.testing.assert_allclose(measured["revealed"][1], expected, atol=0.12)  # 32 images
+    assert np.abs(measured["revealed"][1] - expected).mean() < 0.05
+
+
+def test_split_is_visible_when_the_signal_of_the_means_equals_the_noise(subject):
+    """Would catch the covariance of means without weights, or the components' own variance in its place."""
+    measured = measurements.splits(subject)
+    ab = float(SCHEDULE.alpha_bar(measured["t_between"][1]))
+    assert ab * 4 * 0.9**2 == pytest.approx(1, rel=1e-4)
+    assert np.isnan(measured["t_between"][0]) and np.isnan(measured["t_within_2"]).all()
+
+
+def test_best_starts_are_those_of_their_own_components():
+    """Would catch stars of another mixture, of pure noise, or of the worst score."""
+    run = {"sampler": "ddim", "n_steps": 3, "gls": True}
+    runs = [
+        run | {"score": 1.0, "t_start": 999, "gls": False},
+        run | {"score": 3.0, "t_start": 500},
+        run | {"score": 2.0, "t_start": 400},
+        run | {"score": 1.5, "t_start": 300, "components": "10"},
+        run | {"score": 9.0, "t_start": 600, "n_steps": 5},
+    ]
+    assert figures.best_starts(runs, "1") == [400, 600]
+    assert figures.best_starts(runs, "10") == [300]
 
 
 def test_noising_forgets_at_the_schedules_pace(subject):
@@ -140,6 +195,7 @@ def test_equal_automatic_starts_share_a_label():
 def workdir(config, tmp_path, monkeypatch):
     """A workdir with statistics of the digits. Their Gaussian replaces a trained network, which compiles slowly."""
     config.eval.enable_fid = False
+    config.sweep.components = ("1", "4")
     monkeypatch.setattr(run_lib.checkpoints, "require", lambda *_: 6)
     with pytest.raises(UserError, match="run --mode=fid_stats"):
         run_lib.analyze(config, tmp_path / "run")
