@@ -1,15 +1,16 @@
 """Late starts from mixtures against pure noise and the single Gaussian, and how near their samples are to the data.
 
-python -m experiments.mixture table | copying | flow [--config=digits] [--workdir=PATH] [--dest=PATH]
+python -m experiments.mixture table | copying | flow | stratified [--config=digits] [--workdir=PATH] [--dest=PATH]
 
 --config names a file of configs/ddpm. Its runs are in results/CONFIG, tables and pictures in docs/CONFIG. The mixtures
 must be fitted before: --mode=fid_stats --config.sweep.components="('1','labels','10','40')".
 
-table: every solver of SOLVERS with every n of STEPS, from pure noise at T - 1 and at T - T/n, and from the best late
-start of each of COMPONENTS. The best start is searched on noise of another seed; three seeds are scored.
+table: every solver and n of TABLES, from pure noise at T - 1 and at T - T/n, and from the best late start of each of
+COMPONENTS. The best start is searched on noise of another seed; three seeds are scored.
 copying: for each of COMPONENTS, distances of samples to their nearest training images, against those of held-out images
 and of samples in many steps; precision, recall and coverage; the mixture without a network; held-out likelihoods.
 flow: for each of COMPONENTS, starts drawn from the mixture against starts on its probability-flow ODE.
+stratified: for each mixture, stratified components of the images against components drawn independently.
 
 Runs are kept below the workdir, and the same command continues after an interruption.
 """
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +44,32 @@ from sampling.generate import component_sequence, prior
 from sampling.late_start import LABELS, ONE, Components, DataMixture
 from sampling.time_grid import time_grid
 
-NETWORKS = ("digits", "fashion_mnist", "fashion_mnist_eps")
-COMPONENTS = (ONE, LABELS, "10", "40")
+
+class Table(NamedTuple):
+    """The cells of a table, and its numbers of images.
+
+    Attributes:
+      solvers: names of samplers.
+      steps: numbers of steps.
+      samples: images of a scored run.
+      searched: images per start in the search of the best start.
+    """
+
+    solvers: Sequence[str]
+    steps: Sequence[int]
+    samples: int
+    searched: int
+
+
 SOLVERS = ("ddpm", "ddim", "pndm", "dpmpp_2m", "unipc_3", "ipndm")
 STEPS = (3, 4, 5, 6, 8, 10)
+TABLES = {  # by data set
+    "digits": Table(SOLVERS, STEPS, samples=10_000, searched=1500),
+    "fashion_mnist": Table(SOLVERS, STEPS, samples=10_000, searched=1500),
+    "emoji": Table(("ddim", "dpmpp_2m"), (3, 5, 10), samples=2000, searched=400),
+}
+COMPONENTS = (ONE, LABELS, "10", "40")
 SEEDS = (1, 2, 3)
-SAMPLES = 10_000
-SEARCHED = 1500  # images per start in the search
 STARTS = (150, 200, 250, 300, 400, 500, 600, 700)  # tried first; then their neighbours
 PURE_NOISE = ("pure noise", "leading")
 COPY_SOLVER = ("dpmpp_2m", 5)  # of the samples whose neighbours are searched
@@ -69,25 +89,26 @@ Cell = Mapping[str, Sequence[Result]]
 
 def make_table(experiment: Experiment, dest: Path) -> None:
     """Writes mixture.csv, mixture.txt and mixture.png."""
+    table = TABLES[experiment.config.data.dataset]
     cells = []
     rows = []
-    for sampler, n_steps in tqdm(list(itertools.product(SOLVERS, STEPS)), "cells"):
-        cells.append(cell := score_cell(experiment, sampler, n_steps))
+    for sampler, n_steps in tqdm(list(itertools.product(table.solvers, table.steps)), "cells"):
+        cells.append(cell := score_cell(experiment, table, sampler=sampler, n_steps=n_steps))
         rows += [row(kind, run) for kind, runs in cell.items() for run in runs]
         write_rows(dest / "mixture.csv", rows)  # after every cell, so that it can be read before all are finished
     draw_cells(dest / "mixture.png", cells)
     write_and_print(dest / "mixture.txt", cells_table(cells))
 
 
-def score_cell(experiment: Experiment, sampler: str, n_steps: int) -> Cell:
+def score_cell(experiment: Experiment, table: Table, *, sampler: str, n_steps: int) -> Cell:
     """The runs of all kinds of start, on the same noise."""
     starts: dict[str, dict[str, Any]] = {"pure noise": {}, "leading": {"baseline": "leading"}}
     for components in COMPONENTS:
         fixed = {"components": components}
-        best = experiment.best_start(sampler, n_steps, num=SEARCHED, coarse=STARTS, **fixed)
+        best = experiment.best_start(sampler, n_steps, num=table.searched, coarse=STARTS, **fixed)
         starts[components] = {"t_start": best, **fixed}
     return {
-        kind: [experiment.score(sampler, n_steps, seed=seed, num=SAMPLES, **settings) for seed in SEEDS]
+        kind: [experiment.score(sampler, n_steps, seed=seed, num=table.samples, **settings) for seed in SEEDS]
         for kind, settings in starts.items()
     }
 
@@ -131,7 +152,8 @@ def draw_cells(path: Path, cells: Sequence[Cell]) -> None:
                 axis.plot(evaluations, scores, markersize=4, label=label, **style)
             axis.set(yscale="log", title=solver, xlabel="network evaluations")
             axis.grid(which="both", alpha=0.3)
-        axes[0].set_ylabel(f"{cells[0]['pure noise'][0]['score_name']}, {SAMPLES:,} samples")
+        first = cells[0]["pure noise"][0]
+        axes[0].set_ylabel(f"{first['score_name']}, {first['num_samples']:,} samples")
         axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
 
 
@@ -270,15 +292,21 @@ def flow_start(mixture: DataMixture, noise: Images, _: Components, alpha_bar: Ar
 
 
 def flow_images(
-    experiment: Experiment, mixture: DataMixture, *, start: Start, grid: Timesteps
+    experiment: Experiment,
+    mixture: DataMixture,
+    *,
+    start: Start,
+    grid: Timesteps,
+    seed: int = SEEDS[0],
+    sequence: Callable[..., np.ndarray] = component_sequence,
 ) -> tuple[HostPixels, float]:
     """FLOW_SAMPLES images of DPM-Solver++(2M), without a history, and the seconds without compilation."""
     size = experiment.config.eval.batch_size
     denoiser = experiment.context.denoiser
     found = []
     for first in range(0, FLOW_SAMPLES, size):
-        noise, _ = prior(SEEDS[0], first=first, batch_size=size, image_shape=mixture.image_shape)
-        component = component_sequence(np.asarray(mixture.weights), SEEDS[0], first=first, count=size)
+        noise, _ = prior(seed, first=first, batch_size=size, image_shape=mixture.image_shape)
+        component = sequence(np.asarray(mixture.weights), seed, first=first, count=size)
         x0 = _solve(denoiser, mixture, noise, component, grid=grid, start=start)
         if first == 0:
             x0.block_until_ready()
@@ -295,10 +323,39 @@ def _solve(
     return sampling.sample("dpmpp_2m", denoiser, x, grid)
 
 
+# Stratified and independent components
+
+
+def make_stratified(experiment: Experiment, dest: Path) -> None:
+    """Writes stratified.txt: the scores and label shares of images with stratified and with independent components."""
+    t_start = FLOW_STARTS[0]
+    lines = []
+    for components in tqdm([entry for entry in COMPONENTS if entry != ONE], "stratified"):
+        mixture = mixture_of(experiment, components)
+        for name, sequence in {"stratified": component_sequence, "independent": independent_sequence}.items():
+            options = {"start": DataMixture.sample, "grid": time_grid(FLOW_STEPS, t_start), "sequence": sequence}
+            sets = [flow_images(experiment, mixture, seed=seed, **options)[0] for seed in SEEDS]
+            found = [score_of(experiment, images) for images in sets]
+            lines.append([kind_name(components), name, spread(found, "score"), spread(found, "label_distance")])
+    write_and_print(
+        dest / "stratified.txt", tables.aligned(("mixture", "components", "score", "label distance"), lines)
+    )
+
+
+def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
+    """The components of images with indices first .. first + count - 1, each drawn by chance."""
+    return np.random.default_rng((seed, first)).choice(len(weights), count, p=weights / weights.sum()).astype(np.int32)
+
+
 PARTS = {
     name: with_runs(part, COMPONENTS)
-    for name, part in {"table": make_table, "copying": make_copying, "flow": make_flow}.items()
+    for name, part in {
+        "table": make_table,
+        "copying": make_copying,
+        "flow": make_flow,
+        "stratified": make_stratified,
+    }.items()
 }
 
 if __name__ == "__main__":
-    main("experiments.mixture", __doc__, PARTS, NETWORKS)
+    main("experiments.mixture", __doc__, PARTS, ("digits", "fashion_mnist", "fashion_mnist_eps", "emoji"))

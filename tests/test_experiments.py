@@ -274,10 +274,7 @@ def mixtures(experiment, tmp_path, monkeypatch):
     run_lib.fid_stats(config)
     for name, value in {
         "COMPONENTS": ("1", "labels"),
-        "SOLVERS": ("ddim", "dpmpp_2m"),
-        "STEPS": (2,),
-        "SAMPLES": 12,
-        "SEARCHED": 12,
+        "TABLES": {"digits": mixture.Table(("ddim", "dpmpp_2m"), (2,), samples=12, searched=12)},
         "STARTS": (200, 300),
         "COPY_STARTS": (200,),
         "COPY_SAMPLES": 20,
@@ -327,3 +324,16 @@ def test_the_flow_of_one_gaussian_is_its_draw(mixtures, tmp_path):
     np.testing.assert_allclose(mixture.flow_start(one, noise, None, 0.4), drawn, atol=0.02)
     mixture.make_flow(mixtures, tmp_path)
     assert len((tmp_path / "flow.txt").read_text(encoding="utf-8").splitlines()) == 2 + 4
+
+
+def test_stratified_components_have_exact_shares(mixtures, tmp_path):
+    """Catches one sequence on both sides of the comparison, and independent draws of other weights."""
+    weights = np.array([0.1, 0.2, 0.7])
+    drawn = mixture.independent_sequence(weights, seed=1, first=0, count=20_000)
+    shares = np.bincount(drawn) / len(drawn)
+    np.testing.assert_allclose(shares, weights, atol=0.02)  # 5 standard deviations
+    assert np.abs(shares - weights).max() > 1e-4
+    mixture.make_stratified(mixtures, tmp_path)
+    lines = (tmp_path / "stratified.txt").read_text(encoding="utf-8").splitlines()[2:]
+    assert [line.split()[1] for line in lines] == ["stratified", "independent"]
+    assert lines[0].split()[2:] != lines[1].split()[2:]
