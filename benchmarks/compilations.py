@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 def run(mode: str, folder: Path, cache: Path) -> Counts:
     """Runs a mode in a process of its own. Raises CalledProcessError if it fails."""
-    command = [sys.executable, "-c", COUNTED, *mode.split(), "--config=configs/ddpm/digits.py"]
+    command = [sys.executable, "-c", COUNTED, "--config=configs/ddpm/digits.py", *mode.split()]
     command.append(f"--config.assets_dir={folder}/assets")
     if "fid_stats" not in mode:
         command.append(f"--workdir={folder}/{'new' if 'train' in mode else 'run'}")
