@@ -1,6 +1,8 @@
 """Late starts from mixtures against pure noise and the single Gaussian, and how near their samples are to the data.
 
-python -m experiments.mixture table | copying | flow | stratified [--config=digits] [--workdir=PATH] [--dest=PATH]
+python -m experiments.mixture PART [--config=digits] [--workdir=PATH] [--dest=PATH]
+
+PART is table, copying, flow, stratified or likelihood.
 
 --config names a file of configs/ddpm. Its runs are in results/CONFIG, tables and pictures in docs/CONFIG. The mixtures
 must be fitted before: --mode=fid_stats --config.sweep.components="('1','labels','10','40')".
@@ -8,9 +10,11 @@ must be fitted before: --mode=fid_stats --config.sweep.components="('1','labels'
 table: every solver and n of TABLES, from pure noise at T - 1 and at T - T/n, and from the best late start of each of
 COMPONENTS. The best start is searched on noise of another seed; three seeds are scored.
 copying: for each of COMPONENTS, distances of samples to their nearest training images, against those of held-out images
-and of samples in many steps; precision, recall and coverage; the mixture without a network; held-out likelihoods.
+and of samples in many steps; precision, recall and coverage; the mixture without a network.
 flow: for each of COMPONENTS, starts drawn from the mixture against starts on its probability-flow ODE.
 stratified: for each mixture, stratified components of the images against components drawn independently.
+likelihood: for each of LIKELIHOOD_COMPONENTS, the likelihood of noised images that the mixture was not fitted to. Needs
+no network and no statistics.
 
 Runs are kept below the workdir, and the same command continues after an interruption.
 """
@@ -26,20 +30,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.typing import ArrayLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import datasets
 import sampling
 from core import parallel, plots, tables
-from core.diffusion import Denoiser
+from core.arithmetic import ceil_div
+from core.diffusion import Denoiser, NoiseSchedule
+from core.rng import key_for
 from core.shapes import HostPixels, Images, Timesteps
 from evaluation import EvalRun
 from experiments.copies import nearest
 from experiments.runs import Experiment, main, row, spread, with_runs, write_and_print, write_rows
+from metrics import statistics
 from metrics.results import Result
 from metrics.scores import scores
 from metrics.tally import Tally, observe
+from models import make_schedule
 from sampling.generate import component_sequence, prior
 from sampling.late_start import LABELS, ONE, Components, DataMixture
 from sampling.time_grid import time_grid
@@ -81,6 +92,8 @@ FLOW_STEPS = 4
 FLOW_SAMPLES = 2000
 FULL_STEPS = 100  # of the image from pure noise that is compared with
 HEUN_STEPS = 32  # of the mixture's own flow, equal in log sigma
+LIKELIHOOD_COMPONENTS = (ONE, LABELS, "5", "10", "20", "40", "80")
+LIKELIHOOD_TIMES = (50, 100, 200, 300, 400)
 MARKERS = {LABELS: "s", ONE: "o"}
 
 Cell = Mapping[str, Sequence[Result]]
@@ -347,6 +360,48 @@ def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int)
     return np.random.default_rng((seed, first)).choice(len(weights), count, p=weights / weights.sum()).astype(np.int32)
 
 
+# Likelihood of held-out images
+
+
+def make_likelihood(config: ConfigDict, workdir: Path, dest: Path) -> None:
+    """Writes likelihood.txt: the mean log density of noised held-out images, minus that of the single Gaussian.
+
+    The mixtures are fitted to the training split; digits have none of their own (see `datasets.load_labelled`).
+    """
+    fitted_to, held_out_split = datasets.load_labelled(config)
+    options = {"centered": config.data.centered}
+    gaussian = statistics.fit_gaussian(fitted_to.images, rank=config.sampling.rank, **options)
+    x0 = datasets.to_network_range(jnp.asarray(held_out_split.images), config.data.centered)
+    noise = jax.random.normal(key_for(SEEDS[0], "likelihood"), x0.shape)
+    schedule = make_schedule(config)
+    densities = {}
+    for components in tqdm(LIKELIHOOD_COMPONENTS, "likelihood"):
+        statistics.require_components(components, fitted_to)
+        mixture, names = statistics.fit_mixture(gaussian, fitted_to, components, **options)
+        found = [log_density(schedule, mixture, x0, noise=noise, t=t) for t in LIKELIHOOD_TIMES]
+        densities[f"{kind_name(components)} (K = {len(names)})"] = np.stack(found)
+    one, *others = densities.items()
+    lines = []
+    for name, values in others:
+        gains = values - one[1]
+        errors = gains.std(axis=1, ddof=1) / np.sqrt(gains.shape[1])
+        lines.append(
+            [name, *(f"{gain:.2f} ± {error:.1g}" for gain, error in zip(gains.mean(axis=1), errors, strict=True))]
+        )
+    header = ("nats over one Gaussian", *(f"t = {t}" for t in LIKELIHOOD_TIMES))
+    write_and_print(dest / "likelihood.txt", tables.aligned(header, lines))
+
+
+def log_density(
+    schedule: NoiseSchedule, mixture: DataMixture, x0: Images, *, noise: Images, t: int
+) -> Float[np.ndarray, "images"]:
+    """The log density of each noised image x_t under the mixture, in nats."""
+    log_joint = jax.jit(DataMixture.log_joint)
+    x_t = schedule.diffuse(x0, t, noise)
+    rows = [log_joint(mixture, part, schedule.alpha_bar(t)) for part in jnp.array_split(x_t, ceil_div(len(x_t), 500))]
+    return scipy.special.logsumexp(np.concatenate(rows, dtype=np.float64), axis=1)
+
+
 PARTS = {
     name: with_runs(part, COMPONENTS)
     for name, part in {
@@ -355,7 +410,7 @@ PARTS = {
         "flow": make_flow,
         "stratified": make_stratified,
     }.items()
-}
+} | {"likelihood": make_likelihood}
 
 if __name__ == "__main__":
     main("experiments.mixture", __doc__, PARTS, ("digits", "fashion_mnist", "fashion_mnist_eps", "emoji"))

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import datasets
 import run_lib
 import sampling
 from configs.ddpm import emoji as emoji_config
@@ -337,3 +338,28 @@ def test_stratified_components_have_exact_shares(mixtures, tmp_path):
     lines = (tmp_path / "stratified.txt").read_text(encoding="utf-8").splitlines()[2:]
     assert [line.split()[1] for line in lines] == ["stratified", "independent"]
     assert lines[0].split()[2:] != lines[1].split()[2:]
+
+
+def test_held_out_likelihood_prefers_the_components_that_made_the_data(config, tmp_path, monkeypatch):
+    """Catches densities of the training images, a difference of the wrong sign, and a mixture at another alpha_bar.
+
+    The data are three tight clusters, so three components gain log 3 nats less than the gain of their narrowness, and
+    more components gain nothing on images that they were not fitted to.
+    """
+    rng = np.random.default_rng(0)
+    centres = rng.integers(60, 200, (3, 8, 8, 1))
+
+    def split(count):
+        labels = np.arange(count) % 3
+        images = centres[labels] + 4 * rng.standard_normal((count, 8, 8, 1))
+        return datasets.Split(np.clip(images, 0, 255).round().astype(np.uint8), labels)
+
+    monkeypatch.setattr(datasets, "load_labelled", lambda _: (split(300), split(60)))
+    monkeypatch.setattr(mixture, "LIKELIHOOD_COMPONENTS", ("1", "labels", "12"))
+    mixture.make_likelihood(config, tmp_path, tmp_path)
+    labels, clusters = (
+        [float(field) for field in line.split(")")[1].split()[::3]]
+        for line in (tmp_path / "likelihood.txt").read_text(encoding="utf-8").splitlines()[2:]
+    )
+    assert labels[0] > 1 and all(np.diff(labels) < 0.5)
+    assert clusters[0] < labels[0] + 0.5
