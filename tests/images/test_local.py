@@ -374,7 +374,7 @@ def save_npz(**arrays):
         ("a-images-idx3-ubyte", write(b"\0\0\x09"), "not an IDX file"),
         ("a.tar", write(b""), "unsupported file type"),
         ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "unsupported file type"),
-        ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is no array"),
+        ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is not an array"),
         ("a.png", picture().save, "named or begins like a picture"),
     ],
 )
