@@ -169,7 +169,7 @@ def test_what_is_no_emoji_is_refused_in_one_line(sheet, tmp_path, config):
         vector: "has no coloured bitmaps",
         tmp_path / "text.ttf": "not readable as an emoji font",
         tmp_path / "cut.ttf": "not readable as an emoji font",
-        tmp_path / "alone.png": "emoji.json, which says what",
+        tmp_path / "alone.png": "emoji.json, which describes",
         sheet: "not readable as an emoji font",
         tmp_path / "none.ttf": "none.ttf: set --config.data.path to an emoji font of bitmaps.*fonts-noto-color-emoji",
         "": "data.dataset=emoji needs --config.data.path: an emoji font",

@@ -144,7 +144,7 @@ def test_unusable_images_are_refused_by_name(images, tmp_path):
         (tmp_path / "small.npy", r"expected uint8 \[N, 4, 5, 3\], got uint8 \[7, 2, 5, 3\]"),
         (tmp_path / "two.npz", 'needs an array "images"'),
         (tmp_path / "large", "1 of 1 .*'large.png': a RGB image of 9 x 9 pixels"),
-        (tmp_path / "broken", "'b.png': not a readable picture .*all are scored or none"),
+        (tmp_path / "broken", "'b.png': not a readable picture .*all must be usable"),
         (tmp_path / "unread", "'c.gif': not a readable picture"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -67,7 +67,7 @@ def test_files_beside_those_that_are_read_are_named(tmp_path):
     write(tmp_path, LAYOUTS["Kaggle"] | {"notes.txt": b"x", ".DS_Store": b""})
     (tmp_path / "lost").symlink_to("nowhere")
     note = folder_source(tmp_path, "train").note
-    for part in ("1 *.txt ('notes.txt')", "1 hidden", "3 IDX beside those that are read", "No such file"):
+    for part in ("1 *.txt ('notes.txt')", "1 hidden", "3 IDX (another one is read)", "No such file"):
         assert part in note
 
 

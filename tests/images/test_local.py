@@ -256,7 +256,7 @@ def test_single_picture_is_a_training_split_without_a_test_split(config, photos)
     with pytest.raises(UserError, match="no test split: data.held_out=0"):
         datasets.load(config, "test")
     config.data.held_out = 0.01
-    with pytest.raises(UserError, match="test split holds no images"):
+    with pytest.raises(UserError, match="test split has no images"):
         datasets.load(config, "test")
 
 
@@ -375,7 +375,7 @@ def save_npz(**arrays):
         ("a.tar", write(b""), "unsupported file type"),
         ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "unsupported file type"),
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is not an array"),
-        ("a.png", picture().save, "named or begins like a picture"),
+        ("a.png", picture().save, "first bytes of a picture"),
     ],
 )
 def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, message):
