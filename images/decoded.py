@@ -137,7 +137,7 @@ def _skipped(manifest: Mapping[str, Any]) -> str:
 def _decode(source: Source, split: str, form: Form, *, target: Path, key: Mapping[str, Any]) -> None:
     pictures = source.read()
     if not pictures.names:
-        raise UserError(f"{source.name}: the {split} split has no images")
+        raise UserError(f"{source.name}: the {split} split holds no images")
     with files.making_folder(target) as folder:
         with (folder / "images.npy").open("wb") as file:
             facts, labels = _write_images(pictures, split, form, file)

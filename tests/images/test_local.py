@@ -256,7 +256,7 @@ def test_single_picture_is_a_training_split_without_a_test_split(config, photos)
     with pytest.raises(UserError, match="no test split: data.held_out=0"):
         datasets.load(config, "test")
     config.data.held_out = 0.01
-    with pytest.raises(UserError, match="test split has no images"):
+    with pytest.raises(UserError, match="test split holds no images"):
         datasets.load(config, "test")
 
 
