@@ -126,7 +126,7 @@ def _known(unet: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Settings)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items() if key in known}
     for key in given.keys() & {"down_block_types", "up_block_types"}:
-        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # the prefix was dropped in diffusers 0.3
+        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # until diffusers 0.2
     return given
 
 

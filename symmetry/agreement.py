@@ -1,4 +1,4 @@
-"""Agreement of the network with the Gaussian of the data, time by time: where it is close, a late start is accurate."""
+"""Compares the network with the Gaussian of the data at each time. A late start is accurate where they agree."""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ from sampling.late_start import DataGaussian
 def gaussian_agreement(
     denoiser: Denoiser, gaussian: DataGaussian, x0: Images, times: Real[Array, "times"], rng: RandomKey
 ) -> Float[Array, "times"]:
-    """The fraction of the network's eps that the Gaussian's eps does not explain, at each time.
+    """Returns, for each time, the fraction of the network's eps that the Gaussian's eps does not explain.
 
-    It is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2 over x_t of images x0 in the network's range, with
-    the same noise at all times. It is 0 for a network trained on Gaussian data, and grows as the data's distribution
-    differs from a Gaussian. One network evaluation of the batch per time.
+    The fraction is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2, summed over x_t of all images x0. It is 0
+    for a perfect network on Gaussian data, and larger if the distribution of the data is less Gaussian. The noise in
+    x_t is the same at all times. The network is evaluated once per time, on the whole batch.
+
+    x0: images in the network's range.
     """
     schedule = denoiser.schedule
     noise = jax.random.normal(rng, x0.shape, x0.dtype)

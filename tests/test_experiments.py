@@ -157,7 +157,7 @@ def emoji_run(config, tmp_path, monkeypatch):
     emoji.eval.enable_fid = False
     run_lib.train(emoji, tmp_path / "run")
     run_lib.fid_stats(emoji)
-    for name, value in {"CELLS": [("ddim", 2)], "STARTS": (None, 300), "LONG_RUN": ("ddim", 3)}.items():
+    for name, value in {"CELLS": [("ddim", 2)], "STARTS": (None, 300), "REFERENCE_RUN": ("ddim", 3)}.items():
         monkeypatch.setattr(diversity, name, value)
     for name, value in {"SAMPLES": 12, "RESAMPLED": 4, "TRAINING_IMAGES": 1280, "SEEDS": (1, 2)}.items():
         monkeypatch.setattr(diversity, name, value)
@@ -309,7 +309,7 @@ def test_copies_are_measured_against_real_images(mixtures, tmp_path):
     mixture.make_copying(mixtures, tmp_path)
     lines = (tmp_path / "copying.txt").read_text(encoding="utf-8").splitlines()[2:]
     assert [line.split("  ")[0] for line in lines] == [
-        "real, held out",
+        "real",
         "many steps",
         "Gaussian, from 200",
         "labels, from 200",
