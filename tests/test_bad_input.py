@@ -59,7 +59,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{LATE} --config.sampling.classes=(3,)": "needs sampling.components='labels'",
     f"{SWEEP} --config.sweep.components=('1','x')": "it must be a list of 0 or more, each '1', 'labels'",
     f"{EVAL} --gls --config.sampling.baseline=leading": "does not take --gls",
-    f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start from clean images",
+    f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start at t = 0",
     # places that are not on this machine, and homes that are not known
     f"--mode=train {TINY} --workdir=gs://bucket/run": "--workdir=gs://bucket/run is a URL",
     f"{EVAL} --eval_folder=s3://bucket/eval": "--eval_folder=s3://bucket/eval is a URL",

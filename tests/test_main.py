@@ -64,7 +64,7 @@ ALL_MODES = [
         (f"--mode=import {DIGITS} --workdir={{tmp}}", "needs --source"),
         (f"--mode=score {DIGITS} --workdir={{tmp}}", "needs --source"),
         (f"--mode=score {DIGITS} --workdir={{tmp}} --source=absent.npz --reference=absent", "no absent.npz: give a"),
-        (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that is there"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that exists"),
         (f"--mode=import {DIGITS} --workdir={{tmp}} --source=absent.pth", "absent.pth"),
         ("--mode=import --workdir={tmp} --source=absent.pth", "--mode=import needs --config for absent.pth"),
         ("--mode=import --workdir={tmp} --source=absent.pkl", "absent.pkl: cannot be read"),
