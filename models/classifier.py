@@ -40,7 +40,7 @@ class Network(nnx.Module):
         self.logits = dense(FEATURES, num_classes, rngs=rngs)
 
     def features(self, images: Pixels | HostPixels, rngs: nnx.Rngs | None = None) -> Float[Array, "batch features"]:
-        """The activations below the logits; dropout is applied if `rngs` is given."""
+        """Returns the input of the layer `logits`. Dropout is applied if `rngs` is given."""
         x = images.astype(jnp.float32) / 127.5 - 1
         for conv in (self.conv1, self.conv2, self.conv3):
             x = jax.nn.swish(conv(x))
@@ -97,12 +97,12 @@ def train(train_set: Labelled, test_set: Labelled, seed: int, num_images: int = 
 
 @nnx.jit
 def predict(network: Network, images: Pixels | HostPixels) -> Int[Array, "batch"]:
-    """The most likely class of each image."""
+    """Returns the most likely class of each image."""
     return jnp.argmax(network.logits(network.features(images)), axis=-1)
 
 
 def predict_all(network: Network, images: HostPixels) -> Integer[np.ndarray, "batch"]:
-    """`predict` in batches, for any number of images."""
+    """Applies `predict` in batches, for any number of images."""
     batches = np.array_split(images, ceil_div(len(images), TEST_BATCH_SIZE))
     return np.concatenate([predict(network, batch) for batch in batches])
 
@@ -141,5 +141,5 @@ def load(path: Path, image_shape: ImageShape) -> Classifier:
 
 
 def _variables(network: Network) -> list[tuple[tuple[str, ...], nnx.Variable]]:
-    """The parameters with their paths, in a fixed order."""
+    """Lists the parameters with their paths, in a fixed order."""
     return [(key, variable) for key, variable in nnx.iter_graph(network) if isinstance(variable, nnx.Param)]

@@ -125,7 +125,7 @@ def _parts(file: Path) -> list[Path]:
     if file.suffix == ".json":
         names = read_json(file).get("weight_map")
         if not isinstance(names, dict) or not all(Path(str(name)).name == name for name in names.values()):
-            raise UserError(f"{file}: not an index of weights: its weight_map should name the file of every tensor")
+            raise UserError(f"{file}: not an index of weights: weight_map should have the file name of every tensor")
         return [file.with_name(name) for name in sorted(set(names.values()))]
     if numbered := SHARD.fullmatch(file.name):
         stem, count, suffix = numbered.groups()

@@ -166,10 +166,10 @@ def _dialect(file_size: int) -> Dialect:
                 return struct.unpack("<d", data)[0]
         return rebuild(name, arguments)
 
-    return Dialect(NAMES, OPERATIONS, call, _build)
+    return Dialect(NAMES, OPERATIONS, call, _run_build)
 
 
-def _build(target: Any, attributes: Any) -> Any:
+def _run_build(target: Any, attributes: Any) -> Any:
     if isinstance(target, ModuleDict):
         target.update(expect(dict, attributes))
     elif target != DTYPE or expect(tuple, attributes)[1:2] != ("<",):

@@ -124,7 +124,9 @@ def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
     model = _network(config)
     expected = list(tensors(model, PAPER))
     if len(shadow) != len(expected):
-        raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(expected)}; fetch the file anew")
+        raise UserError(
+            f"{path}: the EMA has {len(shadow)} tensors, but the network has {len(expected)}; fetch the file anew"
+        )
     ema = {tensor.name: array for tensor, array in zip(expected, shadow, strict=True)}
     return ForeignCheckpoint(
         _step(path, step),
@@ -230,7 +232,7 @@ def _resolutions(attends: Iterable[bool], image_size: int) -> tuple[int, ...]:
 
 
 def _multiples(channels: Iterable[int], nf: int) -> tuple[float, ...]:
-    """The channels divided by nf, as integers if possible."""
+    """Returns the channels divided by nf, as integers if possible."""
     return tuple(count // nf if count % nf == 0 else count / nf for count in channels)
 
 

@@ -289,12 +289,12 @@ def rebuild(name: Any, arguments: Any) -> Any:
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")
 
 
-def _build(target: Any, attributes: Any) -> Any:
+def _run_build(target: Any, attributes: Any) -> Any:
     """Returns the state dict unchanged. Its attributes, such as module versions, are ignored."""
     return expect(dict, target)
 
 
-TORCH = Dialect(frozenset({*DTYPES, *CALLS}), frozenset(), rebuild, _build)
+TORCH = Dialect(frozenset({*DTYPES, *CALLS}), frozenset(), rebuild, _run_build)
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:

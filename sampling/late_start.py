@@ -195,7 +195,7 @@ class DataGaussian:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays, for `of_arrays`."""
+        """Returns all fields as arrays, for `of_arrays`."""
         return {name: np.asarray(getattr(self, name)) for name in ARRAYS}
 
     def save(self, path: Path) -> None:
@@ -361,7 +361,7 @@ class DataMixture:
         return flat.reshape(-1, *self.image_shape)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays, for `of_arrays`."""
+        """Returns all fields as arrays, for `of_arrays`."""
         return {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod

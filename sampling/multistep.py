@@ -48,7 +48,7 @@ def dpmpp(
     callback: Callback | None = None,
     history: History | None = None,
 ) -> tuple[Images, Records]:
-    """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2; order 3 is (3M) as in diffusers.
+    """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2. With order=3 it is (3M), as in diffusers.
 
     m_0, m_1, m_2 are the predictions of x_0, newest first. A step of length h in lambda is x_s = sigma_s / sigma_t x +
     signal_s (phi_1 m_0 + multiples of first and second differences of m_0, m_1, m_2). In (3M) the factor of the second

@@ -16,7 +16,7 @@ from sampling.late_start import DataMixture
 
 FORMAT = "gaussian late start"
 VERSION = 1
-ARRAYS = ("mean", "eigenvectors", "weights", "means", "rotations", "variances", "residual_variances")  # of the mixture
+ARRAYS = ("mean", "eigenvectors", "weights", "means", "rotations", "variances", "residual_variances")  # of DataMixture
 
 GRID = {
     "timestep_spacing": "linspace",

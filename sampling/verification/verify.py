@@ -64,7 +64,7 @@ class Report(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The report: a line for each check, a summary and, if checks failed, the suspected fault."""
+        """Formats the report: a line for each check, a summary and, if checks failed, the suspected fault."""
         marks = {True: "passed", False: "FAILED", None: "-"}
         width = max(len(finding.check) for finding in self.findings)
         lines = [f"{f.check.ljust(width)}  {marks[f.passed].ljust(6)}  {f.text}" for f in self.findings]
