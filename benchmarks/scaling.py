@@ -2,9 +2,9 @@
 
 python -m benchmarks.scaling [--rounds=3]
 
-A train step is measured for several batch sizes, image sizes and numbers of devices, statistics for several numbers N
-of vectors and dimensions d, and sampling for several numbers N of images. The network is that of
-configs/ddpm/digits.py. The cases run alternately, so that other jobs on the machine slow all of them equally. The CPU
+A train step is measured for several batch sizes, image sizes and numbers of devices. Statistics are measured for
+several numbers N of vectors and dimensions d. Sampling is measured for several numbers N of images. The network is that
+of configs/ddpm/digits.py. The cases run alternately, so that other jobs on the machine slow all equally. The CPU
 time of all threads is measured, because it depends less on other jobs than elapsed time. Medians are printed. Each
 number of devices is measured in a separate process. The devices are virtual and share this machine's cores, and the
 total batch size is always the same, so the extra time is the cost of dividing the work. MB is the size of the temporary

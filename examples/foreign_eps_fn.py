@@ -51,7 +51,7 @@ def eps_fn(x: Images, t: Float[Array, "batch"]) -> Images:
 
 DENOISER = Denoiser(eps_fn, SCHEDULE)
 
-sample = jax.jit(sampling.sample, static_argnames="name")  # one compilation per sampler serves all starts
+sample = jax.jit(sampling.sample, static_argnames="name")  # compiled once per sampler, for all starts
 
 
 def late_start(sampler: str, gaussian: DataGaussian, noise: Images, rng: RandomKey) -> Images:

@@ -22,7 +22,7 @@ MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM}
 
 Params = nnx.State
 
-# For each config.schedule.name, the function of (config.model, config.schedule) that makes the noise schedule.
+# config.schedule.name: a function of (config.model, config.schedule) that makes the noise schedule.
 SCHEDULES: dict[str, Callable[[ConfigDict, ConfigDict], NoiseSchedule]] = {
     "linear": lambda model, _: NoiseSchedule.linear(*_end_betas(model), model.num_scales),
     "scaled_linear": lambda model, _: schedules.scaled_linear(*_end_betas(model), model.num_scales),

@@ -25,7 +25,7 @@ from core.shapes import HostPixels, Images, Pixels
 from models.torch_file import read_pth
 
 FEATURES = 2048  # dimension of the features
-SIZE = 299  # height and width that the network computes on
+SIZE = 299  # height and width to which images are resized
 BATCH_NORM_EPS = 1e-3
 
 LayerOutput = Float[Array, "batch out_height out_width out_channels"]

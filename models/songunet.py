@@ -31,10 +31,11 @@ EPSILON = 1e-6
 class SongUNet(nnx.Module):
     """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
 
-    model.encoder: with "residual", features of the input, halved and convolved from level to level, are added to the
-      levels below the first; with "skip", 1x1 convolutions of the halved input are added; with "standard", nothing is.
-    model.decoder: with "skip", the output is the sum of images that all levels contribute, doubled to full size; with
-      "standard", the output comes from the finest level only.
+    model.encoder: what is added at the start of each level except the first. "standard": nothing. "skip": a 1x1
+      convolution of the input, halved to the size of the level. "residual": a convolution, then halved, of the result
+      of this addition at the level above, or of the input at the second level.
+    model.decoder: with "standard", the output comes from the finest level only. With "skip", every level contributes an
+      image. The images are doubled to full size and added.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):

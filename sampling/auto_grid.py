@@ -43,9 +43,9 @@ def walk(
     """Integrates x from times[0] through all `times` to clean data, and returns (x_0, errors).
 
     The method is Adams-Bashforth of order 2 in v, with a first step of order 1. It evaluates the network once per time.
-    errors[i, j] is the squared error of a DDIM step from the i-th time to the j-th time (to clean data for the last j),
-    after the error has been propagated to clean data by the probability flow of `gaussian`. It is a mean over the first
-    num_measured images, and infinite for j <= i.
+    errors[i, j] belongs to the DDIM step from the i-th time to the j-th time, or to clean data for the last j. The
+    error of this step is propagated to clean data by the probability flow of `gaussian`, squared, and averaged over the
+    first num_measured images. It is infinite for j <= i.
     """
     schedule = denoiser.schedule
     starts, ends = intervals(times, x.dtype)

@@ -1,10 +1,10 @@
 """Fits a mixture of Gaussians to images, with one component per class or per cluster of k-means.
 
 The images are assigned to components by their labels or by k-means. The means and covariances of all components are
-then computed along the eigenvectors of the data's Gaussian (see `late_start.DataMixture`), in one pass over the images
-or, if directions must be added to the eigenvectors, in two. If there are several components, each covariance is shrunk
-towards the pooled covariance within components, with the intensity of Ledoit and Wolf (2004). Without shrinkage, the
-samples of a component with few images would be copies of these images.
+then computed along the eigenvectors of the data's Gaussian (see `late_start.DataMixture`). This takes one pass over the
+images, or two if directions must be added to the eigenvectors. If there are several components, each covariance is
+shrunk towards the pooled covariance within components, with the intensity of Ledoit and Wolf (2004). Without shrinkage,
+the samples of a component with few images would be copies of these images.
 """
 
 import math
@@ -21,8 +21,8 @@ from sampling.late_start import DataGaussian, DataMixture
 
 FEWEST = 10  # the smallest number of images in a cluster; smaller clusters are dissolved
 CLUSTER_DIRECTIONS = 50  # number of leading eigenvectors along which k-means measures distances
-LARGEST_ROTATIONS = 2**24  # most numbers in the components' eigenvector matrices together: 67 MB in float32
-LARGEST_COORDINATES = 2**28  # most numbers in the coordinates of all images: 1 GB in float32
+LARGEST_ROTATIONS = 2**24  # limit of the total size of the components' eigenvector matrices: 67 MB in float32
+LARGEST_COORDINATES = 2**28  # limit of the total size of the images' coordinates: 1 GB in float32
 ROUNDING_VARIANCE = 1 / 12  # variance of the error of rounding a pixel to an integer grey level
 CHUNK_SIZE = 1024  # images per matrix product
 

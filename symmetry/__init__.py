@@ -7,6 +7,6 @@ u = -beta (|x|^2 / 4 + log p_t(x)) (Raya and Ambrogioni 2023). Near pure noise u
 point. A critical time is a time at which this fixed point becomes unstable along a direction.
 
 The data can be centred without loss of generality. Let ab be alpha_bar, and m any image. Then y = x - sqrt(ab) m
-follows the same equation as x, for the data minus m, because sqrt(ab) m grows at the rate beta / 2, like the term
-beta x / 2 of the drift. In this package m is the mean of the data.
+follows the same equation as x, for the data minus m. The reason is that sqrt(ab) m grows at the rate beta / 2, like the
+term beta x / 2 of the drift. In this package m is the mean of the data.
 """

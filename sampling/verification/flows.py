@@ -28,7 +28,7 @@ def _log_alpha_bars() -> Float[np.ndarray, "T+1"]:
 
 LOG_ALPHA_BARS = _log_alpha_bars()
 ALPHA_BARS = np.exp(LOG_ALPHA_BARS[1:])
-LAST = len(ALPHA_BARS) - 1  # the last time, 960, which 1, 2, 4, .. 64 divide
+LAST = len(ALPHA_BARS) - 1  # the last time, 960, which is divisible by 1, 2, 4, .. 64
 
 
 def alpha_bar(t: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

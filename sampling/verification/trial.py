@@ -8,8 +8,8 @@ A sampler is a function (eps_fn, alpha_bars, start, times) -> x_0:
   start: x_t at t = times[0].
   times: [n], integers, descending. After the last of them, the sampler takes one more step, to clean data.
 
-If the second parameter is named `sigmas`, it is the table of sqrt((1 - ab) / ab) instead, a noised image is
-x_0 + sigma noise, and eps_fn(x, sigma) takes sigma in place of t.
+If the second parameter is named `sigmas`, it is the table of sigma = sqrt((1 - ab) / ab) instead of alpha_bar = ab.
+Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
 
 All arrays are float64 arrays of NumPy, or of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`.
 Attributes of the function say what it claims, for example `sampler.order = 2`: see Claims.
