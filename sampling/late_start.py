@@ -93,7 +93,7 @@ class DataGaussian:
         shape = first.shape[1:]
         dim = math.prod(shape)
         if len(shape) != 3:
-            raise ValueError(f"images of shape {list(shape)} must have the shape [H, W, C]")
+            raise ValueError(f"images of shape {list(shape)}: they must be [H, W, C]")
         if forms_covariance(dim):
             moments = Moments(dim)
             for vectors in _vectors(itertools.chain([first], stream), shape):
