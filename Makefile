@@ -17,8 +17,8 @@ demo: .venv/installed results/digits/config.json
 results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
 
-# table: the paper's table on Fashion-MNIST; figures: every solver at equal cost. Each takes hours; an interrupted run
-# continues.
+# table: the paper's table on Fashion-MNIST, in an hour or more. figures: every solver at equal cost, in hours. The same
+# command continues an interrupted run.
 table figures: results/$(NETWORK)/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
 	$(BIN)/python -m experiments.fashion_mnist $@ --config=$(NETWORK)
@@ -26,7 +26,7 @@ table figures: results/$(NETWORK)/config.json
 results/$(NETWORK)/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(FASHION) --workdir=$(@D) --source=assets/weights/$(NETWORK)_28.npz
 
-# The same tests with all type and shape annotations checked at run time.
+# Runs the tests of `make test` with all type and shape annotations checked at run time.
 CHECKED := core,images,models,sampling,metrics,training,symmetry,configs,datasets,losses,evaluation,likelihood,run_lib
 test-types: .venv/installed-dev
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --jaxtyping-packages=$(CHECKED),typechecked.typechecked
@@ -36,18 +36,18 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile
 
-# For the loop of editing a sampler.
+# The tests that are useful while you edit a sampler.
 SAMPLER_TESTS := tests/test_layout.py tests/core/test_diffusion.py tests/sampling/test_sampling.py \
 	tests/sampling/test_time_grid.py tests/sampling/test_late_start.py
 test-fast: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile $(SAMPLER_TESTS)
 
-# The tests that prepare a data set of TensorFlow Datasets. Only these tests need TensorFlow.
+# The tests that prepare a data set of TensorFlow Datasets. Only they need TensorFlow.
 test-prepare: .venv/installed-prepare
 	$(BIN)/pytest tests/images/test_tfds_source.py
 
-# The same images in diffusers, and the report on its DDIM. Only these tests need torch and diffusers.
+# The tests that compare images with diffusers and verify its DDIM. Only they need torch and diffusers.
 test-diffusers: .venv/installed-diffusers
 	$(BIN)/pytest tests/test_start_file.py tests/sampling/verification
 

@@ -64,16 +64,16 @@ def load_labelled(config: ConfigDict) -> tuple[Split, Split]:
 
 
 def prepare(config: ConfigDict) -> Split:
-    """Does all slow work, the download by TFDS and the decoding of the images, and returns the training split."""
+    """Downloads the data with TFDS and decodes the images, if that was not done before. Returns the training split."""
     if config.data.dataset in tfds_source.DATA_SETS and not config.data.path:
         tfds_source.prepare(config)
     return load(config, "train")
 
 
 def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.ndarray, "count ..."]:
-    """`count` of the images, evenly spaced, or all of them if there are fewer.
+    """`count` evenly spaced images, or all images if there are fewer.
 
-    They are not simply the first `count` images, because those of a folder may all be of one class.
+    The first `count` images of a folder may all be of one class.
     """
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 
@@ -84,9 +84,9 @@ def image_shape(config: ConfigDict) -> ImageShape:
 
 
 def slug(config: ConfigDict) -> str:
-    """The name of the config's images, as a part of the file names of their statistics and classifier.
+    """A name for the images of the config, used in the file names of their statistics and classifier.
 
-    For the user's own images, it has a hash of the path and of the settings that select images from it.
+    For the user's own images, it contains a hash of the path and of the settings that select images from it.
     """
     data = config.data
     if data.dataset != CUSTOM:
@@ -103,8 +103,8 @@ def absolute(path: str) -> str:
 def stamp(config: ConfigDict, split: str) -> str | None:
     """A hash that changes if the files of a split at data.path change; None if data.path is empty or does not exist.
 
-    It depends on the names, sizes and modification times of the files. Files with a picture's ending are not opened, so
-    a folder of a million images takes seconds.
+    It depends on the names, sizes and modification times of the files. Picture files, known by their extension, are not
+    opened, so hashing a folder of a million images takes only seconds.
     """
     path = Path(absolute(config.data.path))
     if not config.data.path or not path.exists():
@@ -114,7 +114,7 @@ def stamp(config: ConfigDict, split: str) -> str | None:
 
 def _load_digits(config: ConfigDict, split: str) -> Split:
     """Scikit-learn's 1,797 digits, all in the training split; their grey levels 0..16 are scaled to 0..255."""
-    from sklearn.datasets import load_digits  # here: its import takes a second, and only this data set needs it
+    from sklearn.datasets import load_digits  # imported here, because it takes a second and only digits need it
 
     if config.data.path:
         raise UserError("data.path is not used by digits; configs/ddpm/custom.py is for your own images")
@@ -125,7 +125,7 @@ def _load_digits(config: ConfigDict, split: str) -> Split:
 
 
 def _load_decoded(config: ConfigDict, split: str) -> Split:
-    """A split of the files at data.path or, if that is empty, of TFDS's data set; decoded at the first call."""
+    """The split of the files at data.path or, if that is empty, of TFDS's data set. The first call decodes it."""
     data = config.data
     if data.path:
         source = _source_at(_existing_path(config), config, split)
@@ -151,7 +151,7 @@ def _existing_path(config: ConfigDict) -> Path:
 
 
 def _source_at(path: Path, config: ConfigDict, split: str) -> Source:
-    """A split of the files at `path`, an emoji font or sheet or what `images.local` reads."""
+    """The split of the images at `path`: an emoji font, an emoji sheet, or anything that `images.local` reads."""
     data = config.data
     if emoji.is_font(path) or (data.dataset == EMOJI and emoji.is_sheet(path)):
         return emoji.source(path, split, data.held_out, data.image_size)
@@ -159,18 +159,18 @@ def _source_at(path: Path, config: ConfigDict, split: str) -> Source:
 
 
 PATH_KINDS = {CUSTOM: local.KINDS, EMOJI: emoji.KINDS}
-"""What data.path may be, for the data sets that have no other origin."""
+"""What data.path may be, for the data sets that are read from data.path only."""
 
 LOADERS = {"digits": _load_digits} | dict.fromkeys((*tfds_source.DATA_SETS, *PATH_KINDS), _load_decoded)
 
 
 def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> Iterator[HostPixels]:
-    """Endless shuffled batches of training.batch_size images from step `first_step` on, with random flips.
+    """Yields shuffled batches of training.batch_size images without end, from step `first_step` on, with random flips.
 
     Batch k depends on config.seed and k only. Every epoch has each image once, in a new order. Each process reads only
-    its own rows of a batch. Raises ValueError if the processes cannot share a batch evenly.
+    its own rows of a batch. Raises ValueError if a batch cannot be divided evenly among the processes.
     """
-    import grain  # here: its import takes a quarter of a second, and only training needs it
+    import grain  # imported here, because it takes a quarter of a second and only training needs it
 
     size = config.training.batch_size
     local_rows = own_rows(size)
@@ -183,16 +183,18 @@ def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> It
 
     indices = grain.MapDataset.range(len(images)).seed(config.seed).shuffle().repeat()
     batches = indices.batch(size).random_map(fetch)
-    # One thread was fast enough for every step measured (benchmarks/input.py). More would compete with the CPU backend.
+    # One thread is fast enough for all measured training steps (benchmarks/input.py). More threads would compete with
+    # JAX's CPU backend.
     stream = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
     stream.set_state({"next_index": first_step})
     return stream
 
 
 def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, int]]:
-    """(batch, count) pairs over all images in order, of which each process gets its own rows.
+    """Yields (batch, count) pairs that go through all images in order.
 
-    All batches have the same size. The first `count` rows are images; the rows after them, in the last batch, are zero.
+    Each process yields only its own rows of a batch. All batches have the same size. The first `count` rows are
+    images; the remaining rows of the last batch are zero.
     """
     local_rows = own_rows(batch_size)
     for start in range(0, len(images), batch_size):
@@ -202,10 +204,10 @@ def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, 
 
 
 def keyed_batches(images: HostPixels, batch_size: int, rng: RandomKey) -> Iterator[tuple[Pixels, Keys, int]]:
-    """(batch on the devices, one random key per image, number of images in the batch) over all images in order.
+    """Yields (batch on the devices, one random key per image, number of images in the batch) over all images in order.
 
-    The key of an image depends on rng and its index only. batch_size must be a multiple of the device count. In the
-    last batch, rows after the images are padding.
+    The key of an image depends on rng and the image's index only. batch_size must be a multiple of the device count.
+    The last batch is padded after its images.
     """
     for i, (batch, _) in enumerate(in_order(images, batch_size)):
         indices = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.uint32)[own_rows(batch_size)]
@@ -214,12 +216,12 @@ def keyed_batches(images: HostPixels, batch_size: int, rng: RandomKey) -> Iterat
 
 
 def to_network_range(pixels: Real[Array | np.ndarray, "*shape"], centered: bool) -> Float[Array | np.ndarray, "*shape"]:
-    """Pixels 0..255, of any real dtype, as float32 in [-1, 1] if centered, else in [0, 1]."""
+    """Converts pixels 0..255 of any real dtype to float32 in [-1, 1] if centered, else in [0, 1]."""
     unit = pixels.astype(jnp.float32) / 255
     return 2 * unit - 1 if centered else unit
 
 
 def to_uint8(x: Float[Array | np.ndarray, "*shape"], centered: bool) -> UInt8[Array, "*shape"]:
-    """Images in the network's range as pixels: clipped, and rounded to the nearest grey level."""
+    """Converts images in the network's range to pixels: clips them and rounds to the nearest grey level."""
     unit = (x + 1) / 2 if centered else x
     return jnp.round(255 * jnp.clip(unit, 0, 1)).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""One evaluation run: load the network, plan the time grid, draw images, score them, store the result."""
+"""One evaluation run: loads the network, plans the time grid, draws images, scores them and stores the result."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from configs.validation import validate
 from core import files, parallel, plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
-from core.moments import Moments as Moments  # public here, with frechet_distance, for callers who score features
+from core.moments import Moments as Moments  # public here, like frechet_distance, for users who score features
 from core.shapes import HostPixels, Images, Pixels
 from images.generated import OpenedImages
 from metrics import figures, results, statistics
@@ -41,19 +41,19 @@ from sampling.late_start import ONE, DataGaussian, DataMixture
 from training import checkpoints, loop
 
 LateStart = tuple[str, tuple[int, ...]]
-"""sampling.components and sampling.classes."""
+"""The values of sampling.components and sampling.classes."""
 
-SAVE_SECONDS = 180  # between two saves of a run's partial result
+SAVE_SECONDS = 180  # time between two saves of a run's partial result
 PARTIAL_STATE = "part.npz"  # in the folder of an unfinished run
 PARTIAL_IMAGES = "part_images.npy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EvalContext:
-    """What all runs of a sweep share, loaded once: the network, the data's Gaussian, features and reference.
+    """Objects that all runs of a sweep share: the network, the data's Gaussian, features and reference.
 
     mixtures: for each (components, classes) of the runs, the mixture on all devices and the SHA-256 of its file. The
-    single Gaussian is not among them.
+    single Gaussian is not included.
     """
 
     checkpoint_step: int
@@ -70,7 +70,7 @@ class EvalContext:
 
 
 def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) -> EvalContext:
-    """Loads what the runs share. All errors in configs and files are found before the network is loaded."""
+    """Loads the objects that the runs share. Errors in configs and files are found before the network is loaded."""
     for run in (config, *runs):
         validate(run)
     checkpoints.require(config, workdir)
@@ -111,13 +111,13 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
 
 
 def load_gaussian(config: ConfigDict) -> tuple[DataGaussian, str]:
-    """The Gaussian of late starts, on all devices, and the SHA-256 of its file (see `statistics.load_gaussian`)."""
+    """Loads the Gaussian onto all devices; also returns the SHA-256 of its file (see `statistics.load_gaussian`)."""
     gaussian = statistics.load_gaussian(config)
     return parallel.replicate(gaussian), files.file_sha256(statistics.stats_path(config, statistics.GAUSSIAN))
 
 
 def load_mixture(config: ConfigDict) -> tuple[DataMixture, str]:
-    """The mixture of late starts, on all devices, and the SHA-256 of its file (see `statistics.load_mixture`)."""
+    """Loads the mixture onto all devices; also returns the SHA-256 of its file (see `statistics.load_mixture`)."""
     path = statistics.stats_path(config, statistics.mixture_kind(config.sampling.components))
     return parallel.replicate(statistics.load_mixture(config)), files.file_sha256(path)
 
@@ -132,14 +132,14 @@ def _bits_per_dim(config: ConfigDict, denoiser: Denoiser, images: HostPixels) ->
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalRun:
-    """One run: config.sampling applied to the network of a context."""
+    """One run: samples the network of a context with the settings config.sampling."""
 
     config: ConfigDict
     context: EvalContext
 
     @functools.cached_property
     def settings(self) -> RunSettings:
-        """Everything that the result depends on, except what an automatic start chooses."""
+        """All settings that the result depends on, except those that an automatic start chooses."""
         config, context, sampling_settings = self.config, self.context, self.config.sampling
         nfe = sampling.nfe(sampling_settings.sampler, sampling_settings.n_steps)
         if nfe is not None and sampling_settings.baseline == "afs":
@@ -174,7 +174,7 @@ class EvalRun:
         }
 
     def _mixture_settings(self) -> RunSettings:
-        """The settings of a late start from a mixture; empty for a single Gaussian, as in results of older versions."""
+        """The settings of a late start from a mixture; empty for a single Gaussian, so that older results match."""
         if not self.config.sampling.gls or self.config.sampling.components == ONE:
             return {}
         components, classes = late_start = _late_start(self.config)
@@ -183,7 +183,7 @@ class EvalRun:
 
     @functools.cached_property
     def mixture(self) -> DataMixture | None:
-        """The distribution of the late start; None without one."""
+        """The distribution of the late start; None without a late start."""
         if not self.config.sampling.gls:
             return None
         if self.config.sampling.components == ONE:
@@ -197,7 +197,7 @@ class EvalRun:
         return results.folder_name(self.settings)
 
     def plan(self) -> tuple[Int32[np.ndarray, "steps"], AutoStart | None]:
-        """The time grid, and how it was chosen where the start or the grid is automatic."""
+        """The time grid and, if the start or the grid is automatic, the record of the choice (else None)."""
         config, context = self.config, self.context
         if not (auto_start.chooses_start(config) or auto_start.chooses_grid(config)):
             return grid_of(config, context.denoiser.schedule, config.sampling.gls), None
@@ -209,10 +209,10 @@ class EvalRun:
         return chosen.timesteps, chosen
 
     def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels, int]]:
-        """Draws the images of index `first` to eval.num_samples - 1, in pairs (batch on the devices, count).
+        """Draws the images `first` to eval.num_samples - 1; yields pairs (batch on the devices, count).
 
-        The pairs are those of `generate`, but with uint8 pixels. A progress bar is shown. Raises UserError for a sample
-        that is not finite, which rounding to a grey level would hide.
+        The pairs are those of `generate`, converted to uint8 pixels. A progress bar is shown. Raises UserError if a
+        sample is not finite, because the conversion would hide this.
         """
         config, num = self.config, self.config.eval.num_samples
         drawn = generate(
@@ -237,15 +237,15 @@ class EvalRun:
         return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in self.batches(timesteps)])
 
     def result(self, parent: Path) -> Result:
-        """The stored result in a subfolder of `parent`, or that of `draw_and_score`."""
+        """The result stored in a subfolder of `parent`; if there is none, calls `draw_and_score`."""
         return results.finished(self.settings, parent) or self.draw_and_score(parent)
 
     def draw_and_score(self, parent: Path) -> Result:
         """Draws and scores eval.num_samples images; writes samples and result.json into a subfolder of `parent`.
 
-        An automatic start is chosen first and described in result.json ("auto_start") and auto_start.png. The partial
-        result is saved every SAVE_SECONDS. A run that was killed continues from its partial result, and its result is
-        the same as without interruption. Memory does not grow with the number of samples.
+        An automatic start is chosen first; result.json ("auto_start") and auto_start.png describe the choice. The
+        partial result is saved every SAVE_SECONDS. A killed run continues from its partial result, and its result is
+        the same as without the interruption. Memory does not grow with the number of samples.
         """
         context = self.context
         folder = parent / self.name
@@ -275,7 +275,7 @@ class EvalRun:
 
 
 def _fixed_times(config: ConfigDict, schedule: NoiseSchedule) -> RunSettings:
-    """The first and last timestep, where the config fixes them."""
+    """The first and last timestep, as far as the config determines them."""
     if auto_start.chooses_start(config):
         return {}
     if auto_start.chooses_grid(config):
@@ -288,9 +288,10 @@ def _times_of(timesteps: Int32[np.ndarray, "steps"]) -> RunSettings:
 
 
 def data_axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Extract, Axes]:
-    """(function from x_0 to coordinates, principal axes): an automatic start compares images by these coordinates.
+    """The coordinates in which an automatic start compares images with the data.
 
-    The axes are those of the features of the data set's own classifier, or of the pixels where there is none.
+    Returns a function from x_0 to coordinates, and the mean and standard deviation of the data along each coordinate.
+    The coordinates are along the principal axes of the classifier's features or, without a classifier, of the pixels.
     """
     own = config.copy_and_resolve_references()
     own.eval.update(features="classifier", reference="")
@@ -317,7 +318,7 @@ def data_axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Extract, Axes
 
 
 class _Clock:
-    """Seconds of a run, including those before it was killed, and seconds since the last save."""
+    """Measures the seconds of a run, including those before it was killed, and the seconds since the last save."""
 
     def __init__(self) -> None:
         self.seconds_before = 0.0
@@ -339,7 +340,7 @@ def _empty_tally(features: Features | None) -> Tally:
 
 
 def _saved_state(folder: Path, settings: RunSettings) -> tuple[Tally, float] | None:
-    """The partial result of a killed run with the same settings, and the seconds it took; None where there is none."""
+    """The partial result of a killed run with the same settings, and its seconds; None if there is no such result."""
     if not (folder / PARTIAL_STATE).exists() or not (folder / PARTIAL_IMAGES).exists():
         return None
     stored = files.read_npz(folder / PARTIAL_STATE, required={"question", "seconds"})
@@ -354,7 +355,7 @@ def _save_state(folder: Path, settings: RunSettings, tally: Tally, seconds: floa
 
 
 def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> HostPixels:
-    """The images to keep, in a file mapped into memory. Only the first process has the file."""
+    """The array for the images to keep: a memory-mapped file on the first process, ordinary memory on the others."""
     if not parallel.is_first():
         return np.zeros(shape, np.uint8)
     if not new:
@@ -364,7 +365,7 @@ def _open_kept(folder: Path, shape: tuple[int, ...], new: bool) -> HostPixels:
 
 
 def _store(folder: Path, result: Result, kept: HostPixels) -> None:
-    """Writes samples and result.json, result.json last, and removes the partial result."""
+    """Writes samples.npz and then result.json, and removes the partial result."""
     files.write_npz(folder / "samples.npz", {"images": kept})
     files.write_json(folder / "result.json", result)
     if parallel.is_first():
@@ -372,7 +373,7 @@ def _store(folder: Path, result: Result, kept: HostPixels) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-# Images generated elsewhere
+# Images made by other software
 
 
 def score_images(
@@ -384,7 +385,7 @@ def score_images(
     images: OpenedImages,
     folder: Path,
 ) -> Result:
-    """Scores images made elsewhere; writes result.json into a subfolder named after the images and their hash."""
+    """Scores images made by other software; writes result.json into a subfolder named after the images."""
     began = time.perf_counter()
     tally, images_sha256 = tally_images(config, features, labeller, images)
     settings: RunSettings = {

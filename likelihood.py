@@ -5,19 +5,20 @@ better. The two methods define two different codes for the same network, so thei
 
 - The generative process. The ODE gives the density of a deterministic flow from N(0, I), to the solver's tolerance.
   The bound belongs to a Markov chain of Gaussian steps with variance beta_t. This variance is nearly correct if the
-  standard deviation of the data is well above sigma_t, that of the noise in x_t. Where it is below, for example in a
-  black margin, the steps together make the code longer, by up to 0.49 bits per dimension, even if eps is exact.
-- The grey levels. The ODE gives only a density, so each grey level is replaced by uniform noise over its bin, which
-  can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The last step of the bound, the decoder, gives
-  exact probabilities of the grey levels, and its two outermost bins are unbounded. A pixel that is always black costs
-  0.6 bits in the decoder and 1.7 bits with the ODE.
+  standard deviation of the data is well above sigma_t, the standard deviation of the noise in x_t. Where it is below
+  sigma_t, as in a black margin, the code becomes longer by up to 0.49 bits per dimension (summed over all steps), even
+  if eps is exact.
+- The grey levels. The ODE gives only a density. Each grey level is therefore replaced by uniform noise over its bin,
+  which can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The last step of the bound, the decoder,
+  gives exact probabilities of the grey levels, and its two outermost bins are unbounded. A pixel that is always black
+  costs 0.6 bits in the decoder and 1.7 bits with the ODE.
 
-Both methods have one error in common. At t = 0, images still have noise of standard deviation sigma_0 = 0.01, or 1.3
-grey levels if data are centered, and the network is not trained on less noise. The ODE therefore ends at t = 0 instead
-of t = -1. It gives the density of data with this noise, evaluated at images without it. This density is normalised, so
-the code is valid. If the data have standard deviation s, the code is longer than that of the density of clean data by
-about (sigma_0 / s)^4 / 4 nats per dimension. The bound has this error too: the variance of its decoder is
-beta_0 = sigma_0^2.
+Both methods have one error in common. At t = 0, images still have noise of standard deviation sigma_0 = 0.01 (1.3 grey
+levels if data are centered), and the network is not trained on less noise. The ODE therefore starts at t = 0 instead of
+t = -1. It gives the density of data with this noise, evaluated at images without this noise. The density is normalised,
+so the code is valid. Compared with coding by the density of clean data, the code is longer by about
+(sigma_0 / s)^4 / 4 nats per dimension, where s is the standard deviation of the data. The bound has the same error,
+because the variance of its decoder is beta_0 = sigma_0^2.
 """
 
 import functools
@@ -51,10 +52,10 @@ ROWS = {  # name in the results: label in the table
 
 
 def measure(config: ConfigDict, denoiser: Denoiser, images: HostPixels) -> dict[str, Any]:
-    """The mean and standard error of every row of ROWS over at least 2 images, and how they were measured.
+    """The mean and standard error over the images of each quantity in ROWS, and the settings of the measurement.
 
-    One compilation serves all weights of the denoiser. The result depends on config.seed, but not on the batch size or
-    the number of devices. Raises UserError if it is not finite.
+    There must be at least 2 images. The program is compiled once for all weights of the denoiser. The result depends on
+    config.seed, but not on the batch size or the number of devices. Raises UserError if the result is not finite.
     """
     settings = config.eval
     exact = settings.bpd_exact_divergence
@@ -97,11 +98,12 @@ def ode_bits(
 ) -> Float[Array, "batch"]:
     """Bits per dimension of each image under the density of the probability-flow ODE at t = 0.
 
-    Uniform noise of one grey level is added to the image, and the image is scaled by signal(0). The ODE is then solved
-    from t = 0 to T - 1, where the density is N(0, I), together with d log p / dlambda = -div (dx / dlambda) (Song et
-    al. 2021, arXiv 2011.13456, equation 39). The divergence is either exact, from one derivative per dimension, or
-    Hutchinson's unbiased estimate from one Rademacher probe. The step sizes are adapted for each image, at the
-    tolerance of the sampler `ode`. The noise and the probe of an image are drawn from its key.
+    Uniform noise with the width of one grey level is added to the image, and the image is scaled by signal(0). The ODE
+    is then solved from t = 0 to T - 1, where the density is N(0, I), together with
+    d log p / dlambda = -div (dx / dlambda) (Song et al. 2021, arXiv 2011.13456, equation 39). The divergence is either
+    exact, from one derivative per dimension, or Hutchinson's unbiased estimate from one Rademacher probe. The step size
+    is adapted for each image, with the tolerance of the sampler `ode`. The noise and the probe of an image are drawn
+    from its key.
     """
     schedule = denoiser.schedule
     flow = probability_flow(denoiser)
@@ -134,15 +136,15 @@ def ode_bits(
 def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -> dict[str, Float[Array, "batch"]]:
     """The terms of the variational bound on -log2 p of each image, in bits per dimension (Ho et al. 2020, equation 5).
 
-    The noise at every t is drawn from the image's key. The terms are "L_0", the decoder; "L_t", the sum over all times
-    between, each as in equation 12; and "L_T", the prior. Times are smaller by 1 than in the paper: its x_1,
+    The noise at every t is drawn from the image's key. The terms are "L_0", the decoder; "L_t", the sum of the KL terms
+    for 0 < t <= T - 1 (equation 12); and "L_T", the prior. Times are smaller by 1 than in the paper: the paper's x_1,
     the first noised image, is x_t at t = 0 here. Predictions are not clipped.
 
     The paper's section 3.2 has two choices for the variance of the reverse process. Here it is beta_t, also in the
-    decoder. The other choice, the posterior variance, is smaller by the factor (1 - ab_{t-1}) / (1 - ab_t). It is
-    correct only for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension
-    larger, and it cannot be used in the decoder, where it is 0. Improved DDPM's code (Nichol and Dhariwal 2021) takes
-    0.545 beta_0 in the decoder, the posterior variance at t = 1, so its bounds differ from these.
+    decoder. The other choice, the posterior variance, is beta_t times (1 - ab_{t-1}) / (1 - ab_t). It is correct only
+    for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension larger. In the
+    decoder it is 0 and cannot be used. The code of Improved DDPM (Nichol and Dhariwal 2021) uses 0.545 beta_0 there,
+    the posterior variance at t = 1, so its bounds differ from these.
     """
     schedule = denoiser.schedule
     x0 = datasets.to_network_range(images, centered)
@@ -171,14 +173,14 @@ def log_probability(
 ) -> Float[Array, "*shape"]:
     """The log probability of the bin of each grey level under N(mean, scale^2) (Ho et al. 2020, equation 13).
 
-    mean and scale are in the network's range. The bins of 0 and 255 are unbounded, so all probabilities sum to 1. The
-    result is accurate far out in the tails, where the authors' code has a lower limit of 1e-12.
+    mean and scale are in the network's range. The bins of 0 and 255 are unbounded, so the probabilities sum to 1. The
+    result is accurate far out in the tails, where the authors' code limits probabilities to at least 1e-12.
     """
     centre = datasets.to_network_range(levels, centered)
     half = bin_width(centered) / 2
     low = jnp.where(levels == 0, -jnp.inf, (centre - half - mean) / scale)
     high = jnp.where(levels == 255, jnp.inf, (centre + half - mean) / scale)
-    upper = low + high > 0  # such bins are mirrored to the lower tail, where logcdf is accurate
+    upper = low + high > 0  # bins in the upper tail are mirrored to the lower tail, where logcdf is accurate
     low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
     return norm.logcdf(high) + jax.nn.log1mexp(norm.logcdf(high) - norm.logcdf(low))
 

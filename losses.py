@@ -28,22 +28,22 @@ class TrainState:
     Attributes:
       step: the number of updates so far, int32.
       params: the weights.
-      ema: their exponential moving average, which evaluation and sampling use.
+      ema: the exponential moving average of the weights, which evaluation and sampling use.
       opt_state: the state of the optimiser of `make_optimizer`.
     """
 
-    step: Any  # a scalar array; jax.tree.map may replace it by another type
+    step: Any  # a scalar array, or whatever jax.tree.map makes of it
     params: Params
     ema: Params
     opt_state: optax.OptState
 
 
 Metrics = dict[str, Float[Array, ""]]
-"""The loss, the learning rate and the norm of the gradient before clipping, of one step."""
+"""The loss, the learning rate, and the gradient norm before clipping of one step."""
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0 over optim.warmup steps, then constant, or a cosine that reaches 0 at training.n_iters."""
+    """Linear warm-up from 0 in optim.warmup steps, then constant, or a cosine decay to 0 at step training.n_iters."""
     optim = config.optim
     decay_steps = max(config.training.n_iters - optim.warmup, 1)
     after_warmup = {
@@ -72,9 +72,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the kernels of dense and convolutional layers, Adam for all other parameters.
 
-    Both have Nesterov momentum, Adam with the decay b1, Muon with optax's default of 0.95. The momentum of a kernel is
-    reshaped to a matrix from inputs to outputs, made orthogonal, and scaled to the size of Adam's steps, a root mean
-    square of 0.2 (Liu et al. 2025, arXiv 2502.16982). One learning rate therefore fits both.
+    Both use Nesterov momentum: Adam with decay b1, Muon with optax's default of 0.95. The momentum of a kernel is
+    reshaped to a matrix (inputs x outputs) and orthogonalised. It is then scaled to a root mean square of 0.2, the size
+    of Adam's steps (Liu et al. 2025, arXiv 2502.16982), so one learning rate fits both.
     """
 
     def as_matrix(kernel):
@@ -82,7 +82,7 @@ def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
         return optax.contrib.MuonDimensionNumbers(inputs, kernel.ndim - 1) if inputs else None
 
     return optax.contrib.muon(
-        -1.0,  # Muon negates its learning rate, and `scale_by_learning_rate` negates again
+        -1.0,  # the learning rate: optax's Muon negates it, and `scale_by_learning_rate` negates again
         adam_b1=b1,
         eps=eps,
         consistent_rms=0.2,
@@ -93,7 +93,7 @@ def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
 def create_state(config: ConfigDict) -> tuple[nnx.GraphDef, TrainState]:
     """The network and the train state before the first step, determined by config.seed."""
     graphdef, params = create_model(config, key_for(config.seed, "init"))
-    ema = _copy(params)  # separate buffers, since the train step donates params and ema
+    ema = _copy(params)  # separate buffers, because the train step donates both params and ema
     return graphdef, state_of(config, 0, params, ema=ema)
 
 
@@ -103,13 +103,13 @@ def _copy(params: Params) -> Params:
 
 
 def state_of(config: ConfigDict, step: int, params: Params, ema: Params) -> TrainState:
-    """A train state with these weights and a new optimiser state, so the warm-up of the learning rate starts again."""
-    opt_state = jax.jit(make_optimizer(config).init)(params)  # one program instead of one for each shape
+    """A train state with these weights and a new optimiser state, whose learning rate begins with the warm-up."""
+    opt_state = jax.jit(make_optimizer(config).init)(params)  # jit compiles one program, not one for each shape
     return TrainState(jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=opt_state)
 
 
 def place(config: ConfigDict, state: TrainState) -> TrainState:
-    """Replicates the state on all devices; training.shard_state splits its optimiser state and EMA over them."""
+    """Replicates the state on all devices, but splits optimiser state and EMA over them if training.shard_state."""
     share = split if config.training.shard_state else replicate
     return TrainState(
         replicate(state.step),
@@ -128,9 +128,9 @@ def ddpm_loss(denoiser: Denoiser, x0: Images, t: Int[Array, "batch"], noise: Ima
 def make_train_step(
     config: ConfigDict, graphdef: nnx.GraphDef
 ) -> Callable[[TrainState, Pixels], tuple[TrainState, Metrics]]:
-    """A jitted function that updates a train state with one batch of pixels. It donates the state passed to it.
+    """Returns a jitted function that updates a train state with one batch of pixels. It donates the state passed to it.
 
-    Randomness depends on config.seed and state.step only, so a resumed run repeats the steps that were lost.
+    Its randomness depends on config.seed and state.step only, so a resumed run repeats lost steps exactly.
     """
     schedule = make_schedule(config)
     optimizer = make_optimizer(config)

@@ -10,12 +10,12 @@ python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 python main.py --mode=verify    --source=sampling:ddim
 
-Any field of the config is set by --config.section.field=value. Without --config, the config is the one that the workdir
-holds; an import takes it from the file, where the file describes its network.
+Any field of the config is set by --config.section.field=value. Without --config, the config in the workdir is used; an
+import reads the config from the file, if the file describes its network.
 
 Exit codes:
   0: the mode finished.
-  1: a bug; the traceback is printed. Or verify found that the sampler does not do what it claims.
+  1: a bug; the traceback is printed. Or verify found that a claim of the sampler is false.
   2: a wrong input, a full disk or too little memory; one line explains it.
   3: another process of a distributed run was lost. The code is 134 if JAX notices the loss first.
   128 + n: signal n stopped the program: 129 SIGHUP, 130 SIGINT (Ctrl-C), 138 SIGUSR1, 140 SIGUSR2, 143 SIGTERM,
@@ -48,12 +48,12 @@ SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of 
 
 
 class Mode(NamedTuple):
-    """One row of MODES. `run` is called as run(run_lib, config, flags), so that run_lib is imported late."""
+    """A row of MODES. run(run_lib, config, flags) runs the mode; run_lib is an argument because it is imported late."""
 
     run: Callable[[ModuleType, ConfigDict, flags.FlagValues], object]
-    needed: tuple[str, ...] = ()  # flags besides --config
+    needed: tuple[str, ...] = ()  # flags that must be given, besides --config
     optional: tuple[str, ...] = ()
-    distributed: bool = False  # whether it runs in several processes
+    distributed: bool = False  # whether the mode can run in several processes
     needs_config: bool = True
 
 
@@ -131,9 +131,9 @@ flags.DEFINE_boolean(
     "compare", False, "With --mode=sample: draws one picture of all samplers, with and without a late start."
 )
 flags.DEFINE_boolean("compilation_cache", True, "Keeps compiled programs in the user's cache folder, for later runs.")
-flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; TPU pods and SLURM set its index.")
+flags.DEFINE_boolean("distributed", False, "Runs as one of several processes; TPU pods and SLURM give it an index.")
 flags.DEFINE_string(
-    "coordinator", None, "With --distributed, outside of pods and SLURM: host:port of the first process."
+    "coordinator", None, "With --distributed, but without a TPU pod or SLURM: host:port of the first process."
 )
 flags.DEFINE_integer("process_count", None, "With --coordinator: the number of processes.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0)
@@ -141,7 +141,7 @@ flags.DEFINE_string(
     "source", None, "Input of import (file or folder of weights), score (images) and verify (module:function)."
 )
 flags.DEFINE_string("reference", None, "With --mode=score: a folder, .npy or .npz of images to compare with.")
-flags.DEFINE_string("dest", None, "Output of export: a new .npz, folder for diffusers, or .safetensors of a start.")
+flags.DEFINE_string("dest", None, "Output of export, a new file or folder: .npz, diffusers folder, or .safetensors.")
 flags.DEFINE_enum(
     "what", "weights", ["weights", "start"], "What export writes: the network, or a late start for other programs."
 )
@@ -170,7 +170,7 @@ def main(argv: list[str]) -> None:
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """The error line for the user and the exit code; None for a bug."""
+    """The error message for the user and the exit code; None for a bug."""
     text = one_line(error)
     match error:
         case UserError() | OSError():  # OSError: a workdir that cannot be written, a full disk
@@ -196,13 +196,13 @@ def leave(message: str | None, code: int) -> None:
 
 
 def parse(argv: list[str]) -> ConfigDict | None:
-    """The config from its file, --config.section.field=value and the sampling flags; None if the mode needs none."""
+    """The config from its file, its overrides and the sampling flags; None if the mode needs no config."""
     try:
         rest = FLAGS(with_config([config_expanded(argument) for argument in argv]))
         config = FLAGS.config
         if config is not None:
             config.lock()  # the first use of FLAGS.config raises the error if the file cannot be read
-    except Exception as error:  # absl and ml_collections raise many types, and a broken config file any type
+    except Exception as error:  # absl, ml_collections and a broken config file raise many types
         raise UserError(one_line(error)) from error
     if FLAGS.help:
         return None
@@ -210,7 +210,7 @@ def parse(argv: list[str]) -> ConfigDict | None:
         raise UserError(f"{rest[1]!r} is not a flag; --help lists all flags")
     if FLAGS.mode is None or (config is None and MODES[FLAGS.mode].needs_config):
         raise UserError(
-            f"--mode ({', '.join(MODES)}) and --config are needed, the config only where --workdir holds none; "
+            f"--mode ({', '.join(MODES)}) and --config are needed, --config only if the workdir has no config; "
             "--help lists all flags"
         )
     check_flags(MODES[FLAGS.mode])
@@ -233,19 +233,19 @@ def parse(argv: list[str]) -> ConfigDict | None:
 
 
 def config_expanded(argument: str) -> str:
-    """The argument, with ~ expanded in --config=~/file.py."""
+    """The argument; in --config=~/file.py, ~ is expanded."""
     flag, _, path = argument.partition("=")
     return f"{flag}={expanded(path, flag)}" if flag in ("--config", "-config") and path else argument
 
 
 def with_config(argv: list[str]) -> list[str]:
-    """The arguments with a --config where there is none, but a workdir or the source of an import has one."""
+    """Adds --config to arguments without one, if the workdir or the source of an import contains a config."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("mode", "config", "workdir", "source"):
         parser.add_argument(f"--{name}", default="")
     try:
         given, _ = parser.parse_known_args(argv[1:])
-    except argparse.ArgumentError:  # a flag without its value: absl says so better
+    except argparse.ArgumentError:  # a flag without its value; absl reports it with a better message
         return argv
     if given.config:
         return argv
@@ -259,14 +259,14 @@ def with_config(argv: list[str]) -> list[str]:
 
 def start_of(text: str) -> int:
     if text == "auto":
-        return -1  # sampling.time_grid.AUTO_START, not imported here because that takes a second
+        return -1  # sampling.time_grid.AUTO_START, whose import would take a second
     if not text.isdecimal():
         raise UserError(f"--t_start={text} must be a whole number, or auto")
     return int(text)
 
 
 def check_flags(mode: Mode) -> None:
-    """Raises UserError for a flag that the mode needs and lacks, or does not use."""
+    """Raises UserError if a flag is missing that the mode needs, or if a flag is given that the mode does not use."""
     for name in mode.needed:
         if not FLAGS[name].value:
             raise UserError(f"--mode={FLAGS.mode} needs --{name}")
@@ -297,7 +297,7 @@ def check_processes(coordinator: str | None, count: int | None, index: int | Non
 
 
 def one_line(error: BaseException) -> str:
-    if isinstance(error, AttributeError | KeyError):  # from ml_collections, for an unknown field; quoted twice
+    if isinstance(error, AttributeError | KeyError):  # ml_collections raises them for unknown fields, with extra quotes
         return "no such config field: " + str(error).replace("\\n", " ").replace("\\'", "").strip("'\"")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
@@ -311,7 +311,7 @@ def sample(lib: ModuleType, config: ConfigDict, given: flags.FlagValues) -> None
 
 
 def run(config: ConfigDict | None) -> None:
-    """Validates the config and runs the mode. Imports are inside, so that --help and a wrong flag need not wait."""
+    """Validates the config and runs the mode. The slow imports are here, so that --help and flag errors are fast."""
     from core import parallel
 
     if FLAGS.compilation_cache:
@@ -322,15 +322,15 @@ def run(config: ConfigDict | None) -> None:
         validate(config)
     if FLAGS.distributed:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
-    os.environ["MPLBACKEND"] = "agg"  # notebooks set a backend whose package may be missing here
+    os.environ["MPLBACKEND"] = "agg"  # notebooks set another backend, whose package may be missing here
     import run_lib
 
-    parallel.require_devices()  # after the import, because models/cpu.py sets a flag of the CPU's backend
+    parallel.require_devices()  # after the import, because models/cpu.py sets a flag of the CPU backend
     MODES[FLAGS.mode].run(run_lib, config, FLAGS)
 
 
 if __name__ == "__main__":
     restart_with_huge_pages()
     tolerate_failed_writes()
-    logging.set_verbosity(logging.FATAL)  # orbax logs the errors that it also raises, with a traceback
+    logging.set_verbosity(logging.FATAL)  # otherwise orbax logs a traceback for each error that it raises
     main(sys.argv)

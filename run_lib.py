@@ -1,4 +1,4 @@
-"""One function per mode. Each checks its inputs before it starts any long work."""
+"""One function per mode. Each function checks its inputs before long work starts."""
 
 from pathlib import Path
 
@@ -39,9 +39,9 @@ TRAJECTORIES = 12  # images in a film strip
 
 
 def load_denoiser(workdir: str | Path, step: int = -1) -> Denoiser:
-    """The denoiser of a workdir: the EMA weights of its newest checkpoint, or of the checkpoint of a given step.
+    """Loads the EMA weights of the newest checkpoint of a workdir, or of the checkpoint of a given step, as a denoiser.
 
-    The config is the one stored in the workdir. Raises UserError where there is no such checkpoint.
+    The config is the one stored in the workdir. Raises UserError if there is no such checkpoint.
     """
     config = stored.get_config(workdir)
     config.eval.checkpoint = step
@@ -53,7 +53,7 @@ def load_denoiser(workdir: str | Path, step: int = -1) -> Denoiser:
 
 
 def prepare(config: ConfigDict) -> None:
-    """Does all slow work before a first run: downloads the data, writes TFDS's files (with TensorFlow), and decodes."""
+    """Does all slow work before the first run: downloads the data, prepares them with TFDS, and decodes the images."""
     validate(config)
     images = datasets.prepare(config).images
     print(f"{config.data.dataset}: {len(images)} training images of {list(images.shape[1:])} are ready")
@@ -63,11 +63,11 @@ def prepare(config: ConfigDict) -> None:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains to training.n_iters, from the newest whole checkpoint of the workdir if there is one; see `loop.run`."""
+    """Trains to step training.n_iters, from the newest undamaged checkpoint in the workdir, if any; see `loop.run`."""
     validate(config)
     validate_batch(config)
     if config.sampling.spacing == AUTO_SPACING:
-        raise UserError("sampling.spacing=auto is for eval, sweep and sample; training's sample grids cannot use it")
+        raise UserError("sampling.spacing=auto is for eval, sweep and sample; sample grids in training cannot use it")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -82,8 +82,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def fid_stats(config: ConfigDict) -> None:
-    """Saves statistics of the training split: its Gaussian, the mixtures of sampling.components and sweep.components,
-    and, with eval.enable_fid, the moments of its features."""
+    """Saves statistics of the training split.
+
+    These are its Gaussian, the mixtures of sampling.components and sweep.components, and, if eval.enable_fid is true,
+    the moments of its features.
+    """
     validate(config)
     split = datasets.load(config, "train")
     images = split.images
@@ -131,7 +134,7 @@ def evaluate(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval"
 def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -> list[Result]:
     """Runs every sampler at every n_steps, from pure noise and from each late start, all with the same noise.
 
-    A run whose result is stored already is not drawn again.
+    A run whose result is already stored is not repeated.
     """
     validate(config)
     if not config.eval.enable_fid:
@@ -144,7 +147,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
     context = evaluation.load_context(config, workdir, configs)
     folder = workdir / eval_folder
     results = [EvalRun(run, context).result(folder) for run in configs]
-    if not parallel.is_first():  # only the first process has the files that the report reads
+    if not parallel.is_first():  # the report reads files that only the first process has
         return results
     critical = leading_times(context.gaussian.eigenvalues, context.denoiser.schedule) if context.gaussian else {}
     table = comparison.save_report(results, folder, critical)
@@ -160,7 +163,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
 
 
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
-    """Scores the images of a folder or an array file against the statistics of the config, or reference images."""
+    """Scores the images of a folder or an array file against `reference` images or, without them, the config's data."""
     validate(config)
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
@@ -190,8 +193,8 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
 def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png", trajectory: bool = False) -> Path:
     """Draws `num` images with config.sampling, writes them and a grid of the first GRID_SIZE, and returns the folder.
 
-    file_format: "png" for one PNG per image, or "npz" for one file. trajectory: whether film strips of the x_0
-    predicted at each network evaluation are also written.
+    file_format: "png" for one PNG per image, or "npz" for one file. trajectory: whether to write also film strips,
+    which show the x_0 predicted at each network evaluation.
     """
     config = without_scores(config, num)
     validate(config)
@@ -214,9 +217,9 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
 
 
 def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
-    """Draws one picture: a row for each sampler of config.sweep with each start, a column for each sample of noise.
+    """Draws a picture with one row for each sampler of config.sweep and each start; a column has the same noise.
 
-    An .npz file of the same name holds its images, an array for each row. Returns the picture's path.
+    An .npz file of the same name contains the images, one array per row. Returns the path of the picture.
     """
     config = without_scores(config, num)
     validate(config)
@@ -258,7 +261,7 @@ def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
 
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -> Path:
     """Measures where symmetry breaks in the network of the workdir (`symmetry.study`). Returns the report's path."""
-    from symmetry import study  # here: its imports take a third of a second, which the other modes do not need
+    from symmetry import study  # imported here, because it takes a third of a second and other modes do not need it
 
     validate_analysis(config)
     table, path = study.analyze(config, workdir, eval_folder)
@@ -271,10 +274,10 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval")
 
 
 def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
-    """Makes a checkpoint in a new workdir from a foreign file.
+    """Makes a checkpoint in a new workdir from a file of weights.
 
-    The file is our own .npz, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of improved- or
-    guided-diffusion, or a flax checkpoint of score_sde, whose name has no ending.
+    The file is an .npz of this project, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of
+    improved- or guided-diffusion, or a flax checkpoint of score_sde (without an extension).
     """
     validate(config)
     if checkpoints.saved_steps(workdir):
@@ -283,13 +286,16 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     with checkpoints.only_writer(workdir):
         with checkpoints.saving(config, workdir) as save:
             save(parallel.replicate(losses.state_of(config, foreign.step, foreign.params, ema=foreign.ema)))
-        checkpoints.write_config(config, workdir)  # last, so that a workdir with a config is complete
+        checkpoints.write_config(config, workdir)  # written last, so a workdir with a config is complete
     print(f"imported {source} as the checkpoint of step {foreign.step} in {workdir}")
     print(f"statistics and scores are of data.dataset={config.data.dataset}")
 
 
 def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
-    """The weights of a file of any kind, by its ending. A file of one set of weights gives them as raw and averaged."""
+    """Reads weights; the file extension determines the format.
+
+    If the file has only one set of weights, it is used both as the raw and as the EMA weights.
+    """
     step = 0
     if source.suffix == ".npz":
         own = read_weights(source)
@@ -364,8 +370,8 @@ def _require_new(destination: Path) -> None:
 
 
 def verify_sampler(source: str) -> bool:
-    """Tests the sampler "module:function", prints the report, and returns whether the sampler does what it claims."""
-    from sampling.verification.verify import sampler_of, verify  # here: scipy's integrators take 0.4 s to import
+    """Tests the sampler "module:function", prints the report, and returns whether the sampler passes."""
+    from sampling.verification.verify import sampler_of, verify  # imported here, because scipy's integrators take 0.4 s
 
     report = verify(sampler_of(source))
     print(report.text)

@@ -1,9 +1,10 @@
-"""Counts what each mode compiles, in a first run and in a second one that finds the first one's programs on disk.
+"""Counts the programs that each mode compiles, in a first run and in a second run that finds them on disk.
 
 python -m benchmarks.compilations [--modes=train,eval]
 
-Every run does the least work on digits: what is left is imports, tracing and compiling. CPU seconds are those of the
-whole process, so that other jobs on the machine matter little. `programs` are those compiled, not those loaded.
+Every run does as little work as possible on digits, so most of its time is imports, tracing and compiling. CPU seconds
+are those of the whole process, which depend little on other jobs. `programs` counts the programs that are compiled, not
+those loaded from disk.
 """
 
 import argparse
@@ -46,15 +47,15 @@ print(json.dumps(counts))
 
 
 class Counts(NamedTuple):
-    """What one run compiled."""
+    """The programs that one run compiled, and the time that this took."""
 
     programs: int
-    compiling: float  # seconds in which JAX compiled programs or loaded them
-    cpu: float  # seconds of the process
+    compiling: float  # seconds in which JAX compiled or loaded programs
+    cpu: float  # CPU seconds of the process
 
 
 def run(mode: str, folder: Path, cache: Path) -> Counts:
-    """Runs a mode in a process of its own. Raises CalledProcessError if it fails."""
+    """Runs a mode in a separate process. Raises CalledProcessError if the process fails."""
     command = [sys.executable, "-c", COUNTED, "--config=configs/ddpm/digits.py", *mode.split()]
     command.append(f"--config.assets_dir={folder}/assets")
     if "fid_stats" not in mode:
@@ -66,7 +67,7 @@ def run(mode: str, folder: Path, cache: Path) -> Counts:
 
 
 def measure(mode: str, folder: Path) -> tuple[Counts, Counts]:
-    """The first and the second run of a mode; each has a folder of its own, so that it repeats all work."""
+    """Measures the first and the second run of a mode. Each has a separate folder, so that it repeats all work."""
     found = []
     for name in ("first", "second"):
         own = folder / mode / name

@@ -1,10 +1,10 @@
-"""Times the two parts of an FID: features against pytorch-fid's network, the distance against scipy.linalg.sqrtm.
+"""Times both parts of an FID: the features, against pytorch-fid, and the distance, against scipy.linalg.sqrtm.
 
 python -m benchmarks.fid [--batch=32] [--rounds=3] [--torch_python=PATH]
 
-The two sides of a comparison take turns, so that other jobs on the machine slow both, and their medians are compared.
+The two sides run alternately, so that other jobs on the machine slow both equally, and their medians are compared.
 pytorch-fid runs in a separate process with the interpreter --torch_python. If that interpreter lacks pytorch-fid, only
-our own rate is printed.
+our rate is printed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIZE = 32  # height and width of the images
 
 
 def feature_call(batch: int) -> Callable[[], object]:
-    """A function that extracts the features of one batch, by an Inception network with random weights."""
+    """Returns a function that extracts the features of one batch with an Inception network with random weights."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -42,7 +42,7 @@ def feature_call(batch: int) -> Callable[[], object]:
 
 
 def compare_features(python: str, batch: int, rounds: int) -> None:
-    """Prints images per second of our network and of pytorch-fid's."""
+    """Prints the images per second of our network and of pytorch-fid's network."""
     call = feature_call(batch)
     call()
     if not can_import(python, "pytorch_fid"):
@@ -60,7 +60,7 @@ def compare_features(python: str, batch: int, rounds: int) -> None:
 
 
 def moments(seed: int, dim: int) -> tuple[Float[np.ndarray, "{dim}"], Float[np.ndarray, "{dim} {dim}"]]:
-    """Mean and covariance of 3 * dim random samples. The variance of feature k falls as 1/k, as in real features."""
+    """Returns mean and covariance of 3 * dim random samples. Feature k has variance 1/k, similar to real features."""
     samples = np.random.default_rng(seed).standard_normal((3 * dim, dim)) / np.sqrt(np.arange(1, dim + 1))
     return samples.mean(axis=0), np.cov(samples, rowvar=False)
 
@@ -71,13 +71,13 @@ def sqrtm_distance(
     mean2: Float[np.ndarray, "dim"],
     cov2: Float[np.ndarray, "dim dim"],
 ) -> float:
-    """The Fréchet distance as pytorch-fid computes it."""
+    """Computes the Fréchet distance as pytorch-fid does."""
     root = scipy.linalg.sqrtm(cov1 @ cov2).real
     return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root))
 
 
 def compare_distances(dim: int, rounds: int) -> None:
-    """Prints the seconds of one distance between moments of `dim` features, computed in both ways."""
+    """Prints the seconds that both methods take for one distance between moments of `dim` features."""
     pair = (*moments(0, dim), *moments(1, dim))
     times = {frechet_distance: [], sqrtm_distance: []}
     values = []

@@ -1,9 +1,10 @@
-"""Times the input pipeline against the training step of the same config.
+"""Times the input pipeline, and the training step of the same config for comparison.
 
 python -m benchmarks.input [--cases=digits,28x28,cifar10] [--rounds=3]
 
 The pipeline reads 50,000 random images in shuffled order from a decoded split that is mapped into memory, flips half of
-them, and moves batches to the device; nothing else runs at the time. The networks are those of train_step.py.
+them, and moves batches to the device. Nothing else of the benchmark runs at the same time. The networks are those of
+train_step.py.
 """
 
 import argparse
@@ -23,18 +24,18 @@ from core.shapes import HostPixels
 from datasets import train_batches
 
 IMAGES = 50_000
-BATCHES = 20  # timed together: most of the time of a single batch passes in the background, before it is read
+BATCHES = 20  # timed together, because most of a batch is prepared in the background before it is requested
 
 
 def decoded_images(folder: Path, image_size: int, num_channels: int) -> HostPixels:
-    """Random images, mapped into memory from a file in the folder."""
+    """Writes random images to a file in the folder, and maps them into memory."""
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, image_size, image_size, num_channels), np.uint8)
     np.save(folder / "images.npy", images)
     return np.load(folder / "images.npy", mmap_mode="r")
 
 
 def stream_milliseconds(images: HostPixels, batch_size: int, seconds: float) -> list[float]:
-    """Milliseconds from the request for a batch until it is on the device; each is a mean over BATCHES batches."""
+    """Returns the milliseconds from the request of a batch until it is on the device, averaged over BATCHES batches."""
     config = ConfigDict({"seed": 0, "training": {"batch_size": batch_size}, "data": {"random_flip": True}})
     batches = train_batches(images, config, 0)
 
@@ -46,7 +47,10 @@ def stream_milliseconds(images: HostPixels, batch_size: int, seconds: float) -> 
 
 
 def measure(name: str, rounds: int) -> tuple[float, float]:
-    """The median milliseconds of a batch's input and of its training step. The first round compiles; it is dropped."""
+    """Returns the median milliseconds of the input and of the training step of a batch.
+
+    The first round compiles and is not counted.
+    """
     case = CASES[name]
     network = Ours(case)
     input_times = []

@@ -1,14 +1,14 @@
-"""Times the fit of a late start's Gaussian and the draws from it, on synthetic images with a natural spectrum.
+"""Times fitting the Gaussian of late starts and sampling from it, on synthetic images with a natural spectrum.
 
 python -m benchmarks.late_start [--parts=paper,large,draw] [--images=50000] [--rounds=5]
 
-paper: the Gaussian for all t at 32x32x3 against the paper's code, which noises the data set anew for each of 11 starts
-and stores the covariance of each copy. Our fit is timed three times, before the first copy, before the middle one and
-before the last, and the median is reported. Where other jobs run, compare CPU seconds and set OPENBLAS_NUM_THREADS=1:
-BLAS's threads spin as they wait.
+paper: compares our fit, which serves all t, with the method of the paper's code, at 32x32x3. The paper's code makes a
+noised copy of the data set for each of 11 starts and stores the covariance of each copy. Our fit is timed before the
+first, the middle and the last copy, and the median is reported. If other jobs run, compare CPU seconds and set
+OPENBLAS_NUM_THREADS=1, because waiting threads of BLAS use CPU time.
 large: the fit at 64x64x3 with rank 1,024 and at 256x256x3 with rank 256, each in a separate process, with its peak
 memory.
-draw: a batch of late starts against one network evaluation of that batch, in turn.
+draw: compares a batch of late starts with one network evaluation of that batch. The two run alternately.
 """
 
 import argparse
@@ -44,10 +44,10 @@ from sampling.late_start import DataGaussian
 
 STARTS = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 LARGE = {64: (1024, 5000), 256: (256, 2000)}  # image size: rank, number of images
-BATCH = 64  # images synthesised at a time
-ROWS = 1024  # images per batch of a fit
+BATCH = 64  # number of images synthesised at a time
+FIT_BATCH = 1024  # number of images per batch of a fit
 COLOURS = np.array([[1, 0.3, 0.2], [1, -0.2, 0.1], [1, 0, -0.4]])  # rows: channels; columns: brightness and two hues
-MEAN = (124, 116, 104)  # of each channel
+MEAN = (124, 116, 104)  # mean of each channel
 CONTRAST = 50
 
 
@@ -68,7 +68,7 @@ class Seconds(NamedTuple):
 
 
 def timed(call: Callable[[], object]) -> tuple[object, Seconds]:
-    """The result of a call, and the time it took."""
+    """Returns the result of a call and the time it took."""
     clock = time.perf_counter()
     cpu = time.process_time()
     result = call()
@@ -89,10 +89,10 @@ def write_images(path: Path, num: int, size: int) -> None:
 
 
 def fit_and_save(images: HostPixels, path: Path, rank: int | None = None) -> DataGaussian:
-    """Fits and writes the Gaussian as --mode=fid_stats does."""
+    """Fits and saves the Gaussian as --mode=fid_stats does."""
 
     def batches() -> Iterator[HostPixels]:
-        return (images[start : start + ROWS] for start in range(0, len(images), ROWS))
+        return (images[start : start + FIT_BATCH] for start in range(0, len(images), FIT_BATCH))
 
     gaussian = DataGaussian.fit(batches, rank).scaled(2 / 255, -1)
     gaussian.save(path)
@@ -100,7 +100,7 @@ def fit_and_save(images: HostPixels, path: Path, rank: int | None = None) -> Dat
 
 
 def noised_moments(images: HostPixels, t: int) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
-    """Mean and covariance of a noised copy of the data set: the paper's method."""
+    """Computes mean and covariance of a noised copy of the data set, as the paper's code does."""
     alpha_bar = NoiseSchedule.linear().alpha_bars[t]
     x = images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1
     noise = np.random.default_rng(t).standard_normal(x.shape, np.float32)
@@ -109,7 +109,7 @@ def noised_moments(images: HostPixels, t: int) -> tuple[Float[np.ndarray, "dim"]
 
 
 def against_the_paper(num: int, folder: Path) -> str:
-    """The table of time and file size of both methods."""
+    """Makes the table of time and file size of both methods."""
     write_images(folder / "images.npy", num, size=32)
     images = np.load(folder / "images.npy")
     copies = {}
@@ -137,7 +137,7 @@ def _megabytes(path: Path) -> float:
 
 
 def fit_and_report(images: Path, rank: int) -> None:
-    """Fits a Gaussian and prints its costs as JSON: the work of a process started by `large_sizes`."""
+    """Fits a Gaussian and prints the costs as JSON. `large_sizes` runs this in a separate process."""
     fit = partial(fit_and_save, np.load(images, mmap_mode="r"), images.with_name("gaussian.npz"), rank)
     gaussian, seconds = timed(fit)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -145,7 +145,7 @@ def fit_and_report(images: Path, rank: int) -> None:
 
 
 def large_sizes(folder: Path) -> str:
-    """The table of the fits at LARGE sizes."""
+    """Makes the table of the fits at LARGE sizes."""
     rows = []
     for size, (rank, num) in LARGE.items():
         write_images(folder / "images.npy", num, size)
@@ -161,7 +161,7 @@ def large_sizes(folder: Path) -> str:
 
 
 def draws(rounds: int) -> str:
-    """The table of late starts against network evaluations."""
+    """Makes the table of late starts against network evaluations."""
     rows = []
     for name, (config_module, batch, rank) in DRAWS.items():
         config = config_module.get_config()
@@ -180,12 +180,12 @@ def draws(rounds: int) -> str:
 
 
 def _blocking(call: Callable[[], object]) -> Callable[[], object]:
-    """The call, returning only when its result is computed."""
+    """Wraps a call so that it returns only when its result is computed."""
     return lambda: jax.block_until_ready(call())
 
 
 def random_gaussian(shape: ImageShape, rank: int | None) -> DataGaussian:
-    """A Gaussian with random eigenvectors, in float32 on the device as for sampling."""
+    """Makes a Gaussian with random eigenvectors, in float32 on the device, as for sampling."""
     dim = int(np.prod(shape))
     rank = rank or dim
     vectors, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, rank)))

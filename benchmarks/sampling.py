@@ -1,10 +1,10 @@
-"""Times every sampler against the network evaluations that it makes, and against diffusers' loop around the network.
+"""Compares the time of every sampler with that of its network evaluations alone, and with the sampler in diffusers.
 
 python -m benchmarks.sampling [--samplers=ddim,pndm] [--n_steps=5] [--batch=4] [--rounds=5] [--torch_python=PATH]
 
 The network is that of configs/ddpm/cifar10.py with random weights. A call draws a whole batch, from noise to x_0, with
-compiled code. The two sides of a comparison take turns, so that other jobs on the machine slow both; their ratio is the
-median over rounds of the ratio within a round. diffusers runs in a separate process with the interpreter
+compiled code. The two sides run alternately, so that other jobs on the machine slow both equally. The reported ratio is
+the median, over rounds, of the time ratio in each round. diffusers runs in a separate process with the interpreter
 --torch_python. If that interpreter lacks torch or diffusers, the second comparison is left out.
 """
 
@@ -32,7 +32,7 @@ from models.foreign import export_diffusers
 from sampling.time_grid import time_grid
 
 FIXED = [name for name in sampling.SAMPLERS if sampling.nfe(name, 1) is not None]  # samplers that are not adaptive
-SCHEDULERS = {  # samplers that diffusers has too, with its defaults; both multistep solvers are of order 2
+SCHEDULERS = {  # our sampler: the same sampler in diffusers; both multistep solvers have solver_order 2
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "unipc_2": "UniPCMultistepScheduler",
@@ -40,7 +40,7 @@ SCHEDULERS = {  # samplers that diffusers has too, with its defaults; both multi
 
 
 class Ours:
-    """A network and a batch of noise: `sample` runs a sampler on them, `network` only evaluates the network."""
+    """A network and a batch of noise. `sample` runs a sampler on them. `network` only evaluates the network."""
 
     def __init__(self, batch: int, n_steps: int):
         self.config = get_config()
@@ -64,12 +64,12 @@ sample = jax.jit(sampling.sample, static_argnames="name")
 
 @jax.jit
 def plain_loop(denoiser: Denoiser, x: Images, times: Float[Array, "nfe"]) -> Images:
-    """Evaluates the network at each time on its previous output, so that XLA moves no evaluation out of the loop."""
+    """Evaluates the network at each time on its last output, so that XLA cannot move an evaluation out of the loop."""
     return jax.lax.scan(lambda x, t: (denoiser.eps(x, t), None), x, times)[0]
 
 
 def against_network(ours: Ours, names: Sequence[str], rounds: int) -> str:
-    """The table of the time that each sampler adds to its network evaluations."""
+    """Makes the table of the time that each sampler adds to its network evaluations."""
     rows = []
     for name in tqdm(names, "samplers and network", leave=False):
         nfe = sampling.nfe(name, ours.n_steps)
@@ -82,7 +82,7 @@ def against_network(ours: Ours, names: Sequence[str], rounds: int) -> str:
 
 
 def against_diffusers(ours: Ours, names: Sequence[str], rounds: int, python: str) -> str:
-    """The table of whole sampling loops in both libraries, with the same weights, n, NFE and batch size."""
+    """Makes the table of whole sampling loops in both libraries, with the same weights, n, NFE and batch size."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = f"{temporary}/unet"

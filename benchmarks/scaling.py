@@ -1,14 +1,14 @@
-"""How time and memory grow: a train step, feature statistics and sampling against the quantities they depend on.
+"""Measures how time and memory of a train step, feature statistics and sampling grow with the size of the problem.
 
 python -m benchmarks.scaling [--rounds=3]
 
-A train step is measured against batch size, image size and number of devices; statistics against the number N of
-vectors and their dimension d; sampling against the number N of images. The network is that of configs/ddpm/digits.py.
-All cases take turns, so that other jobs on the machine slow all of them. The CPU time of all threads is measured, since
-it depends less on other jobs than elapsed time does. Medians are printed. The numbers of devices are measured in
-separate processes. Their devices are virtual and share this machine's cores, and the total batch size is the same, so
-the extra time is the cost of dividing the work. MB is the compiler's plan for the temporary buffers of a step on each
-device.
+A train step is measured for several batch sizes, image sizes and numbers of devices. Statistics are measured for
+several numbers N of vectors and dimensions d. Sampling is measured for several numbers N of images. The network is that
+of configs/ddpm/digits.py. The cases run alternately, so that other jobs on the machine slow all equally. The CPU
+time of all threads is measured, because it depends less on other jobs than elapsed time. Medians are printed. Each
+number of devices is measured in a separate process. The devices are virtual and share this machine's cores, and the
+total batch size is always the same, so the extra time is the cost of dividing the work. MB is the size of the temporary
+buffers that the compiler plans for a step on each device.
 """
 
 import argparse
@@ -45,10 +45,10 @@ Call = Callable[[], None]
 
 
 class Step:
-    """A train step of the digits' network on all devices. Calling the object makes one step.
+    """A train step of the network for digits on all devices. Calling the object runs one step.
 
     Attributes:
-      megabytes: the size of its temporary buffers on each device.
+      megabytes: the size of the step's temporary buffers on each device.
     """
 
     def __init__(self, batch: int = 32, size: int = 8):
@@ -68,7 +68,7 @@ class Step:
 
 
 def statistics_call(count: int, dim: int) -> Call:
-    """A function that accumulates the moments of `count` vectors of length `dim`."""
+    """Returns a function that accumulates the moments of `count` vectors of length `dim`."""
     vectors = np.random.default_rng(0).standard_normal((count, dim))
 
     def call():
@@ -80,7 +80,7 @@ def statistics_call(count: int, dim: int) -> Call:
 
 
 def sampling_call(count: int) -> Call:
-    """A function that draws `count` digits by DDIM with n = 10."""
+    """Returns a function that draws `count` digits with DDIM and n = 10."""
     config = digits.get_config()
     graphdef, state = losses.create_state(config)
     denoiser = make_denoiser(config, graphdef, parallel.replicate(state.ema))
@@ -98,14 +98,14 @@ def cpu_milliseconds(call: Call) -> list[float]:
 
 
 class Measured(NamedTuple):
-    """Cost of one case."""
+    """The cost of one case."""
 
     cpu_milliseconds: float
     megabytes: float | None
 
 
 def on_this_machine(rounds: int) -> list[list[str]]:
-    """The rows of all cases except the numbers of devices."""
+    """Measures all cases except the numbers of devices. Returns rows of the table."""
     cases: dict[str, dict[int, Call]] = {
         "step, batch": {batch: Step(batch=batch) for batch in BATCHES},
         "step, image size (batch 32)": {size: Step(size=size) for size in SIZES},
@@ -128,7 +128,7 @@ def on_this_machine(rounds: int) -> list[list[str]]:
 
 
 def with_devices(rounds: int) -> list[list[str]]:
-    """The rows of a train step on more and more virtual devices, each measured in a process of its own."""
+    """Measures a train step on several numbers of virtual devices, each in a separate process. Returns rows."""
     measured = {}
     for devices in DEVICES:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
@@ -139,7 +139,7 @@ def with_devices(rounds: int) -> list[list[str]]:
 
 
 def table_rows(name: str, measured: Mapping[int, Measured]) -> list[list[str]]:
-    """A row for each value, with the ratio of its time to the time of the value before."""
+    """Makes a row for each value, with the ratio of its time to the time of the previous value."""
     rows = []
     before = None
     for value, (now, megabytes) in measured.items():

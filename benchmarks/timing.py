@@ -1,4 +1,4 @@
-"""How the benchmarks time calls."""
+"""Functions with which the benchmarks time calls."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from typing import NamedTuple
 def milliseconds(
     call: Callable[[], object], seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """The milliseconds of each of several calls, until they add up to `seconds`.
+    """Times calls until they add up to `seconds`, and returns the milliseconds of each.
 
-    A call before them is not timed: it fills the processor's caches. With time.process_time as the clock the result is
-    the CPU time of all threads, which depends less on other jobs on the machine.
+    The first call fills the processor's caches and is not timed. With time.process_time as the clock, the result is the
+    CPU time of all threads, which depends less on other jobs on the machine.
     """
     call()
     times = []
@@ -28,11 +28,14 @@ class Comparison(NamedTuple):
 
     ours: float  # seconds of a call
     other: float
-    ratio: float  # ours / other in the same round
+    ratio: float  # median of ours / other, both from the same round
 
 
 def in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> Comparison:
-    """Times two calls in turn, so that other jobs on the machine slow both. The first round compiles; it is dropped."""
+    """Times two calls alternately, so that other jobs on the machine slow both equally.
+
+    The first round compiles and is not counted.
+    """
     turns = []
     for _ in range(rounds + 1):
         turns.append([median(milliseconds(side)) / 1e3 for side in (ours, other)])

@@ -1,6 +1,8 @@
-"""pytorch-fid's network, timed for benchmarks/fid.py, which starts this module with an interpreter that has PyTorch.
+"""Times pytorch-fid's network for benchmarks/fid.py, which runs this module with an interpreter that has PyTorch.
 
-python -m benchmarks.torch_inception BATCH SIZE. For each line of standard input it prints the milliseconds of a batch.
+python -m benchmarks.torch_inception BATCH SIZE
+
+For each line of standard input, it prints the milliseconds of a batch.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""The other side of a benchmark, in a process with an interpreter that has PyTorch."""
+"""Runs the PyTorch side of a benchmark in a separate process, with an interpreter that has PyTorch."""
 
 import os
 import subprocess
 
-# By default PyTorch's idle threads spin. They take the cores from our side, and where other jobs hold a core, PyTorch
-# itself takes 3 to 10 times as long.
+# By default, waiting threads of PyTorch keep cores busy. This slows our side, and if other jobs use a core, it makes
+# PyTorch 3 to 10 times as slow.
 PASSIVE_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 
@@ -15,7 +15,7 @@ def can_import(python: str, *modules: str) -> bool:
 
 
 class TorchProcess:
-    """A running module of benchmarks that answers every line of its standard input with one line. A context manager."""
+    """A context manager that runs a module which answers every line of its standard input with one line."""
 
     def __init__(self, python: str, module: str, *arguments: str, environment: dict[str, str] | None = None):
         self._process = subprocess.Popen(
@@ -27,7 +27,7 @@ class TorchProcess:
         )
 
     def answer(self, line: str = "") -> str:
-        """The answer to a line, both without the newline. Raises RuntimeError if the process has ended."""
+        """Sends a line and returns the answer, both without the newline. Raises RuntimeError if the process ended."""
         print(line, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:

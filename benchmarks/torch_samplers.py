@@ -1,8 +1,9 @@
-"""The sampling loop of diffusers' pipelines, timed by sampling.py.
+"""The sampling loop of diffusers' pipelines, for the comparison in sampling.py.
 
-sampling.py starts this module with an interpreter that has diffusers: python -m benchmarks.torch_samplers FOLDER BATCH
-N_STEPS. FOLDER holds a UNet2DModel. For each line of standard input, the name of a scheduler, it draws one batch and
-prints the number of network evaluations.
+python -m benchmarks.torch_samplers FOLDER BATCH N_STEPS
+
+sampling.py runs this module with an interpreter that has diffusers. FOLDER has a UNet2DModel. Each line of standard
+input is the name of a scheduler. For each, this module draws one batch and prints the number of network evaluations.
 """
 
 import sys

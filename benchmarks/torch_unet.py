@@ -1,8 +1,10 @@
-"""The paper's network and training step in PyTorch, timed for train_step.py.
+"""Times the paper's network and training step in PyTorch, for the comparison in train_step.py.
 
-train_step.py starts this module with an interpreter that has PyTorch: python -m benchmarks.torch_unet ARGUMENTS, the
-arguments of Workload as a JSON object. For each line of standard input, "forward" or "train", it prints the
-milliseconds of a few calls as a JSON list.
+python -m benchmarks.torch_unet ARGUMENTS
+
+train_step.py runs this module with an interpreter that has PyTorch. ARGUMENTS are the arguments of Workload as a JSON
+object. Each line of standard input is "forward" or "train". For each, this module prints the milliseconds of a few
+calls as a JSON list.
 """
 
 import json
@@ -113,7 +115,7 @@ class UNet(nn.Module):
 
 
 class Workload:
-    """What is timed: a forward pass, and a training step as in the paper (loss, Adam, EMA)."""
+    """The work that is timed: a forward pass, and a training step as in the paper (loss, Adam, EMA)."""
 
     def __init__(self, batch, image_size, num_channels, **network):
         self.net = UNet(image_size, num_channels, **network)

@@ -2,8 +2,9 @@
 
 python -m benchmarks.train_step [--cases=digits,28x28,cifar10] [--rounds=5] [--torch_python=PATH]
 
-The two sides take turns, so that other jobs on the machine slow both, and their medians are compared. PyTorch runs in a
-separate process with the interpreter --torch_python. If that interpreter lacks torch, only our own times are printed.
+The two sides run alternately, so that other jobs on the machine slow both equally, and their medians are compared.
+PyTorch runs in a separate process with the interpreter --torch_python. If that interpreter lacks torch, only our times
+are printed.
 """
 
 import argparse
@@ -54,12 +55,12 @@ class Side(Protocol):
     """One side of the comparison."""
 
     def milliseconds(self, work: str) -> list[float]:
-        """The milliseconds of each of a few calls. work: one of WORK."""
+        """Returns the milliseconds of each of a few calls. work: one of WORK."""
         ...
 
 
 class Ours:
-    """The forward pass and the train step of this project. Their counterpart is torch_unet.Workload."""
+    """The forward pass and the train step of this project, to be compared with torch_unet.Workload."""
 
     def __init__(self, case: Case):
         config = _config(case)
@@ -107,7 +108,7 @@ class PyTorch(TorchProcess):
 
 
 def measure(sides: Mapping[str, Side], rounds: int) -> dict[tuple[str, str], float]:
-    """The median milliseconds by (side, work), measured in turn. The first round compiles; it is dropped."""
+    """Returns the median milliseconds by (side, work). The sides run alternately. The first round is not counted."""
     times = {(side, work): [] for side in sides for work in WORK}
     for round_index in range(rounds + 1):
         for side, work in times:

@@ -1,7 +1,7 @@
-"""The config of a network in a foreign file: --config=configs/imported.py:FILE, which --mode=import stands for.
+"""The config of a network in a file of other software: --config=configs/imported.py:FILE, used by --mode=import.
 
-The file describes its network and the network's schedule. It does not name the data set, which is given by
---config.data.dataset and the other fields of data.
+The file describes its network and the network's schedule, but not the data set. --config.data.dataset and the other
+fields of data set it.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from core.errors import UserError
 
 
 def get_config(source: str) -> ConfigDict:
-    """The default config with the fields that the file determines. Raises UserError for a file that does not."""
+    """The default config, with the fields that the file determines. Raises UserError if the file determines none."""
     path = Path(source).expanduser()
     if path.suffix == ".pkl":
         from models.edm_file import network_fields  # here: imports jax

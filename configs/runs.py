@@ -12,11 +12,11 @@ from sampling.time_grid import starts_of
 def sweep_configs(
     config: ConfigDict, n_steps: Sequence[int], t_starts: Sequence[int], baselines: Sequence[str] = ()
 ) -> list[ConfigDict]:
-    """One config for every sampler of config.sweep, number of steps, and start, in this order.
+    """One config for every combination of sampler (from config.sweep), number of steps and start, in this order.
 
-    For each sampler and n_steps, starts from pure noise come before late starts. Baselines come after the runs that
-    they are compared with, and are left out where they do not change the result (see `sampling.applies`). Late starts
-    are repeated for every entry of config.sweep.components.
+    For each sampler and n_steps, starts from pure noise come before late starts. Baselines come after the runs with
+    which they are compared, and are left out if they do not change the result (see `sampling.applies`). Late starts are
+    repeated for every entry of config.sweep.components.
     """
     kinds = ["", *baselines]
     full = [{"gls": False, "baseline": kind} for kind in ("", "leading", "afs") if kind in kinds]
@@ -43,12 +43,12 @@ def components_of(config: ConfigDict) -> list[str]:
 
 
 def expand_starts(entries: Sequence[int | str]) -> list[int]:
-    """All starts that the entries of config.sweep.t_starts stand for (see `starts_of`), without duplicates."""
+    """All starts in the entries of config.sweep.t_starts, without duplicates; `starts_of` expands an entry."""
     return list(dict.fromkeys(start for entry in entries for start in starts_of(entry)))
 
 
 def without_scores(config: ConfigDict, num: int) -> ConfigDict:
-    """A copy of the config that draws `num` images without scores, so that only a late start needs statistics."""
+    """A copy of the config for drawing `num` images without scores, which needs statistics only for a late start."""
     config = config.copy_and_resolve_references()
     config.eval.update(enable_fid=False, enable_loss=False, enable_bpd=False, num_samples=num)
     return config

@@ -1,4 +1,4 @@
-"""The config of a workdir: --config=configs/stored.py:WORKDIR, which a --workdir without --config stands for."""
+"""The config of a workdir: --config=configs/stored.py:WORKDIR, used if --workdir is given without --config."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from core.files import read_json
 def get_config(workdir: str | Path) -> ConfigDict:
     """The config that training or an import wrote into the workdir.
 
-    Fields that were added to the config since then have their defaults. Raises UserError where there is none, or it has
-    a field or a value that is not known now.
+    Fields that were added to the program since then get their defaults. Raises UserError if there is no config, or if
+    it has a field or a type of value that the program does not know.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():

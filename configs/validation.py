@@ -1,6 +1,6 @@
 """The rules that a config must meet, checked before any work starts.
 
-Mistakes are reported at once because nothing here imports the networks, whose libraries take a second to import. The
+This module does not import the networks, whose libraries take a second to import, so mistakes are reported fast. The
 names of networks are therefore repeated here; tests/configs/test_validation.py compares them.
 """
 
@@ -27,7 +27,7 @@ SCHEDULES = ("linear", "scaled_linear", "cosine", "table", "vp", "ve", "edm", "f
 
 
 class Rule(NamedTuple):
-    """What the value of a field must be.
+    """A condition on the value of a field.
 
     Attributes:
       allowed: the allowed values in words, as in "must be one of ...".
@@ -65,7 +65,7 @@ def list_of(rule: Rule, least: int = 1) -> Rule:
 
 
 def whole(rule: Rule) -> Rule:
-    """The value is an integer that meets a rule. For members of lists, whose type ConfigDict does not check."""
+    """The value is an integer that meets a rule. It is for members of lists, whose types ConfigDict does not check."""
     return Rule(f"a whole number {rule.allowed}", lambda value: isinstance(value, int) and rule.holds(value))
 
 
@@ -82,7 +82,7 @@ def sweep_start() -> Rule:
 
 
 def components() -> Rule:
-    """The value is an entry of sweep.components, or the text of sampling.components."""
+    """The value is allowed as sampling.components, or as an entry of sweep.components."""
     return Rule(
         "'1', 'labels', or a number of clusters, such as '10'",
         lambda value: value in (ONE, LABELS) or (str(value).isdecimal() and int(value) >= 1),
@@ -99,11 +99,11 @@ def one_of_schedules() -> Rule:
 
 def empty_or_file() -> Rule:
     """The value is empty or the path of an existing file."""
-    return Rule("a file that is there", lambda value: not value or Path(value).expanduser().is_file())
+    return Rule("a file that exists", lambda value: not value or Path(value).expanduser().is_file())
 
 
 PATHS = ("assets_dir", "data.data_dir", "data.path", "data.cache_dir", "eval.inception_weights", "eval.reference")
-"""The fields that are paths: `core.paths.expanded` must accept them."""
+"""The fields that are paths, which `core.paths.expanded` must accept."""
 
 RULES = {
     "seed": from_up_to(0, 2**32),
@@ -194,7 +194,7 @@ RULES = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UserError at the first field that breaks its rule: the field, its value and what is allowed."""
+    """Raises UserError for the first field that breaks its rule, with its name, its value and what is allowed."""
     for field in PATHS:
         path = _value(config, field)
         _require(isinstance(path, str), f"{field}={path!r} is not allowed: it must be a path")
@@ -227,7 +227,7 @@ def _value(config: ConfigDict, field: str) -> Any:
 def _holds(rule: Rule, value: Any) -> bool:
     try:
         return rule.holds(value)
-    except (TypeError, ValueError):  # a list where a number is required, None, or an empty list
+    except (TypeError, ValueError):  # the value is a list where a number is required, or None, or an empty list
         return False
 
 
@@ -239,7 +239,7 @@ def validate_batch(config: ConfigDict) -> None:
 
 
 def validate_analysis(config: ConfigDict) -> None:
-    """Raises UserError if the config does not meet the rules, or those that only --mode=analyze has."""
+    """Raises UserError if the config breaks one of the general rules, or one of the rules for --mode=analyze."""
     validate(config)
     settings = config.analysis
     last = config.model.num_scales - 1
@@ -247,14 +247,14 @@ def validate_analysis(config: ConfigDict) -> None:
         value = settings[name]
         _require(value <= last, f"analysis.{name}={value} is too many: at most {last}, the last time")
     dim = config.data.image_size**2 * config.data.num_channels
-    kept = dim if forms_covariance(dim) else config.sampling.rank  # eigenpairs of the data's Gaussian
-    most = min((dim - 1) // 5, kept)  # symmetry.stability uses more than 5 basis vectors per eigenvalue
+    kept = dim if forms_covariance(dim) else config.sampling.rank  # number of eigenpairs of the data's Gaussian
+    most = min((dim - 1) // 5, kept)  # symmetry.stability needs more than 5 basis vectors per eigenvalue
     count = settings.num_eigenvalues
     _require(count <= most, f"analysis.num_eigenvalues={count} is too many for these images: at most {most}")
 
 
 def _validate_width(config: ConfigDict) -> None:
-    """The groups of GroupNorm must divide all numbers of channels."""
+    """Checks that the groups of GroupNorm divide all numbers of channels."""
     nf = config.model.nf
     factor = 32 if config.model.name == "ddpm" else 4
     _require(nf % factor == 0, f"model.nf={nf} is not allowed: it must be a positive multiple of {factor}")
@@ -312,7 +312,7 @@ def _validate_start(config: ConfigDict) -> None:
 
 
 def _start(config: ConfigDict) -> int:
-    """The time that sampling starts from; for an automatic start, which is not known yet, the last time."""
+    """The time at which sampling starts; for an automatic start, which is not known yet, the last time."""
     if config.sampling.gls and not chooses_start(config):
         return config.sampling.t_start
     return config.model.num_scales - 1
@@ -332,7 +332,7 @@ def _validate_baseline(config: ConfigDict) -> None:
         )
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
-        "leading": "with one step it would start from clean images",
+        "leading": "with one step it would start at t = 0",
         "afs": "it replaces the first of several steps, and ode is adaptive",
         "no_history": f"{', '.join(solvers)} steps on: only these samplers use a history",
     }
@@ -344,7 +344,7 @@ def _validate_baseline(config: ConfigDict) -> None:
 
 
 def _validate_auto_start(config: ConfigDict) -> None:
-    """The rules of `auto_start.choose`, for an automatic start or an automatic grid."""
+    """Checks the requirements of `auto_start.choose`, if the start or the grid is automatic."""
     settings = config.sampling
     if not chooses_start(config) and not chooses_grid(config):
         return

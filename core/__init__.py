@@ -1,1 +1,1 @@
-"""What knows nothing of the rest: noise schedule, moments, random keys, devices, files, errors, pictures."""
+"""Modules that import no other package: noise schedules, moments, random keys, devices, files, errors, plots."""

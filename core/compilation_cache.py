@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: a second run of a mode loads them instead of compiling them again."""
+"""Keeps compiled programs on disk, so that a second run of a mode loads them instead of compiling them again."""
 
 import hashlib
 import os
@@ -7,16 +7,17 @@ import re
 import warnings
 from pathlib import Path
 
-MAX_BYTES = 64 * 2**20  # JAX reads the time of every program's last use before it writes one, so few files stay fast
+MAX_BYTES = 64 * 2**20  # small, because before each write JAX reads when every stored program was last used
 
 
 def keep_programs() -> None:
     """Sets up JAX's persistent compilation cache in the user's cache folder. Call it before the first compilation.
 
     It changes nothing if the user has set JAX_COMPILATION_CACHE_DIR, or if the folder cannot be written or locked.
-    Each kind of CPU has its own folder: JAX does not document whether its key holds the CPU's instruction sets.
+    Each kind of CPU has its own folder, because JAX does not document whether its cache key includes the instruction
+    sets of the CPU.
     """
-    if "avx512" in cpu_features():  # XLA logs an error for every loaded program there, though it runs (xla#44565)
+    if "avx512" in cpu_features():  # there XLA logs a false error for every loaded program (xla#44565)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax  # takes a second
 
@@ -31,22 +32,22 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache")  # JAX compiles then
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache")  # JAX then compiles again
 
 
 def folder_of_this_cpu() -> Path:
-    """The folder of this project for programs that run on this kind of CPU. Raises RuntimeError as `user_cache`."""
+    """This project's folder for programs that run on this kind of CPU. Raises RuntimeError as `user_cache` does."""
     return user_cache() / "gaussian-late-start" / hashlib.sha256(cpu_features().encode()).hexdigest()[:16]
 
 
 def user_cache() -> Path:
-    """The user's folder for caches by the XDG specification. Raises RuntimeError if the user has no home folder."""
+    """The user's cache folder, by the XDG specification. Raises RuntimeError if the user has no home folder."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return given if given.is_absolute() else Path.home() / ".cache"
 
 
 def cpu_features() -> str:
-    """The model and the instruction sets of the CPU, for Linux; other systems name only the architecture."""
+    """The model and the instruction sets of the CPU on Linux; only the architecture on other systems."""
     try:
         first_core = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     except OSError:
@@ -55,10 +56,10 @@ def cpu_features() -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes programs whose writer was killed: JAX would fail at each, and never write another program.
+    """Removes programs without a file of their last use: the process that wrote them was killed in between.
 
-    JAX writes the time of last use after the program, both under this lock. Raises OSError if the folder cannot be
-    written, NotImplementedError if it cannot be locked.
+    JAX fails at each such program and then stores no new ones. It writes both files under the lock that is used here.
+    Raises OSError if the folder cannot be written, and NotImplementedError if it cannot be locked.
     """
     from filelock import FileLock  # takes 0.1 s to import
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from core.conventions import CONVENTIONS, LEAST_SIGMA, PREDICTIONS, Convention, Moment, Seen
+from core.conventions import CONVENTIONS, LEAST_SIGMA, PREDICTIONS, Convention, NetworkInput, NoiseLevel
 from core.schedules import NoiseSchedule as NoiseSchedule  # public here
 from core.schedules import per_image as per_image
 from core.shapes import Images, Labels
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
-"""A prediction for images at times of shape [batch], of the images' shape."""
+"""Maps (x, time) to a prediction of the shape of x; the time has shape [batch]."""
 
 
 @jax.tree_util.register_dataclass
@@ -22,15 +22,15 @@ class Denoiser:
     """A network with its noise schedule: the interface of samplers, late start, likelihood and analysis.
 
     Callers see one canonical path, x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise, whatever the network was trained on:
-    x = a x_0 + s noise divided by sqrt(a^2 + s^2) lies on it, at ab = a^2 / (a^2 + s^2).
-    It is a pytree, so that a jitted function takes it as an argument and compiles once for all weights.
+    if x = a x_0 + s noise, then x / sqrt(a^2 + s^2) lies on this path, at ab = a^2 / (a^2 + s^2).
+    A Denoiser is a pytree, so a jitted function takes it as an argument and compiles once for all weights.
 
     Attributes:
       network: called as network(x, time) with a time of shape [batch], or network(x, time, labels). A plain function is
         wrapped in `jax.tree_util.Partial`, which makes it a pytree without leaves.
       schedule: the noise schedule of t.
-      prediction: what the network returns, one of PREDICTIONS.
-      own: the network's own scaling of x and name of the time.
+      prediction: the quantity that the network returns, one of PREDICTIONS.
+      own: how the network scales its input and encodes the noise level.
     """
 
     network: Network
@@ -43,7 +43,7 @@ class Denoiser:
             object.__setattr__(self, "network", jax.tree_util.Partial(self.network))
 
     def astype(self, dtype: jnp.dtype) -> "Denoiser":
-        """The same with a schedule whose tables have this dtype."""
+        """The same denoiser with a schedule whose tables have this dtype."""
         return dataclasses.replace(self, schedule=self.schedule.astype(dtype))
 
     def predictions(self, x_t: Images, t: ArrayLike, labels: Labels | None = None) -> tuple[Images, Images]:
@@ -53,8 +53,8 @@ class Denoiser:
         """
         schedule = self.schedule
         sigma = jnp.maximum(schedule.noise_ratio(t), LEAST_SIGMA)
-        moment = Moment(jnp.asarray(t), schedule.signal(t), schedule.sigma(t), sigma)
-        return self._predictions(x_t, moment, labels)
+        level = NoiseLevel(jnp.asarray(t), schedule.signal(t), schedule.sigma(t), sigma)
+        return self._predictions(x_t, level, labels)
 
     def eps(self, x_t: Images, t: ArrayLike, labels: Labels | None = None) -> Images:
         """The predicted noise in x_t; arguments as for `predictions`."""
@@ -68,20 +68,20 @@ class Denoiser:
         """E[x_0 | x] for x = x_0 + sigma noise: D(x; sigma) of Karras et al. (2022, arXiv 2206.00364), section 2.
 
         sigma is positive, a scalar or one per image. x divided by sqrt(1 + sigma^2) lies on the variance-preserving
-        path at alpha_bar = 1 / (1 + sigma^2). A network of discrete times is evaluated at the t of that alpha_bar, or
-        at the nearest end of the schedule where the schedule does not reach it.
+        path at alpha_bar = 1 / (1 + sigma^2). A network whose input is t is evaluated at the t with this alpha_bar, or
+        at the nearest end of the schedule if the schedule has no such t.
         """
         sigma = jnp.asarray(sigma, x.dtype)
         signal = jax.lax.rsqrt(1 + sigma**2)
-        moment = Moment(self.schedule.time_at(-jnp.log(sigma)), signal, sigma * signal, sigma)
-        return self._predictions(per_image(signal, x) * x, moment, labels)[0]
+        level = NoiseLevel(self.schedule.time_at(-jnp.log(sigma)), signal, sigma * signal, sigma)
+        return self._predictions(per_image(signal, x) * x, level, labels)[0]
 
     def output(self, x: Images, t: ArrayLike, labels: Labels | None = None) -> Images:
         """What the network itself returns for its own input x at its own time t, without any conversion."""
         times = jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),))
         return self.network(x, times) if labels is None else self.network(x, times, labels)
 
-    def _predictions(self, x_t: Images, at: Moment, labels: Labels | None) -> tuple[Images, Images]:
+    def _predictions(self, x_t: Images, at: NoiseLevel, labels: Labels | None) -> tuple[Images, Images]:
         units = CONVENTIONS[self.own.name]
         signal = per_image(at.signal, x_t)
         noise = per_image(at.noise, x_t)
@@ -89,4 +89,4 @@ class Denoiser:
         y = scale * x_t
         output = self.output(y, units.time(self.own, self.schedule, at), labels)
         output = output[..., : x_t.shape[-1]]  # further channels are a learned variance
-        return PREDICTIONS[self.prediction](Seen(y, scale * signal, scale * noise, self.own.sigma_data), output)
+        return PREDICTIONS[self.prediction](NetworkInput(y, scale * signal, scale * noise, self.own.sigma_data), output)

@@ -5,10 +5,10 @@ import sys
 
 
 class UserError(Exception):
-    """An error that the user can correct, found before long work starts where possible.
+    """An error that the user can correct. Where possible, it is raised before long work starts.
 
-    The text is one line: the value, what is allowed, what to do. `main.py` prints that line and exits with code 2;
-    every other exception except Stopped is a bug and keeps its traceback.
+    The text is one line: the value, what is allowed, and what to do. `main.py` prints that line and exits with code 2.
+    Every other exception except Stopped is a bug and keeps its traceback.
     """
 
 
@@ -26,6 +26,6 @@ class Stopped(Exception):
 
 def warn(text: str) -> None:
     """Prints one line about a problem that does not stop the work to stderr, above a progress bar if there is one."""
-    from tqdm import tqdm  # here, because most commands warn of nothing
+    from tqdm import tqdm  # imported here, because most commands print no warning
 
     tqdm.write(f"main.py: warning: {text}", file=sys.stderr)

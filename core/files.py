@@ -22,14 +22,14 @@ from core.errors import UserError, warn
 from core.parallel import is_first
 
 REPOSITORY = Path(__file__).parents[1]
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # from flock, where there are no locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # flock's errors on file systems without locks
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, deletes it if not.
+    """Yields a temporary path beside `path`. Renames that file to `path` if the block succeeds, else deletes it.
 
-    In a run of several processes, all enter the block, and only the file of the first process is kept.
+    In a run of several processes, all of them enter the block, but only the file of the first process is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
@@ -43,9 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`; renames it to `path` if the block succeeds, deletes it if not.
+    """Yields a new folder beside `path`. Renames that folder to `path` if the block succeeds, else deletes it.
 
-    The temporary name is fixed, so the next run deletes what a killed run has left. Callers must hold a lock.
+    The temporary name is fixed, so the next run deletes the folder that a killed run left. Callers must hold a lock.
     """
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -62,8 +62,8 @@ def locking(path: Path, busy_message: str, *, wait: bool) -> Iterator[None]:
     """Holds an exclusive lock on the file `path`, which is created if needed.
 
     The operating system releases the lock when the process ends, even if it is killed. If another process holds the
-    lock: with `wait`, prints `busy_message` and waits; otherwise raises UserError(busy_message). Warns, and holds no
-    lock, if the file system has none.
+    lock, this function prints `busy_message` and waits if `wait` is true; otherwise it raises UserError(busy_message).
+    If the file system has no locks, it warns and continues without a lock.
     """
     from filelock import FileLock, Timeout  # takes 0.1 s to import
 
@@ -79,7 +79,7 @@ def locking(path: Path, busy_message: str, *, wait: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        warn(f"{path.parent}: this file system has no locks ({error.strerror}): start no second run there")
+        warn(f"{path.parent}: this file system has no locks ({error.strerror}): do not start a second run there")
     try:
         yield
     finally:
@@ -103,13 +103,13 @@ def refuse_failed_download(path: Path) -> None:
         if min(head.translate(None, b"\t\r\n"), default=32) >= 32:
             text = head.decode("utf-8", "replace").strip()
             raise UserError(
-                f"{path} is a text that begins with {text[:40]!r}, as a failed download leaves; fetch it anew (with a "
-                "browser if a web page was saved in its place)"
+                f"{path} is a text that begins with {text[:40]!r}, so the download failed; fetch it anew (with a "
+                "browser if a web page was saved instead)"
             )
 
 
 def require_writable(folder: Path) -> None:
-    """Creates the folder and checks, before long work starts, that files can be written in it; else raises OSError."""
+    """Creates the folder and raises OSError if no file can be written in it. Call it before long work starts."""
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
@@ -126,7 +126,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if the file cannot be read or holds no JSON object."""
+    """The JSON object in a file. Raises UserError if the file cannot be read or is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -145,12 +145,12 @@ def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
 def read_npz(path: Path, required: set[str]) -> dict[str, Shaped[np.ndarray, "..."]]:
     """All arrays of an .npz file, read without unpickling.
 
-    Raises UserError if the file cannot be read, holds other files than arrays, or lacks an array named in `required`.
+    Raises UserError if the file cannot be read, contains anything except arrays, or lacks an array in `required`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             if strange := next((name for name in file.zip.namelist() if not name.endswith(".npy")), ""):
-                raise ValueError(f"{strange!r} in it is no array")
+                raise ValueError(f"{strange!r} in it is not an array")
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: not a readable .npz file ({error})") from error

@@ -1,4 +1,4 @@
-"""Huge memory pages for the whole process, which glibc enables only through an environment variable at the start.
+"""Enables huge memory pages, which glibc does only if an environment variable is set when the process starts.
 
 XLA allocates the buffers of every training step anew. With pages of 4 KB, one step of the 28x28 network caused 213,000
 page faults, a sixth of its time; with huge pages it causes 1,000.
@@ -11,9 +11,9 @@ TUNABLE = "glibc.malloc.hugetlb"
 
 
 def restart_with_huge_pages() -> None:
-    """Starts the same command again with TUNABLE set, unless it is set already. Call it before slow imports.
+    """Replaces the process by the same command with TUNABLE set, unless it is already set. Call it before slow imports.
 
-    It does nothing on other systems than Linux. The process id and open files are kept.
+    It does nothing on systems other than Linux. The process id and open files are kept.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and TUNABLE not in tunables:

@@ -8,9 +8,10 @@ from core.errors import UserError
 
 
 def function_of(entry: str, name: str) -> Callable[..., Any]:
-    """The function that `entry`, "module:function", names.
+    """Imports the function that `entry` names as "module:function".
 
-    Raises UserError if it cannot be imported or is not callable. name: of the flag or field, for the message.
+    name: the flag or field that holds `entry`, for the message. Raises UserError if the function cannot be imported or
+    is not callable.
     """
     module, _, attribute = entry.partition(":")
     try:

@@ -10,16 +10,17 @@ from jaxtyping import Float, Shaped, UInt8
 from core import parallel
 
 MIDDLE = 128.0  # the middle of uint8's range
-EXACT_ROWS = 1024  # rows of uint8 minus MIDDLE whose products sum to at most 2^24: exact in float32
-FAST_ROWS = 256  # rows per BLAS call; with 1,024 OpenBLAS takes 10% longer
+EXACT_ROWS = 1024  # so many products of uint8 minus MIDDLE sum to at most 2^24, so float32 sums them exactly
+FAST_ROWS = 256  # rows per BLAS call; with 1,024 rows OpenBLAS takes 10% longer
 
 
 class Moments:
     """Accumulates the count, mean and covariance of vectors of length `dim` in O(dim^2) memory.
 
-    The result does not depend on batch sizes, order or the split over processes, up to rounding. Sums are taken about
-    the mean of the first batch, or about MIDDLE if that batch is uint8, so that a mean far from zero costs no digits
-    of the covariance. Sums of uint8 about MIDDLE are exact.
+    Up to rounding, the result does not depend on batch sizes, on order, or on how vectors are divided among processes.
+    The mean of the first batch (or MIDDLE, if that batch is uint8) is subtracted from all vectors before they are
+    summed, so a mean far from zero does not reduce the precision of the covariance. Sums of uint8 minus MIDDLE are
+    exact.
 
     Attributes:
       count: the number of vectors so far.
@@ -37,7 +38,7 @@ class Moments:
         return len(self._sum)
 
     def update(self, vectors: Shaped[np.ndarray, "..."]) -> "Moments":
-        """Adds vectors, one per row. Raises ValueError for another shape than [batch, dim], NaN or infinity."""
+        """Adds vectors, one per row. Raises ValueError for a shape other than [batch, dim], NaN or infinity."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"expected vectors [B, {self.dim}], got {list(vectors.shape)}")
@@ -57,7 +58,7 @@ class Moments:
         return self
 
     def _add_exactly(self, pixels: UInt8[np.ndarray, "batch dim"]) -> None:
-        """Adds at most EXACT_ROWS rows with float32 products, which are exact here and twice as fast as float64."""
+        """Adds at most EXACT_ROWS rows. Their float32 products are exact, and twice as fast as float64 products."""
         centred = pixels - np.float32(MIDDLE)
         self._sum += centred.sum(axis=0, dtype=np.float64)
         for start in range(0, len(pixels), FAST_ROWS):
@@ -68,7 +69,7 @@ class Moments:
 
     @cached_property
     def _product(self) -> Float[np.ndarray, "dim dim"]:
-        """A buffer for the products of a batch: allocating it each time would take longer than the sum."""
+        """A buffer for the products of a batch; to allocate a new one each time would take longer than the sum."""
         return np.zeros((self.dim, self.dim), np.float32, order="F")
 
     def merge(self, other: "Moments") -> "Moments":
@@ -97,7 +98,7 @@ class Moments:
 
     @property
     def mean(self) -> Float[np.ndarray, "dim"]:
-        """The mean. Raises ValueError without vectors."""
+        """The mean. Raises ValueError if there are no vectors."""
         self._require(1)
         return self._shift + self._sum / self.count
 
@@ -112,7 +113,7 @@ class Moments:
         return cov
 
     def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """The state as named arrays, the inverse of `of_arrays`."""
+        """The state as named arrays; `of_arrays` is the inverse."""
         return {"count": np.asarray(self.count), "shift": self._shift, "sum": self._sum, "outer": self._outer}
 
     @classmethod

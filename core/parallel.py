@@ -1,4 +1,4 @@
-"""Several devices and processes: batches are split over all devices, other arrays are replicated.
+"""Several devices and processes: batches are split over all devices, and other arrays are replicated or split.
 
 Each process loads and reads only its own rows of a batch. These rows are contiguous, in the order of the processes.
 """
@@ -25,10 +25,10 @@ T = TypeVar("T")
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Makes this process one of several. Call it before JAX uses a device.
 
-    coordinator: address of the first process. count: number of processes. index: number of this process. Without them
-    the cluster (TPU pod, SLURM, Open MPI) provides the values. Processes other than the first print only errors from
-    then on. Raises UserError if the arguments are invalid, no cluster is found, the other processes do not connect, or
-    there is no device.
+    coordinator: address of the first process. count: number of processes. index: index of this process. If they are
+    None, the cluster (TPU pod, SLURM, Open MPI) provides the values. After this call only the first process prints
+    anything except errors. Raises UserError if the arguments are invalid, no cluster is found, the other processes do
+    not connect, or there is no device.
     """
     try:
         jax.distributed.initialize(
@@ -47,7 +47,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
 
 
 def require_devices() -> None:
-    """Raises UserError if JAX finds no device, because the user demands a backend that does not start here."""
+    """Raises UserError if JAX finds no device because the user selected a backend that cannot start here."""
     try:
         jax.devices()
     except Exception as error:  # JAX raises RuntimeError or AssertionError, and plugins raise any type
@@ -76,7 +76,7 @@ def replicate(tree: T) -> T:
 
 
 def split(tree: T) -> T:
-    """Each array, split along its first axis whose length is a multiple of the device count; else replicated."""
+    """Splits each array along its first axis that the device count divides; replicates arrays without such an axis."""
     return jax.tree.map(lambda leaf: _put(leaf, _split_sharding(leaf.shape)), tree)
 
 
@@ -90,7 +90,10 @@ def _split_sharding(shape: Sequence[int]) -> NamedSharding:
 
 
 def _put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
-    """Like jax.device_put, without its check that all processes hold equal values, which sends the array to all."""
+    """Like jax.device_put, but without the check that all processes hold equal values.
+
+    That check would send the array to every process.
+    """
     if isinstance(leaf, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(leaf, sharding)  # inside of jit, device_put is only a hint
     if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
@@ -100,9 +103,9 @@ def _put(leaf: ArrayLike, sharding: NamedSharding) -> jax.Array:
 
 
 def abstract(tree: T) -> T:
-    """Shapes, dtypes and shardings of a tree of arrays, as orbax needs them to restore it.
+    """The shapes, dtypes and shardings of a tree of arrays, which orbax needs to restore the tree.
 
-    Arrays without a sharding are restored replicated.
+    Arrays without a sharding are restored as replicated arrays.
     """
     replicated = NamedSharding(mesh(), PartitionSpec())
 
@@ -124,13 +127,13 @@ def own_rows(batch_size: int) -> slice:
 
 
 def shard_batch(tree: T) -> T:
-    """Joins the rows that each process has loaded to one batch, split over all devices along the first axis."""
+    """Joins the rows loaded by each process into one batch, which is split over all devices along the first axis."""
     sharding = NamedSharding(mesh(), PartitionSpec("batch"))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), tree)
 
 
 def resharded(batch: ArrayLike) -> Shaped[Array, "batch ..."]:
-    """Shards a replicated or on-device batch over all devices."""
+    """Splits a batch, which is replicated or on one device, over all devices."""
     return _put(batch, NamedSharding(mesh(), PartitionSpec("batch")))
 
 
@@ -140,7 +143,7 @@ def all_rows(batch: Shaped[Array, "batch ..."]) -> Shaped[np.ndarray, "batch ...
 
 
 def gather(array: ArrayLike) -> Shaped[np.ndarray, "process ..."]:
-    """The arrays of all processes, stacked. Values are transferred as bytes, since JAX would round float64."""
+    """The arrays of all processes, stacked. They are transferred as bytes, because JAX would round float64."""
     array = np.asarray(array)
     as_bytes = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
     return np.frombuffer(np.asarray(as_bytes).tobytes(), array.dtype).reshape(-1, *array.shape)

@@ -12,7 +12,7 @@ from core.errors import UserError
 def expanded(path: str, name: str) -> Path:
     """The path with ~ replaced by the home folder.
 
-    name: the flag or field, for messages. Raises UserError for a URL, and if the home folder is not known.
+    name: the flag or field, for messages. Raises UserError for a URL, or if the home folder is not known.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise UserError(f"{name}={path} is a URL: give a path on this machine, and copy the files from or to the URL")
@@ -23,7 +23,7 @@ def expanded(path: str, name: str) -> Path:
 
 
 def path_field(config: ConfigDict, field: str) -> Path:
-    """The path in a field, given as "section.name", by the rules of `expanded`."""
+    """The path in the field "section.name" of the config, expanded by `expanded`."""
     *sections, name = field.split(".")
     for section in sections:
         config = config[section]

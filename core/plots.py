@@ -17,16 +17,16 @@ from core.parallel import is_first
 from core.shapes import HostPixels
 
 LEAST_SIDE = 32  # pixels; smaller images are enlarged by an integer factor
-WIDE = (9.0, 4.2)  # inches, the size of a picture of one panel
+WIDE = (9.0, 4.2)  # inches, the size of a figure with one panel
 
 Times = Mapping[str, float]
-"""Labels to times t; NaN for an event that never happens."""
+"""Maps labels to times t; NaN marks an event that never happens."""
 
 
 def attempt(draw: Callable[..., None], path: Path, *contents: Any) -> bool:
-    """Calls draw(path, *contents), which saves a picture, on the first process; returns whether there is a picture.
+    """Calls draw(path, *contents), which saves a picture, on the first process. Returns whether a picture was saved.
 
-    A picture that cannot be drawn is a warning: write the results that it shows to disk first, and then call this.
+    If the picture cannot be drawn, only a warning is printed. Save the results that the picture shows before this call.
     """
     if not is_first():
         return False
@@ -46,7 +46,7 @@ def save_image(path: Path, image: UInt8[np.ndarray, "height width channels"]) ->
 
 
 def image_grid(images: HostPixels, columns: int | None = None) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
-    """The images in reading order on a grid, with a white border of one pixel around each.
+    """The images on a grid, row by row, with a white border of one pixel around each.
 
     Without `columns` the grid is close to square. Images smaller than LEAST_SIDE are enlarged.
     """
@@ -67,8 +67,8 @@ def panels(
 ) -> Iterator[Shaped[np.ndarray, "rows columns"]]:
     """Yields matplotlib axes, rows by columns, and saves the figure as a PNG if the block succeeds.
 
-    size: width and height of the whole figure in inches. options are passed on to `Figure.subplots`, except layout,
-    which is the figure's. Neither a display nor a backend is used.
+    size: width and height of the whole figure in inches. layout: passed to `Figure`. options: passed to
+    `Figure.subplots`. Neither a display nor a matplotlib backend is used.
     """
     from matplotlib.figure import Figure  # takes most of a second to import
 
@@ -96,7 +96,7 @@ def save_comparison(path: Path, rows: Sequence[tuple[str, HostPixels]]) -> None:
 
 
 def mark_times(axis: Any, times: Times) -> None:
-    """Draws on matplotlib axes a grey vertical line at each time, with its label and t in the legend; skips NaN."""
+    """Draws a grey vertical line at each time, with its label and t in the legend. Skips NaN."""
     styles = ("--", ":", "-.", (0, (1, 3)))
     for (label, t), style in zip(times.items(), styles, strict=False):
         if np.isfinite(t):

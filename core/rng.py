@@ -1,4 +1,4 @@
-"""Random keys: one per purpose from config.seed, and one per image from its global index."""
+"""Random keys: one per purpose, made from config.seed, and one per image, made from its global index."""
 
 import jax
 from jaxtyping import Array, Integer
@@ -14,12 +14,12 @@ def key_for(seed: int, purpose: str) -> RandomKey:
 
 
 def image_keys(rng: RandomKey, indices: Integer[Array, "batch"]) -> Keys:
-    """One key per image, a function of its global index only: batch size and device count do not change a sample."""
+    """One key per image. It depends only on the image's global index, so batch size and devices change no sample."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, indices)
 
 
 def image_noise(keys: Keys, purpose: Integer[Array, ""] | int, like: Images | jax.ShapeDtypeStruct) -> Images:
-    """Standard normal noise of the shape and dtype of `like`; image b's noise depends on keys[b] and the purpose."""
+    """Standard normal noise of the shape and dtype of `like`. The noise of image b depends on keys[b] and purpose."""
 
     def one(key):
         return jax.random.normal(jax.random.fold_in(key, purpose), like.shape[1:], like.dtype)

@@ -1,7 +1,7 @@
-"""Noise schedules: the forward process x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise (Ho et al. 2020), by name.
+"""Noise schedules of the forward process x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise (Ho et al. 2020).
 
 Every Gaussian path x = a x_0 + s noise, divided by sqrt(a^2 + s^2), lies on this variance-preserving path, at
-ab = a^2 / (a^2 + s^2). So all schedules are tables of ab over t = 0 .. T-1, and t is real in between.
+ab = a^2 / (a^2 + s^2). So every schedule is a table of ab over t = 0 .. T-1, which is interpolated at real t.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class NoiseSchedule:
     Attributes:
       betas: [T], the variance added at each step, in (0, 1).
       alpha_bars: [T], the products of 1 - beta up to t: the factor of the data's variance in x_t.
-      log_alpha_bars: [T+1], log alpha_bar of t = -1 .. T-1. All functions of t read this table: near clean data the
-        noise variance -expm1(log ab) is exact in float32, where 1 - ab would lose three digits.
+      log_alpha_bars: [T+1], log alpha_bar of t = -1 .. T-1. All functions of t read this table, because near clean data
+        the noise variance -expm1(log ab) is exact in float32, while 1 - ab would lose three digits.
     """
 
     betas: ArrayLike
@@ -51,7 +51,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_alpha_bars(cls, alpha_bars: ArrayLike) -> "NoiseSchedule":
-        """The schedule of these alpha_bars [T], descending. The last may be 0: zero terminal SNR."""
+        """The schedule of these alpha_bars [T], descending. The last may be 0 (zero terminal SNR)."""
         with np.errstate(divide="ignore"):
             return cls.from_logs(np.log(np.asarray(alpha_bars, np.float64)))
 
@@ -64,8 +64,8 @@ class NoiseSchedule:
     def from_logs(cls, logs: Float[np.ndarray, "T"]) -> "NoiseSchedule":
         """The schedule of these log alpha_bars, descending.
 
-        The table `alpha_bars` is exact. Functions of t read alpha_bars below LEAST_ALPHA_BAR as LEAST_ALPHA_BAR, so
-        that what is divided by the signal stays finite at zero terminal SNR.
+        The table `alpha_bars` is exact. Functions of t replace alpha_bars below LEAST_ALPHA_BAR by LEAST_ALPHA_BAR, so
+        that quotients by the signal stay finite at zero terminal SNR.
         """
         logs = np.concatenate([[0.0], logs])
         with np.errstate(invalid="ignore"):
@@ -74,7 +74,7 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
-        """T."""
+        """T, the number of times."""
         return self.betas.shape[0]
 
     def astype(self, dtype: jnp.dtype) -> "NoiseSchedule":
@@ -82,7 +82,7 @@ class NoiseSchedule:
         return jax.tree.map(lambda table: jnp.asarray(table, dtype), self)
 
     def log_alpha_bar(self, t: ArrayLike) -> jax.Array:
-        """log alpha_bar(t); t int or float of any shape, -1 <= t <= T-1, linear between integers."""
+        """log alpha_bar(t), linear between integers. t is int or float, of any shape, from -1 to T-1."""
         table = jnp.asarray(self.log_alpha_bars)
         position = jnp.asarray(t, table.dtype) + 1
         below = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 1).astype(jnp.int32)
@@ -136,18 +136,18 @@ def rho_sigmas(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> 
 
 
 def scaled_linear(beta_min: float, beta_max: float, num_timesteps: int) -> NoiseSchedule:
-    """Equal steps in sqrt(beta): Stable Diffusion's schedule."""
+    """Stable Diffusion's schedule: equal steps in sqrt(beta)."""
     return NoiseSchedule.from_betas(np.linspace(beta_min**0.5, beta_max**0.5, num_timesteps) ** 2)
 
 
 def cosine(num_timesteps: int) -> NoiseSchedule:
-    """Nichol and Dhariwal (2021, arXiv 2102.09672), equation 17, with betas of at most 0.999; squaredcos_cap_v2."""
+    """The cosine schedule of Nichol and Dhariwal (2021, arXiv 2102.09672), equation 17, with betas of at most 0.999."""
     values = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
     return NoiseSchedule.from_betas(np.minimum(1 - values[1:] / values[:-1], 0.999))
 
 
 def continuous(beta_min: float, beta_max: float, num_timesteps: int) -> NoiseSchedule:
-    """The variance-preserving SDE of Song et al. (2021), beta linear over u in [0, 1], at u = 1 / T, 2 / T, .., 1."""
+    """The variance-preserving SDE of Song et al. (2021), whose beta is linear in u, at u = 1 / T, 2 / T, .., 1."""
     u = np.arange(1, num_timesteps + 1) / num_timesteps
     return NoiseSchedule.from_logs(-(beta_max - beta_min) * u**2 / 2 - beta_min * u)
 
@@ -159,7 +159,7 @@ def flow(num_timesteps: int) -> NoiseSchedule:
 
 
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-    """The schedule with sqrt(ab) shifted and scaled so that the last is 0 and the first the same.
+    """Shifts and scales sqrt(ab) so that its last value becomes 0 and its first value does not change.
 
     Lin et al. (2024, arXiv 2305.08891), algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot stop the program: what cannot be written is dropped."""
+"""Standard output and standard error that cannot stop the program: output that cannot be written is dropped."""
 
 import io
 import os
@@ -7,28 +7,29 @@ from typing import TextIO
 
 
 class _Descriptor(io.FileIO):
-    """An open file descriptor. A write that fails is dropped: closed pipe, full disk, terminal that is gone."""
+    """An open file descriptor. A write that fails (closed pipe, full disk, closed terminal) is dropped."""
 
     def write(self, data: bytes) -> int:
         try:
             written = super().write(data)
         except OSError:
             written = None
-        return len(data) if written is None else written  # None: also from a full pipe that does not block
+        return len(data) if written is None else written  # a full pipe that does not block also returns None
 
 
 def tolerate_failed_writes() -> None:
     """Replaces sys.stdout and sys.stderr by streams whose writes never raise an error.
 
-    Characters that the encoding lacks are written as escapes. If the parent process has closed a descriptor, it is
-    opened on the null device: otherwise the next file that the program opens would get it, and with it the output.
+    Characters that the encoding lacks are written as escapes. If the parent process closed a descriptor, this function
+    opens it on the null device. Otherwise the next file that the program opens would get this descriptor, and the
+    output would be written into that file.
     """
     sys.stdout = _tolerant(1, sys.stdout)
     sys.stderr = _tolerant(2, sys.stderr)
 
 
 def _tolerant(descriptor: int, stream: TextIO | None) -> TextIO:
-    if stream is None:  # Python's stream of a closed descriptor
+    if stream is None:  # Python sets the stream to None if the descriptor is closed
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
         if null != descriptor:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """The table as CSV, with lines that end in a newline."""
+    """The table as CSV, with "\\n" at the end of each line."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     return buffer.getvalue()

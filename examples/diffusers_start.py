@@ -1,8 +1,9 @@
-"""A late start in diffusers: draws the start from the file that --mode=export --what=start wrote, and denoises it.
+"""A late start in diffusers: draws x from the file that --mode=export --what=start wrote, and denoises it.
 
 python examples/diffusers_start.py start.safetensors UNET_FOLDER [SCHEDULER]
 
-Needs numpy, torch, diffusers and safetensors; nothing of this repository. docs/start_file.md describes the file.
+This script needs numpy, torch, diffusers and safetensors, but nothing of this repository. docs/start_file.md describes
+the file.
 """
 
 import json
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, safe_open
 
 
 def draw(header, arrays, noise, component, ab, x0=False):
-    """x at alpha_bar = ab for noise [B, H * W * C]; with `x0`, the mixture's prediction of x_0 there."""
+    """Returns x at alpha_bar = ab for noise [B, H * W * C], or with `x0` the mixture's prediction of x_0 there."""
     x = np.empty_like(noise)
     for c in np.unique(component):
         variances = np.append(arrays["variances"][c], arrays["residual_variances"][c])
@@ -31,7 +32,7 @@ def draw(header, arrays, noise, component, ab, x0=False):
 
 @torch.no_grad()
 def sample(header, arrays, eps, noise, component, name=None):
-    """Images [B, C, H, W] for noise [B, H * W * C]; eps(x, t) predicts the noise, name is a key of `schedulers`."""
+    """Returns images [B, C, H, W] for noise [B, H * W * C]. eps(x, t) predicts noise; name is a key of `schedulers`."""
     row, times = header["schedulers"][name or header["sampler"]], header["timesteps"]
     level = header["alpha_bar"]
     x = draw(header, arrays, noise, component, level)
@@ -44,7 +45,7 @@ def sample(header, arrays, eps, noise, component, name=None):
     if row["state"] == "x / signal":
         scheduler.set_timesteps(timesteps=times)
         x = x / level**0.5
-    else:  # sets sigmas too: UniPC takes no times, and a history has a noise level between the times
+    else:  # sets timesteps and sigmas directly, because UniPC takes no times and a history may lie between times
         above = [header["history"]["sigma"]] if row["history"] else []
         scheduler.set_timesteps(len(above) + len(times))
         scheduler.timesteps = torch.tensor(times[: len(above)] + times)

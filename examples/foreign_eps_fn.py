@@ -1,4 +1,4 @@
-"""A late start for a model of which only a noise prediction and images are available.
+"""A late start for a model of another project, which needs only a noise prediction and images.
 
 python -m examples.foreign_eps_fn
 
@@ -33,29 +33,29 @@ MIXTURE = Mixture(MEANS, np.full(COMPONENTS, SPREAD**2), np.full(COMPONENTS, 1 /
 def foreign_model(
     x: Float[Array, "batch channels height width"], t: Float[Array, "batch"]
 ) -> Float[Array, "batch channels height width"]:
-    """The foreign model's prediction of the noise in x."""
+    """Predicts the noise in x."""
     return MIXTURE.eps(x, SCHEDULE.alpha_bar(t))
 
 
 def foreign_images(count: int, seed: int) -> Float[np.ndarray, "{count} height width channels"]:
-    """Images from the distribution that the foreign model was trained on."""
+    """Draws images from the data distribution of the foreign model."""
     rng = np.random.default_rng(seed)
     flat = MEANS[rng.integers(0, COMPONENTS, count)] + SPREAD * rng.standard_normal((count, MEANS.shape[1]))
     return flat.reshape(count, *SHAPE).astype(np.float32)
 
 
 def eps_fn(x: Images, t: Float[Array, "batch"]) -> Images:
-    """The foreign model with this project's order of axes."""
+    """Calls the foreign model with images in this project's order of axes, NHWC."""
     return foreign_model(x.transpose(0, 3, 1, 2), t).transpose(0, 2, 3, 1)
 
 
 DENOISER = Denoiser(eps_fn, SCHEDULE)
 
-sample = jax.jit(sampling.sample, static_argnames="name")  # one compilation per sampler serves all starts
+sample = jax.jit(sampling.sample, static_argnames="name")  # compiled once per sampler, for all starts
 
 
 def late_start(sampler: str, gaussian: DataGaussian, noise: Images, rng: RandomKey) -> Images:
-    """Samples from a late start. Nothing else is needed once the Gaussian is fitted."""
+    """Samples from a late start. These three lines are all that a program needs after the Gaussian is fitted."""
     x = gaussian.sample(noise, SCHEDULE.alpha_bar(T_START))
     history = jax.tree_util.Partial(DataGaussian.predictions, gaussian, noise)  # for multistep solvers
     return sample(sampler, DENOISER, x, timesteps=time_grid(N_STEPS, T_START), rng=rng, history=history)
@@ -70,10 +70,10 @@ def full_start(sampler: str, noise: Images, rng: RandomKey) -> Images:
 def distance(
     images: Float[Array | np.ndarray, "batch ..."], others: Float[np.ndarray, "batch ..."], directions: int = 200
 ) -> float:
-    """The sliced 2-Wasserstein distance between two sets of equally many images.
+    """Returns the sliced 2-Wasserstein distance between two sets with the same number of images.
 
-    Rabin et al. (2012), "Wasserstein barycenter and its application to texture mixing": the root mean square difference
-    of the sorted projections on random directions.
+    It is the root mean square difference of the sorted projections on random directions (Rabin et al. 2012,
+    "Wasserstein barycenter and its application to texture mixing").
     """
     lines = np.random.default_rng(2).standard_normal((others[0].size, directions))
     lines /= np.linalg.norm(lines, axis=0)
@@ -84,7 +84,7 @@ def distance(
 
 
 def main() -> dict[str, tuple[float, float]]:
-    """Prints the table, and returns each sampler's distances from pure noise and from the late start."""
+    """Prints the table. Returns, for each sampler, the distances of samples from pure noise and from the late start."""
     gaussian = DataGaussian.fit([foreign_images(20_000, seed=1)])
     truth = foreign_images(COUNT, seed=2)
     more_truth = foreign_images(COUNT, seed=3)

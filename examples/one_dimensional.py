@@ -2,9 +2,9 @@
 
 python -m examples.one_dimensional
 
-Makes pictures of forward paths and of backward paths with and without a late start, an animation of the potential
-well that splits in two, the bifurcation diagram, and the distance between samples and data for each late start.
-Pictures and numbers are written to results/one_dimensional.
+Draws forward paths, backward paths with and without a late start, an animation of the potential well that splits in
+two, the bifurcation diagram, and the distance between samples and data for each late start. Pictures and numbers are
+written to results/one_dimensional.
 """
 
 from pathlib import Path
@@ -33,18 +33,18 @@ T = SCHEDULE.num_timesteps
 T_CRITICAL = float(critical_times(1.0, SCHEDULE, "equal_norm"))
 SPREAD = 0.1  # standard deviation of the data about +1 and -1 where samples are compared with data
 SAMPLES = 4000
-LATE = 400  # t of the late start of the paths
+LATE = 400  # the t at which the paths with a late start begin
 X = np.linspace(-2.2, 2.2, 221)
 
 
 def eps_fn(x: Images, t: Real[Array, "batch"]) -> Images:
-    """The exact noise prediction. An image is a single number."""
+    """Returns the exact noise prediction. An image is a single number."""
     return DATA.eps(x, SCHEDULE.alpha_bar(t))
 
 
 @jax.jit
 def forward_paths(rng: RandomKey, x: Float[Array, "paths"]) -> Float[Array, "times paths"]:
-    """Data x noised step by step, x <- sqrt(1 - beta) x + sqrt(beta) noise: the states at t = -1, 0, ..., T - 1."""
+    """Noises data x step by step: x <- sqrt(1 - beta) x + sqrt(beta) noise. Returns x at t = -1, 0, ..., T - 1."""
 
     def step(x, row):
         beta, key = row
@@ -58,7 +58,7 @@ def forward_paths(rng: RandomKey, x: Float[Array, "paths"]) -> Float[Array, "tim
 def backward_paths(
     rng: RandomKey, x: Float[Array, "paths"], times: Int[Array, "steps"]
 ) -> Float[Array, "steps+1 paths"]:
-    """DDPM from x at times[0]: the states at `times`, which descend by 1, and at t = -1.
+    """Runs DDPM from x at times[0]. Returns the states at `times`, which descend by 1, and at t = -1.
 
     A step is x <- (x - beta / sigma eps) / sqrt(1 - beta) + sqrt(beta) noise.
     """
@@ -75,21 +75,21 @@ def backward_paths(
 
 
 def branches(times: Real[np.ndarray, "times"]) -> Float[np.ndarray, "times"]:
-    """The upper stable fixed point at each time: 0 before the split."""
+    """Returns the upper stable fixed point at each time. It is 0 before the split."""
     return np.array([DATA.minima(float(SCHEDULE.alpha_bar(t))).max() for t in times])
 
 
 def potential(t: ArrayLike) -> Float[np.ndarray, "points"]:
-    """The potential u at X per unit of beta, shifted so that its lowest value is 0."""
+    """Returns the potential u at the points X, for beta = 1, shifted so that its lowest value is 0."""
     u = jax.vmap(DATA.potential, (0, None))(jnp.asarray(X)[:, None], SCHEDULE.alpha_bar(t))
     return np.asarray(u - u.min())
 
 
 def few_steps(sampler: str, n_steps: int, starts: Int[np.ndarray, "starts"]) -> Float[np.ndarray, "starts"]:
-    """The Wasserstein distance between samples and data, for each t of the late start.
+    """Returns the Wasserstein distance between samples and data, for each late start.
 
-    Here the data have standard deviation SPREAD about +1 and -1. The start is drawn from the Gaussian of the noised
-    data, which has mean 0 and variance ab (1 + SPREAD^2) + 1 - ab.
+    Here the data have standard deviation SPREAD about +1 and -1. The starting x is drawn from the Gaussian of the
+    noised data, which has mean 0 and variance ab (1 + SPREAD^2) + 1 - ab.
     """
     data = Mixture(DATA.means, np.full(2, SPREAD**2), DATA.weights)
     denoiser = Denoiser(lambda x, t: data.eps(x, SCHEDULE.alpha_bar(t)), SCHEDULE)
@@ -106,7 +106,7 @@ def few_steps(sampler: str, n_steps: int, starts: Int[np.ndarray, "starts"]) -> 
 
 
 def draw_paths(axis: Any, times: Int[np.ndarray, "times"], paths: Float[np.ndarray, "times paths"], title: str) -> None:
-    """Draws paths on matplotlib axes, red where their data end is above zero."""
+    """Draws paths on matplotlib axes. Paths whose value at the data end is above zero are red."""
     data_end = paths[np.argmin(times)]
     for path, end in zip(paths.T, data_end, strict=True):
         axis.plot(times, path, color="tab:red" if end > 0 else "tab:blue", linewidth=0.5, alpha=0.5)

@@ -1,9 +1,9 @@
-"""A PyTorch network as the noise prediction of this project's samplers, without importing its weights.
+"""Uses a PyTorch network as the noise prediction of this project's samplers, without importing its weights.
 
 python -m examples.torch_eps_fn UNET_FOLDER
 
-Needs requirements-diffusers.txt. UNET_FOLDER holds a UNet2DModel of grey images of 8x8 pixels, such as --mode=export
-writes for the digits. The program draws digits from a late start, and prints what calling PyTorch from JAX costs.
+Needs requirements-diffusers.txt. UNET_FOLDER has a UNet2DModel for grey images of 8x8 pixels, such as --mode=export
+writes for digits. The program draws digits from a late start, and prints how much time the calls through JAX add.
 """
 
 import functools
@@ -31,11 +31,11 @@ N_STEPS, T_START = 10, 400
 def torch_eps_fn(
     network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Callable[[Images, Float[Array, "batch"]], Images]:
-    """An eps_fn(x, t) for `Denoiser` that calls network(x, t), with x in NCHW and float32, once for the whole batch.
+    """Returns an eps_fn(x, t) for `Denoiser` that calls network(x, t) once per batch, with x in NCHW and float32.
 
-    t has one value per image. It is real and may lie between whole numbers: PNDM's half steps, `ode`, the likelihood
-    and `Denoiser.denoise` use such times. It is -1, clean data, in the last stage of PNDM's opening if there are at
-    most 3 steps. A network that looks t up in a table must round it, and limit it to 0.
+    t has one value per image and need not be an integer: half steps of PNDM, `ode`, the likelihood and
+    `Denoiser.denoise` use other times. With PNDM and at most 3 steps, t may be -1 (clean data). A network that looks t
+    up in a table must round it and replace -1 by 0.
     """
 
     def on_host(x: Images, t: Float[Array, "batch"]) -> Images:
@@ -51,7 +51,7 @@ def torch_eps_fn(
 
 
 def main(folder: str) -> None:
-    """Draws digits with each PyTorch call made through JAX, and times the same calls in PyTorch alone."""
+    """Draws digits with calls of PyTorch through JAX, and times the same number of calls without JAX."""
     from diffusers import UNet2DModel
 
     unet = UNet2DModel.from_pretrained(folder).eval()
@@ -70,7 +70,7 @@ def main(folder: str) -> None:
 
 
 def seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """The shortest duration of several calls, after one that is not timed."""
+    """Returns the shortest time of several calls. A first call is not timed."""
     function()
     durations = []
     for _ in range(repeats):

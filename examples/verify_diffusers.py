@@ -1,10 +1,10 @@
-"""Schedulers of diffusers as samplers for --mode=verify, run at the times that the caller chooses.
+"""Adapts schedulers of diffusers to the samplers of --mode=verify, which are run at given times.
 
 python main.py --mode=verify --source=diffusers:DDIMScheduler
 python -m examples.verify_diffusers
 
-The first command prints the report on one scheduler, the second the table of docs/bridge.md, one line for each of
-SCHEDULERS. Both need `pip install -r requirements-diffusers.txt`, and neither uses JAX.
+The first command prints the report on one scheduler. The second command prints the table of docs/bridge.md, which has
+one line for each of SCHEDULERS. Both need `pip install -r requirements-diffusers.txt`. Neither uses JAX.
 """
 
 import inspect
@@ -22,14 +22,14 @@ from sampling.verification.verify import COUNT, LATE, grid, verify
 
 
 class Scheduler(NamedTuple):
-    """A row of SCHEDULERS: options besides COMMON, the order claimed, and whether it draws noise."""
+    """A row of SCHEDULERS: options besides COMMON, the claimed order, and whether the scheduler draws noise."""
 
     options: dict[str, Any] = {}  # noqa: RUF012, a NamedTuple's default is not shared by instances that change it
     order: int = 1
     stochastic: bool = False
 
 
-# Options for a network that predicts the noise; a scheduler takes those that it knows.
+# Options for a network that predicts the noise. A scheduler is given only the options that it knows.
 COMMON = {
     "prediction_type": "epsilon",
     "clip_sample": False,
@@ -58,7 +58,7 @@ SCHEDULERS = {
 
 
 def sampler_of(name: str) -> Any:
-    """The sampler of a scheduler, one of SCHEDULERS, or any class that has the same interface.
+    """Returns a sampler that uses a scheduler: one of SCHEDULERS, or any class of diffusers with the same interface.
 
     Raises UserError if diffusers has no such scheduler.
     """
@@ -87,17 +87,17 @@ def sampler_of(name: str) -> Any:
 
 
 def takes_times(scheduler: Any) -> bool:
-    """Whether set_timesteps of a scheduler or of its class has an argument `timesteps`."""
+    """Whether set_timesteps of the scheduler has an argument `timesteps`."""
     return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
 
 
 def scales_input(scheduler: Any) -> bool:
-    """Whether the scheduler's state is x / signal = x_0 + sigma noise; it then scales the network's input."""
+    """Whether the scheduler's state is x / signal = x_0 + sigma noise. If so, it scales the network's input."""
     return "sigma" in inspect.getsource(scheduler.scale_model_input)
 
 
 def set_times(scheduler: Any, times: torch.Tensor, sigmas: torch.Tensor) -> None:
-    """Sets the times by set_timesteps(timesteps=) if possible; else overwrites `timesteps`, and `sigmas` if any."""
+    """Sets the times with set_timesteps(timesteps=) if possible. Otherwise overwrites `timesteps` and any `sigmas`."""
     if takes_times(scheduler):
         scheduler.set_timesteps(timesteps=times.tolist())
         return
@@ -108,7 +108,7 @@ def set_times(scheduler: Any, times: torch.Tensor, sigmas: torch.Tensor) -> None
 
 
 def error(sampler: Any, steps: int) -> str:
-    """The root mean square error of x_0 from the late start of `verify`, on equal steps."""
+    """Returns the root mean square error of x_0 with equal steps from the late start of `verify`."""
     if sampler.stochastic:
         return "-"
     x0 = Trial(sampler).run(start(LATE, COUNT), grid(LATE, steps))

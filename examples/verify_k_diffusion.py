@@ -1,8 +1,8 @@
-"""Samplers of k-diffusion for --mode=verify.
+"""Adapts samplers of k-diffusion to --mode=verify.
 
 python main.py --mode=verify --source=k_diffusion:sample_heun
 
-Needs `pip install k-diffusion` besides requirements-diffusers.txt. Tried with k-diffusion 0.1.1.post1.
+Needs `pip install k-diffusion` in addition to requirements-diffusers.txt. Tested with k-diffusion 0.1.1.post1.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from k_diffusion import sampling
 
 from core.errors import UserError
 
-# Orders of convergence that are claimed; 1 where there is no entry.
+# The claimed orders of convergence. Samplers without an entry claim order 1.
 ORDERS = {"sample_heun": 2, "sample_dpm_2": 2, "sample_lms": 2, "sample_dpmpp_2m": 2}
 
 
 def sampler_of(name: str) -> Any:
-    """The sampler k_diffusion.sampling.NAME. Raises UserError if there is none, or if it takes other arguments."""
+    """Adapts the sampler k_diffusion.sampling.NAME. Raises UserError if there is no such sampler."""
     function = getattr(sampling, name, None)
     if not name.startswith("sample_") or function is None:
         known = ", ".join(entry for entry in dir(sampling) if entry.startswith("sample_"))

@@ -1,10 +1,10 @@
-"""Copies of training pictures among generated ones: the distance to the nearest training picture.
+"""Searches for copies of training pictures among generated pictures, by the distance to the nearest training picture.
 
 python -m experiments.copies [--config=emoji] [--workdir=PATH] [--dest=PATH]
 
---config names a file of configs/ddpm whose data set has a test split. The network cannot have copied held-out pictures,
-so their distances show how close pictures are by chance. Writes copies.txt, with quantiles of the distances, and
-copies.png, with the closest pictures.
+--config names a file of configs/ddpm whose data set has a test split. Held-out pictures cannot be copies, so their
+distances to training pictures show how close pictures are by chance. The script writes copies.txt, with quantiles of
+the distances, and copies.png, with the closest pictures.
 """
 
 from collections.abc import Mapping
@@ -22,21 +22,21 @@ from evaluation import EvalRun
 from experiments.runs import Experiment, main, write_and_print
 
 SEED = 1
-SAMPLES = 1000  # images of each run
-RUNS = (("ddim", 50, None), ("ddim", 10, None), ("ddim", 10, 500))  # sampler, n and start; None: from pure noise
-CLOSEST = 16  # pictures in a row of the figure
-COPY_QUANTILE = 0.05  # a picture is close if it is closer than this share of held-out pictures
+SAMPLES = 1000  # number of images of each run
+RUNS = (("ddim", 50, None), ("ddim", 10, None), ("ddim", 10, 500))  # sampler, n and start; None: pure noise
+CLOSEST = 16  # number of pictures in a row of the figure
+COPY_QUANTILE = 0.05  # a picture is close if its distance is below this quantile of the held-out pictures
 
 
 def nearest(images: HostPixels, training: HostPixels) -> tuple[Int[np.ndarray, "images"], Float[np.ndarray, "images"]]:
-    """For every image the index of the nearest training image, and its distance: root mean square, in grey levels."""
+    """Returns the index of the nearest training image of every image, and its RMS distance in grey levels."""
     a, b = (part.reshape(len(part), -1).astype(np.float32) for part in (images, training))
     found = ((b**2).sum(axis=1) - 2 * a @ b.T).argmin(axis=1)
     return found, np.sqrt(np.mean((a - b[found]) ** 2, axis=1, dtype=np.float64))
 
 
 def copies(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes copies.txt and copies.png: the generated pictures that are closest to training pictures."""
+    """Writes copies.txt (quantiles of distances) and copies.png (the pictures closest to training pictures)."""
     experiment = Experiment(without_scores(config, SAMPLES), workdir)
     training = datasets.load(config, "train").images
     sets = {"held-out": datasets.load(config, "test").images}
@@ -50,7 +50,7 @@ def copies(config: ConfigDict, workdir: Path, dest: Path) -> None:
 
 
 def copies_table(sets: Mapping[str, HostPixels], training: HostPixels) -> str:
-    """Quantiles of the distance to the nearest training picture. The first of the sets are held-out pictures."""
+    """Makes a table of quantiles of the distance to the nearest training picture. The first set must be held out."""
     distances = {name: nearest(images, training)[1] for name, images in sets.items()}
     close = np.quantile(next(iter(distances.values())), COPY_QUANTILE)
     lines = []
@@ -61,7 +61,7 @@ def copies_table(sets: Mapping[str, HostPixels], training: HostPixels) -> str:
 
 
 def copies_rows(sets: Mapping[str, HostPixels], training: HostPixels) -> list[tuple[str, HostPixels]]:
-    """For each set the CLOSEST pictures that are nearest to a training picture, and these training pictures."""
+    """Returns, for each set, the CLOSEST pictures nearest to a training picture, and these training pictures."""
     rows = []
     for name, images in sets.items():
         found, distances = nearest(images, training)

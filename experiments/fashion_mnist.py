@@ -1,15 +1,15 @@
-"""The paper's table, the network's own limits, and all solvers at equal cost, on a trained Fashion-MNIST network.
+"""Experiments on a trained Fashion-MNIST network: the paper's table, the limits of few steps, solvers at equal cost.
 
 python -m experiments.fashion_mnist table | limits | figures [--config=fashion_mnist] [--workdir=PATH] [--dest=PATH]
 
 --config names a file of configs/ddpm. Its runs are in results/CONFIG, tables and pictures in docs/CONFIG.
 
-table: DDPM, DDIM and PNDM with n = 3, 5 and 10, without a late start, with the best start and with the automatic one,
-for three seeds.
-limits: the distance between the samples of each row of the table and samples of the same network drawn in many steps,
+table: DDPM, DDIM and PNDM with n = 3, 5 and 10, from pure noise, from the best start and from the automatic start, for
+three seeds.
+limits: the distance between the samples of each row of the table and samples that the same network draws in many steps,
 for one seed.
-figures: the scores of every solver, with and without a late start. For each number of network evaluations, n is the
-largest that it allows.
+figures: the scores of every solver, with and without a late start, for several numbers of network evaluations. n is the
+largest number of steps for which these evaluations are enough.
 
 The best start is searched on noise of another seed. Runs are kept below the workdir, and the same command continues
 after an interruption.
@@ -37,7 +37,7 @@ NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
 TABLE_SEEDS = (1, 2, 3)
 TABLE_SAMPLES = 10_000
 TABLE_SEARCHED = 1500  # images per start in the search
-# Scores on MNIST without and with a late start, from the paper's Table 1. The keys are the cells of the table.
+# Scores on MNIST without and with a late start, from the paper's Table 1. The keys are (sampler, n).
 PAPER = {
     ("ddpm", 3): (42.63, 11.92),
     ("ddpm", 5): (13.25, 6.95),
@@ -52,7 +52,7 @@ PAPER = {
 
 LIMIT_SEED = 4
 LIMIT_SAMPLES = 5000
-# For each sampler, another one and its n, which draws from the distribution to which the sampler converges.
+# For each sampler: the sampler and n that draw, almost exactly, from the distribution to which the sampler converges.
 LIMITS = {"ddpm": ("ddpm", 200), "ddim": ("ipndm", 50), "pndm": ("ipndm", 50)}
 
 SOLVER_SEED = 1
@@ -61,7 +61,7 @@ SOLVER_SEARCHED = 500  # images per start in the search
 BUDGETS = (4, 5, 6, 8, 10, 15, 20)  # network evaluations per image
 SOLVERS = [(name, "linear") for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 SOLVERS += [(name, "auto") for name in ("ddim", "dpmpp_2m", "unipc_3")]
-REFERENCE = ("ddpm", 1000)  # the sampler and n that few steps are compared with
+REFERENCE = ("ddpm", 1000)  # the sampler and n with which runs of few steps are compared
 
 # The table
 
@@ -91,7 +91,7 @@ def make_table(experiment: Experiment, dest: Path) -> None:
 
 
 def score_table(cells: Sequence[Cell]) -> str:
-    """Scores and gains of each cell, beside the gain in the paper."""
+    """Makes a table of the scores and gains of each cell, beside the gain in the paper."""
     header = ("sampler", "n", "NFE", "without", "best start", "score", "gain", "auto", "score", "gain", "the paper's")
     lines = []
     for cell, (paper_without, paper_late) in zip(cells, PAPER.values(), strict=True):
@@ -107,7 +107,7 @@ def score_table(cells: Sequence[Cell]) -> str:
 
 
 def diversity_table(cells: Sequence[Cell]) -> str:
-    """Precision, recall, coverage and label entropy of each cell, without and with the best late start."""
+    """Makes a table of precision, recall, coverage and label entropy, from pure noise and from the best late start."""
     names = ("precision", "recall", "coverage", "label_entropy")
     lines = [
         [cell[kind][0]["sampler"], str(cell[kind][0]["n_steps"]), kind, *[spread(cell[kind], name) for name in names]]
@@ -117,7 +117,7 @@ def diversity_table(cells: Sequence[Cell]) -> str:
     return tables.aligned(("sampler", "n", "start", "precision", "recall", "coverage", "label entropy, bits"), lines)
 
 
-# The network's own limits
+# The distance to samples of the same network in many steps
 
 
 def make_limits(experiment: Experiment, dest: Path) -> None:
@@ -148,7 +148,7 @@ def make_limits(experiment: Experiment, dest: Path) -> None:
 
 
 class SolverRun(NamedTuple):
-    """The settings of a solver's run. They are the key of its result."""
+    """The settings of a run of a solver, by which results are stored in memory."""
 
     sampler: str
     spacing: str
@@ -157,7 +157,7 @@ class SolverRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The solver as tables name it."""
+        """Returns the name of the solver in tables."""
         return self.sampler if self.spacing == "linear" else f"{self.sampler}, {self.spacing} grid"
 
 
@@ -184,7 +184,10 @@ def make_figures(experiment: Experiment, dest: Path) -> None:
 
 
 def steps_within(sampler: str, spacing: str, budget: int) -> int:
-    """The largest n with at most `budget` network evaluations; 0 if there is none, or no automatic grid of n times."""
+    """Returns the largest n with at most `budget` network evaluations.
+
+    Returns 0 if there is no such n, or if n is too large for an automatic grid.
+    """
     n_steps = max((n for n in range(1, budget + 1) if sampling.nfe(sampler, n) <= budget), default=0)
     if spacing != "linear" and n_steps > FINE_STEPS // 2:
         return 0
@@ -192,7 +195,7 @@ def steps_within(sampler: str, spacing: str, budget: int) -> int:
 
 
 def best_table(results: SolverResults, long_run: Result) -> str:
-    """For every budget the best solver without and the best with a late start."""
+    """Makes a table with the best solver without, and the best solver with a late start, for every budget."""
     lines = []
     for budget in BUDGETS:
         full, late = (_best_run(results, budget, kind) for kind in ("full", "best"))
@@ -210,12 +213,12 @@ def _best_run(results: SolverResults, budget: int, start: str) -> SolverRun:
 
 
 def long_name() -> str:
-    """REFERENCE as tables name it."""
+    """Returns the name of REFERENCE in tables."""
     sampler, n_steps = REFERENCE
     return f"{sampler}, n = {n_steps}"
 
 
-LINES = {  # style and label of each line in the panel of a solver, by grid and start
+LINES = {  # (grid, start): the style and label of its line in the panel of a solver
     ("linear", "full"): {"color": "C1", "label": "from pure noise"},
     ("linear", "best"): {"color": "C0", "label": "late start"},
     ("auto", "full"): {"color": "C1", "linestyle": ":", "label": "from pure noise, auto grid"},
@@ -224,7 +227,10 @@ LINES = {  # style and label of each line in the panel of a solver, by grid and 
 
 
 def draw_solvers(path: Path, results: SolverResults, long_run: Result) -> None:
-    """Score against network evaluations, one panel per solver, with the best of all solvers and many steps of DDPM."""
+    """Draws score against network evaluations, with one panel per solver.
+
+    Every panel also has the best score of all solvers and the score of REFERENCE.
+    """
     names = list(dict.fromkeys(run.sampler for run in results))
     columns = 5
     rows = ceil_div(len(names), columns)

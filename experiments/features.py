@@ -1,14 +1,14 @@
-"""Whether the Fréchet distance of some features orders pictures as it should.
+"""Tests whether the Fréchet distance on certain features orders pictures by quality.
 
 python -m experiments.features order | agree [--config=digits] [--workdir=PATH] [--dest=PATH]
 
---config is digits, fashion_mnist or emoji.
-order: distances of real pictures to other real pictures, after changes of growing severity (FAMILIES). A distance
-should grow with the severity, and be smallest without a change.
-agree: rank correlation, over sampler settings, of the distance by random convolutions and by the classifier of the data
-set. Needs the network of the workdir and a classifier.
+--config is digits, fashion_mnist, emoji or another file of configs/ddpm.
+order: the distance between real pictures and other real pictures that were changed with growing severity (FAMILIES).
+The distance should be smallest without a change, and grow with the severity.
+agree: the rank correlation, over settings of the sampler, between the distance on random convolutions and the distance
+on the classifier of the data set. This part needs the network of the workdir and a classifier.
 
-The features are those of the data set's classifier, if it has been trained, and random convolutions.
+The features are those of the data set's classifier, if it has been trained, and those of random convolutions.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,10 +33,10 @@ from images.emoji import is_held_out, read_emoji
 from metrics.features import Features, classifier_path, load_features
 from metrics.frechet import frechet_distance
 
-MOST = 5000  # pictures on either side
+MOST_PICTURES = 5000  # in each of the two sets that are compared
 BATCH_SIZE = 250
 
-SAMPLES = 1000  # of a sampler setting
+SAMPLES = 1000  # number of samples for each setting of the sampler
 CELLS = [("ddim", n, t) for n in (3, 5, 10) for t in (None, 700, 500, 300)] + [("dpmpp_2m", 5, t) for t in (None, 500)]
 
 Labels = Int[np.ndarray, "images"]
@@ -49,19 +49,19 @@ def noised(level: int) -> Change:
 
 
 def blurred(width: float) -> Change:
-    """Blurs by a Gaussian of `width` pixels."""
+    """Blurs with a Gaussian whose standard deviation is `width` pixels."""
     return lambda images, labels, rng: _rounded(
         scipy.ndimage.gaussian_filter(images.astype(float), (0, width, width, 0))
     )
 
 
 def paled(contrast: float) -> Change:
-    """Draws all pictures to their mean."""
+    """Moves all pictures towards their mean."""
     return lambda images, labels, rng: _rounded(images.mean(axis=0) + contrast * (images - images.mean(axis=0)))
 
 
 def of_few_labels(share: float) -> Change:
-    """Draws as many pictures from a share of the labels only."""
+    """Draws the same number of pictures, but only from this share of the labels."""
 
     def change(images: HostPixels, labels: Labels, rng: np.random.Generator) -> HostPixels:
         present = np.unique(labels)
@@ -72,7 +72,7 @@ def of_few_labels(share: float) -> Change:
 
 
 def repeated(share: float) -> Change:
-    """Draws as many pictures from a random share of them only."""
+    """Draws the same number of pictures, but only from a random subset with this share of the pictures."""
 
     def change(images: HostPixels, labels: Labels, rng: np.random.Generator) -> HostPixels:
         kept = rng.choice(len(images), max(2, round(share * len(images))), replace=False)
@@ -92,11 +92,14 @@ FAMILIES: dict[str, dict[str, Change]] = {
     "labels missing": {f"{share:.0%} kept": of_few_labels(share) for share in (0.8, 0.5, 0.2)},
     "few distinct": {f"{share:.0%} kept": repeated(share) for share in (0.5, 0.1, 0.02)},
 }
-"""Changes in the order of growing severity."""
+"""The changes of each family, in order of growing severity."""
 
 
 def halves(config: ConfigDict) -> tuple[HostPixels, HostPixels, Labels]:
-    """Real pictures, other real pictures, and the labels of these: no emoji is in both with different skin tones."""
+    """Returns real pictures, other real pictures, and the labels of the latter.
+
+    All skin tones of an emoji are in the same set.
+    """
     if config.data.dataset == "emoji":
         emoji, images = read_emoji(Path(config.data.path), config.data.image_size)
         other = np.array([is_held_out(one.base, 0.5) for one in emoji])
@@ -105,11 +108,11 @@ def halves(config: ConfigDict) -> tuple[HostPixels, HostPixels, Labels]:
         images, labels = datasets.load(config, "train")
         return images[::2], images[1::2], labels[1::2]
     train, test = datasets.load_labelled(config)
-    return datasets.spread(train.images, MOST), test.images[:MOST], test.labels[:MOST]
+    return datasets.spread(train.images, MOST_PICTURES), test.images[:MOST_PICTURES], test.labels[:MOST_PICTURES]
 
 
 def available_features(config: ConfigDict) -> list[Features]:
-    """The classifier of the data set, where it is trained, and random convolutions."""
+    """Loads the classifier of the data set, if it has been trained, and the random convolutions."""
     names = ["classifier"] if classifier_path(config).exists() else []
     found = []
     for name in [*names, "random_conv"]:
@@ -120,7 +123,7 @@ def available_features(config: ConfigDict) -> list[Features]:
 
 
 def moments_of(features: Features, images: HostPixels) -> Moments:
-    """The moments of the features of images."""
+    """Computes the moments of the features of images."""
     moments = Moments(features.dim)
     for start in range(0, len(images), BATCH_SIZE):
         moments.update(np.asarray(features.extract(jnp.asarray(images[start : start + BATCH_SIZE]))))
@@ -128,12 +131,12 @@ def moments_of(features: Features, images: HostPixels) -> Moments:
 
 
 def distance(first: Moments, second: Moments) -> float:
-    """The Fréchet distance."""
+    """Returns the Fréchet distance."""
     return frechet_distance(first.mean, first.cov, second.mean, second.cov)
 
 
 def order(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes features.txt: for each change the distances, and for each family whether they grow."""
+    """Writes features.txt: the distances of each change, and for each family whether they grow with the severity."""
     real, other, labels = halves(config)
     networks = available_features(config)
     references = [moments_of(features, real) for features in networks]
@@ -156,10 +159,10 @@ def order(config: ConfigDict, workdir: Path, dest: Path) -> None:
 
 
 def agree(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes agreement.txt: the distance of samples of each setting by each network, and the rank correlation."""
+    """Writes agreement.txt: the distances of the samples of each setting on both features, and their correlation."""
     experiment = Experiment(without_scores(config, SAMPLES), workdir)
     networks = available_features(config)
-    train = datasets.spread(datasets.load(config, "train").images, MOST)
+    train = datasets.spread(datasets.load(config, "train").images, MOST_PICTURES)
     references = [moments_of(features, train) for features in networks]
     lines = []
     columns: Mapping[str, list[float]] = {features.score_name: [] for features in networks}

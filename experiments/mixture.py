@@ -1,4 +1,4 @@
-"""Late starts from mixtures against pure noise and the single Gaussian, and how near their samples are to the data.
+"""Compares late starts from mixtures with pure noise and the single Gaussian, and tests whether samples are copies.
 
 python -m experiments.mixture PART [--config=digits] [--workdir=PATH] [--dest=PATH]
 
@@ -7,12 +7,12 @@ PART is table, copying, flow, stratified or likelihood.
 --config names a file of configs/ddpm. Its runs are in results/CONFIG, tables and pictures in docs/CONFIG. The mixtures
 must be fitted before: --mode=fid_stats --config.sweep.components="('1','labels','10','40')".
 
-table: every solver and n of TABLES, from pure noise at T - 1 and at T - T/n, and from the best late start of each of
-COMPONENTS. The best start is searched on noise of another seed; three seeds are scored.
-copying: for each of COMPONENTS, distances of samples to their nearest training images, against those of held-out images
-and of samples in many steps; precision, recall and coverage; the mixture without a network.
-flow: for each of COMPONENTS, starts drawn from the mixture against starts on its probability-flow ODE.
-stratified: for each mixture, stratified components of the images against components drawn independently.
+table: scores of every solver and n of TABLES, from pure noise at T - 1 and at T - T/n, and from the best late start of
+each of COMPONENTS. The best start is searched on noise of another seed. Three seeds are scored.
+copying: for each of COMPONENTS, the distances of samples to their nearest training images, and precision, recall and
+coverage. They are compared with held-out images, samples in many steps, and samples of the mixture without a network.
+flow: for each of COMPONENTS, compares starts that are drawn from the mixture with starts on its probability-flow ODE.
+stratified: for each mixture, compares stratified components of the images with components that are drawn independently.
 likelihood: for each of LIKELIHOOD_COMPONENTS, the likelihood of noised images that the mixture was not fitted to. Needs
 no network and no statistics.
 
@@ -81,17 +81,17 @@ TABLES = {  # by data set
 }
 COMPONENTS = (ONE, LABELS, "10", "40")
 SEEDS = (1, 2, 3)
-STARTS = (150, 200, 250, 300, 400, 500, 600, 700)  # tried first; then their neighbours
+STARTS = (150, 200, 250, 300, 400, 500, 600, 700)  # the starts that are tried first, before neighbours of the best
 PURE_NOISE = ("pure noise", "leading")
-COPY_SOLVER = ("dpmpp_2m", 5)  # of the samples whose neighbours are searched
+COPY_SOLVER = ("dpmpp_2m", 5)  # the sampler and n of the samples whose nearest training images are searched
 COPY_STARTS = (200, 300)
-LONG = ("ddim", 250)  # many steps of the network, from pure noise
+MANY_STEPS = ("ddim", 250)  # the sampler and n of the samples in many steps, from pure noise
 COPY_SAMPLES = 2000
 FLOW_STARTS = (200, 300, 400)
 FLOW_STEPS = 4
 FLOW_SAMPLES = 2000
-FULL_STEPS = 100  # of the image from pure noise that is compared with
-HEUN_STEPS = 32  # of the mixture's own flow, equal in log sigma
+FULL_STEPS = 100  # number of steps of the image from pure noise with which images from late starts are compared
+HEUN_STEPS = 32  # number of steps of the mixture's probability-flow ODE, equal in log sigma
 LIKELIHOOD_COMPONENTS = (ONE, LABELS, "5", "10", "20", "40", "80")
 LIKELIHOOD_TIMES = (50, 100, 200, 300, 400)
 MARKERS = {LABELS: "s", ONE: "o"}
@@ -114,7 +114,7 @@ def make_table(experiment: Experiment, dest: Path) -> None:
 
 
 def score_cell(experiment: Experiment, table: Table, *, sampler: str, n_steps: int) -> Cell:
-    """The runs of all kinds of start, on the same noise."""
+    """Scores runs from all kinds of start, on the same noise."""
     starts: dict[str, dict[str, Any]] = {"pure noise": {}, "leading": {"baseline": "leading"}}
     for components in COMPONENTS:
         fixed = {"components": components}
@@ -127,7 +127,7 @@ def score_cell(experiment: Experiment, table: Table, *, sampler: str, n_steps: i
 
 
 def cells_table(cells: Sequence[Cell]) -> str:
-    """The scores of each cell, with the chosen starts, and the gain of the best mixture over other starts."""
+    """Makes a table of scores and chosen starts, and of the gain of the best mixture over noise and one Gaussian."""
     late = [f"{kind} {part}" for kind in map(kind_name, COMPONENTS) for part in ("from", "score")]
     header = ("sampler", "n", "NFE", "999", "T - T/n", *late, "over noise", "over Gaussian")
     lines = []
@@ -145,12 +145,12 @@ def cells_table(cells: Sequence[Cell]) -> str:
 
 
 def kind_name(components: str) -> str:
-    """The components of a start as tables name them."""
+    """Returns the name of a value of sampling.components in tables."""
     return {ONE: "Gaussian", LABELS: "labels"}.get(components, f"{components} clusters")
 
 
 def draw_cells(path: Path, cells: Sequence[Cell]) -> None:
-    """Score against network evaluations, one panel per solver, one line per kind of start."""
+    """Draws score against network evaluations, with one panel per solver and one line per kind of start."""
     solvers = list(dict.fromkeys(cell["pure noise"][0]["sampler"] for cell in cells))
     size = (3.2 * len(solvers), 3.4)
     shared = {"sharex": True, "sharey": True, "layout": "constrained"}
@@ -174,9 +174,9 @@ def draw_cells(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def make_copying(experiment: Experiment, dest: Path) -> None:
-    """Writes copying.txt: how near samples are to training images, and how varied, for each mixture."""
+    """Writes copying.txt: how near samples are to training images, and how diverse, for each mixture."""
     training = datasets.load(experiment.config, "train").images
-    sets: dict[str, HostPixels] = {"real, held out": held_out(experiment), "many steps": long_images(experiment)}
+    sets: dict[str, HostPixels] = {"real": held_out(experiment), "many steps": long_images(experiment)}
     for components, t_start in itertools.product(COMPONENTS, COPY_STARTS):
         name = f"{kind_name(components)}, from {t_start}"
         sets[name] = late_images(experiment, components, t_start=t_start, num=COPY_SAMPLES)
@@ -184,7 +184,7 @@ def make_copying(experiment: Experiment, dest: Path) -> None:
         sets[f"{kind_name(components)}, no network"] = mixture_images(experiment, components)
     lines = []
     for name, images in tqdm(sets.items(), "sets"):
-        itself = name == "real, held out" and len(images) == len(training)
+        itself = name == "real" and len(images) == len(training)
         neighbours = nearest_other(images, training) if itself else nearest(images, training)[1]
         quantiles = [f"{np.quantile(neighbours, level):.1f}" for level in (0.01, 0.05, 0.5)]
         found = score_of(experiment, images)
@@ -195,27 +195,27 @@ def make_copying(experiment: Experiment, dest: Path) -> None:
 
 
 def held_out(experiment: Experiment) -> HostPixels:
-    """The test split, at most COPY_SAMPLES images of it; the training split where there is none (digits)."""
+    """Returns at most COPY_SAMPLES test images. For digits, which have no test split, returns the training images."""
     if experiment.config.data.dataset == "digits":
         return datasets.load(experiment.config, "train").images
     return datasets.spread(datasets.load(experiment.config, "test").images, COPY_SAMPLES)
 
 
 def nearest_other(images: HostPixels, training: HostPixels) -> np.ndarray:
-    """The distance of each training image to the nearest of the other training images, as `copies.nearest`."""
+    """Returns the distance from each training image to the nearest of the other training images."""
     rest = [np.delete(training, i, axis=0) for i in range(len(images))]
     return np.concatenate([nearest(images[i : i + 1], others)[1] for i, others in enumerate(rest)])
 
 
 def long_images(experiment: Experiment) -> HostPixels:
-    """COPY_SAMPLES images of the network in many steps from pure noise."""
-    sampler, n_steps = LONG
+    """Draws COPY_SAMPLES images of the network in many steps from pure noise."""
+    sampler, n_steps = MANY_STEPS
     run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=COPY_SAMPLES), experiment.context)
     return run.images(run.plan()[0])
 
 
 def late_images(experiment: Experiment, components: str, *, t_start: int, num: int) -> HostPixels:
-    """`num` images of COPY_SOLVER from a late start."""
+    """Draws `num` images with COPY_SOLVER from a late start."""
     sampler, n_steps = COPY_SOLVER
     settings = {"t_start": t_start, "components": components}
     run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=num, **settings), experiment.context)
@@ -223,7 +223,7 @@ def late_images(experiment: Experiment, components: str, *, t_start: int, num: i
 
 
 def mixture_images(experiment: Experiment, components: str) -> HostPixels:
-    """COPY_SAMPLES images of the mixture itself, without a network."""
+    """Draws COPY_SAMPLES images from the mixture itself, without a network."""
     mixture = mixture_of(experiment, components)
     noise, _ = prior(SEEDS[0], first=0, batch_size=COPY_SAMPLES, image_shape=mixture.image_shape)
     component = component_sequence(np.asarray(mixture.weights), SEEDS[0], first=0, count=COPY_SAMPLES)
@@ -231,18 +231,18 @@ def mixture_images(experiment: Experiment, components: str) -> HostPixels:
 
 
 def mixture_of(experiment: Experiment, components: str) -> DataMixture:
-    """The mixture with this value of sampling.components."""
+    """Returns the mixture for this value of sampling.components."""
     config = experiment.variant("ddim", 3, seed=0, num=2, t_start=500, components=components)
     return EvalRun(config, experiment.context).mixture
 
 
 def to_pixels(experiment: Experiment, x0: Images) -> HostPixels:
-    """Images in the network's range as uint8 in host memory."""
+    """Converts images in the network's range to uint8 in host memory."""
     return parallel.all_rows(datasets.to_uint8(x0, experiment.config.data.centered))
 
 
 def score_of(experiment: Experiment, images: HostPixels) -> Result:
-    """The scores of images that are in host memory."""
+    """Scores images that are in host memory."""
     context = experiment.context
     tally = Tally(context.features.dim)
     size = experiment.config.eval.feature_batch_size
@@ -253,11 +253,11 @@ def score_of(experiment: Experiment, images: HostPixels) -> Result:
     return scores(tally, context.reference)
 
 
-# Starts on the mixture's own flow
+# Starts on the probability-flow ODE of the mixture
 
 
 def make_flow(experiment: Experiment, dest: Path) -> None:
-    """Writes flow.txt: starts drawn from mixtures against starts on their flow, both from the same noise."""
+    """Writes flow.txt: starts drawn from mixtures, and starts on their probability-flow ODE, from the same noise."""
     last = experiment.context.denoiser.schedule.num_timesteps - 1
     full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(FULL_STEPS, last))
     lines = []
@@ -278,15 +278,15 @@ Start = Callable[[DataMixture, Images, Components, ArrayLike], Images]
 
 
 def unchanged(_: DataMixture, noise: Images, __: Components, ___: ArrayLike) -> Images:
-    """Pure noise."""
+    """Returns the noise, for a start from pure noise."""
     return noise
 
 
 def flow_start(mixture: DataMixture, noise: Images, _: Components, alpha_bar: ArrayLike) -> Images:
-    """The point at alpha_bar of the mixture's probability-flow ODE from the noise.
+    """Solves the mixture's probability-flow ODE from the noise to alpha_bar.
 
-    With y = x / signal and v = sigma / signal the ODE is dy = eps dv. Heun's method takes HEUN_STEPS steps, equal in
-    log v, from v = 160, where x is noise to 0.6%.
+    With y = x / signal and v = sigma / signal, the ODE is dy = eps dv. Heun's method takes HEUN_STEPS steps, equal in
+    log v, from v = 160, where x_0 contributes 0.6% to x.
     """
     end = jnp.sqrt(1 / jnp.asarray(alpha_bar) - 1)
     grid = jnp.exp(jnp.linspace(jnp.log(160.0), jnp.log(end), HEUN_STEPS + 1))
@@ -313,7 +313,10 @@ def flow_images(
     seed: int = SEEDS[0],
     sequence: Callable[..., np.ndarray] = component_sequence,
 ) -> tuple[HostPixels, float]:
-    """FLOW_SAMPLES images of DPM-Solver++(2M), without a history, and the seconds without compilation."""
+    """Draws FLOW_SAMPLES images with DPM-Solver++(2M), without a history. Returns (images, seconds).
+
+    The seconds do not include compilation.
+    """
     size = experiment.config.eval.batch_size
     denoiser = experiment.context.denoiser
     found = []

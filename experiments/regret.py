@@ -1,11 +1,12 @@
-"""The regret of automatic starts: how much worse they score than the best start of a full sweep.
+"""Measures the regret of automatic starts: how much worse they score than the best start of a full sweep.
 
 python -m experiments.regret CONFIG [--n_steps 3 5 10] [--evaluation=50000] [--num=600]
 
-For every sampler and n, --num images are scored from each start of the sweep, and from the automatic start for an
-evaluation of --evaluation images. All are drawn from the same noise, which the search for the automatic start does not
-use. Finished parts are stored in results/CONFIG/regret and not repeated. The tables are written to
-docs/CONFIG/regret_of50000.csv and .txt, where 50000 stands for --evaluation.
+For every sampler and n, --num images are scored from each start of a sweep. The program also chooses an automatic start
+for an evaluation of --evaluation images, and --num images from that start are scored. All these images are drawn from
+the same noise, which the search for the automatic start does not use. Finished parts are stored in
+results/CONFIG/regret and not repeated. The tables are written to docs/CONFIG/regret_of50000.csv and .txt, where 50000
+is the value of --evaluation.
 """
 
 import argparse
@@ -35,7 +36,7 @@ COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_scor
 
 
 def score(config: ConfigDict, context: EvalContext, t_start: int) -> float:
-    """The score of config.eval.num_samples images from a late start."""
+    """Scores config.eval.num_samples images from a late start."""
     config = config.copy_and_resolve_references()
     config.sampling.t_start = t_start
     run = EvalRun(config, context)
@@ -47,12 +48,14 @@ def score(config: ConfigDict, context: EvalContext, t_start: int) -> float:
 
 
 def sweep(config: ConfigDict, context: EvalContext) -> dict[str, float]:
-    """The score from each of STARTS; the keys are strings, as in JSON."""
+    """Returns the score from each of STARTS. The keys are strings, as in JSON."""
     return {str(t_start): score(config, context, t_start) for t_start in STARTS}
 
 
 def measure(config: ConfigDict, context: EvalContext, scores: Mapping[str, float], evaluated: int) -> dict[str, Any]:
-    """A row of COLUMNS: the automatic start for an evaluation of `evaluated` images against the best of a sweep.
+    """Compares the automatic start for an evaluation of `evaluated` images with the best start of a sweep.
+
+    Returns a row of COLUMNS.
 
     scores: the result of `sweep` for the same config.
     """
@@ -79,7 +82,7 @@ def measure(config: ConfigDict, context: EvalContext, scores: Mapping[str, float
 
 
 def report(cells: Sequence[Mapping[str, Any]], dest: Path) -> None:
-    """Writes the rows to dest.csv. Writes and prints dest.txt, which also has the median and the largest regret."""
+    """Writes the cells to dest.csv. Writes and prints dest.txt, which also has the median and the largest regret."""
     files.write_text(
         dest.with_suffix(".csv"), tables.to_csv(COLUMNS, [[cell[name] for name in COLUMNS] for cell in cells])
     )
@@ -96,14 +99,14 @@ def report(cells: Sequence[Mapping[str, Any]], dest: Path) -> None:
 
 
 def stored(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON object in the file; `make` is called for it if the file does not exist."""
+    """Returns the JSON object in the file. If the file does not exist, `make` makes the object and it is stored."""
     if not path.exists():
         files.write_json(path, make())
     return files.read_json(path)
 
 
 def run(name: str, n_steps: Sequence[int], *, evaluated: int, num: int) -> None:
-    """Measures all cells of a config and reports them, also after each cell."""
+    """Measures all cells (sampler, n) of a config, and reports the results after each cell."""
     config = importlib.import_module(f"configs.ddpm.{name}").get_config()
     config.eval.num_samples = num
     config.sampling.gls = True

@@ -1,4 +1,4 @@
-"""Scored runs of one network for the comparisons in this folder, and their command line."""
+"""Scored runs of one network for the experiments in this folder, and the command line of the experiments."""
 
 import argparse
 import contextlib
@@ -21,9 +21,9 @@ from metrics.results import Result
 from metrics.tally import Tally, open_images, tally_images
 from sampling.late_start import ONE
 
-SEARCH_SEED = 0  # of the noise for the search of the best start
-COARSE = range(300, 901, 100)  # starts tried first
-FINE = (-50, 50)  # offsets of the starts tried next, from the best of the first
+SEARCH_SEED = 0  # the seed of the noise with which the best start is searched
+COARSE = range(300, 901, 100)  # the starts that are tried first
+FINE = (-50, 50)  # the starts that are tried next, relative to the best of the first
 
 MEASURES = ("score", "score_error", "score_at_infinity", "kid", "precision", "recall", "density", "coverage")
 MEASURES += ("label_entropy", "label_distance")
@@ -35,22 +35,25 @@ class Experiment:
 
     Attributes:
       config: the config that all runs share.
-      context: the network, its Gaussian and its features (`evaluation.load_context`).
-      folder: holds the runs.
+      context: the network, the Gaussian of its data, and the features of its scores (`evaluation.load_context`).
+      folder: the folder of the runs.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, components: Sequence[str] = (ONE,)):
         self.config = config
         late_runs = [
             self.variant("ddim", 3, seed=0, num=2, t_start=500, components=entry) for entry in components
-        ]  # their distributions are loaded
+        ]  # load_context loads the distributions of these late starts
         self.context = evaluation.load_context(config, workdir, late_runs)
         self.folder = workdir / "experiments"
 
     def variant(
         self, sampler: str, n_steps: int, *, seed: int, num: int, t_start: int | None = None, **settings: Any
     ) -> ConfigDict:
-        """The config of a run of `num` samples; from pure noise if t_start is None. settings: of config.sampling."""
+        """Returns the config of a run of `num` samples, from pure noise if t_start is None.
+
+        settings: fields of config.sampling.
+        """
         config = self.config.copy_and_resolve_references()
         config.seed = seed
         config.eval.num_samples = num
@@ -60,13 +63,16 @@ class Experiment:
         return config
 
     def score(self, sampler: str, n_steps: int, **settings: Any) -> Result:
-        """The result of a run with the settings of `variant`, drawn unless it is stored."""
+        """Returns the result of a run with the settings of `variant`, which is drawn unless it is stored."""
         return EvalRun(self.variant(sampler, n_steps, **settings), self.context).result(self.folder)
 
     def best_start(
         self, sampler: str, n_steps: int, *, num: int, coarse: Iterable[int] | None = None, **settings: Any
     ) -> int:
-        """The start with the lowest score of `num` samples: among `coarse`, by default COARSE, and then FINE starts."""
+        """Returns the start with the lowest score of `num` samples.
+
+        Tries all starts of `coarse` (by default COARSE), and then the FINE neighbours of the best of them.
+        """
         scores: dict[int, float] = {}
 
         def best_of(starts: Iterable[int]) -> int:
@@ -79,7 +85,7 @@ class Experiment:
         return best_of(near + step for step in FINE)
 
     def score_and_tally(self, sampler: str, n_steps: int, **settings: Any) -> tuple[Result, Tally]:
-        """The result of a run that keeps all its images, and the statistics of their features."""
+        """Returns the result of a run that keeps all its images, and the accumulated statistics of their features."""
         config = self.variant(sampler, n_steps, **settings)
         config.eval.enable_sampling = True
         run = EvalRun(config, self.context)
@@ -90,7 +96,7 @@ class Experiment:
 
 
 def row(start: str, result: Result) -> list[Any]:
-    """A row of COLUMNS."""
+    """Returns a row of COLUMNS. `start` is the kind of start."""
     facts = result | {"start": start}
     return [facts[name] for name in COLUMNS]
 
@@ -108,26 +114,28 @@ def write_and_print(path: Path, text: str) -> None:
 
 
 def spread(runs: Sequence[Result], name: str) -> str:
-    """Mean and standard deviation of a measure over the seeds."""
+    """Formats mean and standard deviation of a measure over the seeds."""
     values = [run[name] for run in runs]
     return f"{mean(values):.4g} ± {stdev(values):.1g}"
 
 
 Part = Callable[[ConfigDict, Path, Path], None]
-"""Runs a part of an experiment: called with a config, the workdir of its network, and the folder of the results."""
+"""A part of an experiment. It is called with a config, the workdir of its network, and the folder of the results."""
 
 
 def with_runs(part: Callable[[Experiment, Path], None], components: Sequence[str] = (ONE,)) -> Part:
-    """The part as a function of config, workdir and folder. components: see `Experiment`."""
+    """Turns a function of (Experiment, folder) into a Part. components: values of sampling.components that it uses."""
     return lambda config, workdir, dest: part(Experiment(config, workdir, components), dest)
 
 
 def main(
     name: str, description: str, parts: Mapping[str, Part], networks: Sequence[str], *, any_network: bool = False
 ) -> None:
-    """The command line of an experiment: `python -m name [PART] [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`.
+    """Runs an experiment from the command line.
 
-    PART is needed if there are several. NETWORK is one of `networks`, by default the first; any_network allows others.
+    The command is `python -m name [PART] [--config=NETWORK] [--workdir=PATH] [--dest=PATH]`. PART is required if there
+    are several parts. NETWORK is one of `networks`, by default the first. With any_network it may be any file of
+    configs/ddpm.
     """
     parser = argparse.ArgumentParser(
         f"python -m {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -145,7 +153,7 @@ def main(
 
 @contextlib.contextmanager
 def command_line(parser: argparse.ArgumentParser) -> Iterator[argparse.Namespace]:
-    """Prepares the process as main.py does and yields the arguments. A user's error ends it with one line."""
+    """Prepares the process as main.py does and yields the arguments. A UserError ends the process with one line."""
     restart_with_huge_pages()
     keep_programs()
     args = parser.parse_args()

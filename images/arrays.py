@@ -1,4 +1,4 @@
-"""Images in one array file: .npy, .npz or IDX."""
+"""Reads images from one array file: .npy, .npz or IDX."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ Labels = Integer[np.ndarray, "batch"]
 
 
 def pictures(images: HostPixels, labels: Labels | None, chosen: Integer[np.ndarray, "chosen"]) -> Pictures:
-    """The images with the indices `chosen`, as pictures that can be decoded like files."""
+    """The images with the indices `chosen`, in the form that `images.decoded` decodes."""
 
     def open_one(i: int) -> tuple[Image.Image, int]:
         index = chosen[i]
@@ -42,7 +42,7 @@ def read_array(path: Path) -> tuple[HostPixels, Labels | None]:
 
 
 def read_pair(pair: Pair) -> tuple[HostPixels, Labels | None]:
-    """The images of two IDX files, and their labels. Raises UserError if a file cannot be read or they do not match."""
+    """The images and labels of a pair of IDX files. Raises UserError if a file is unreadable or they do not match."""
     images = read_images(pair.images)
     labels = read_idx(pair.labels) if pair.labels else None
     if labels is not None and labels.shape != images.shape[:1]:
@@ -54,7 +54,7 @@ def read_pair(pair: Pair) -> tuple[HostPixels, Labels | None]:
 def read_images(path: Path) -> HostPixels:
     """The images in a file, without labels; a missing channel axis is added.
 
-    An .npy is mapped into memory. Of an .npz the array "images" is read, or its only array.
+    An .npy is mapped into memory. From an .npz, the array "images" is read, or the only array if there is just one.
 
     Raises UserError if the file cannot be read or the images are not uint8 [N, H, W] or [N, H, W, 1, 3 or 4].
     """
@@ -69,14 +69,14 @@ def require_array(path: Path) -> None:
 def _array_kind(path: Path) -> str:
     kind = kind_of(path) if path.is_file() else ""
     if kind == "picture":
-        raise UserError(f"{path} is named or begins like a picture; images are read from {KINDS}")
+        raise UserError(f"{path} has the name or the first bytes of a picture; images are read from {KINDS}")
     if not kind:
         raise UserError(f"{path}: unsupported file type; images are read from {KINDS}")
     return kind
 
 
 def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
-    """Checked images and unchecked labels."""
+    """Reads a file; the images are checked, the labels are not."""
     kind = _array_kind(path)
     labels = None
     if kind == "npy":
@@ -98,7 +98,10 @@ def _read(path: Path) -> tuple[HostPixels, Shaped[np.ndarray, "..."] | None]:
 
 
 def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: bool) -> None:
-    """may_be_one: whether three axes may also be the height, width and channels of one picture; not so in IDX files."""
+    """Raises UserError if the array is not a batch of images.
+
+    may_be_one: whether three axes may be the height, width and channels of one picture. In IDX files they never are.
+    """
     allowed = "images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
     found = f"{images.dtype} {list(images.shape)}"
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))):
@@ -111,5 +114,5 @@ def _check_images(path: Path, images: Shaped[np.ndarray, "..."], may_be_one: boo
 
 
 def _looks_like_one(first: int, second: int, third: int) -> bool:
-    """Whether three axes are rather the height, width and channels of a picture, in this order or channels first."""
+    """Whether the lengths of three axes suggest one picture: height, width and channels, or channels first."""
     return first == 3 or (third in (1, 3, 4) and second != third)

@@ -1,10 +1,10 @@
-"""What a file holds: a picture, arrays or IDX data, told by its name or its first bytes."""
+"""Tells by the name or the first bytes of a file whether it is a picture, an array file or an IDX file."""
 
 import re
 import zlib
 from pathlib import Path
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")  # that are read; Pillow's names
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")  # Pillow's names of those we read
 FORMATS_TEXT = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, AVIF, JPEG 2000"
 KINDS = f"a folder of pictures ({FORMATS_TEXT}), a .npy or .npz file of uint8, or IDX files"
 
@@ -32,11 +32,11 @@ HEAD = 64  # bytes
 
 
 def kind_of(path: Path) -> str:
-    """'picture', 'idx', 'npy' or 'npz'; '' for any other content.
+    """The kind of a file: 'picture', 'idx', 'npy' or 'npz'; '' for any other content.
 
-    A file with a name of pictures or IDX files is not opened, so that a folder of a million pictures is listed in
-    seconds; whoever reads it finds out what it holds. For all other files the first bytes decide; only if they are
-    unknown, the endings .npy and .npz. Raises OSError if the file cannot be read.
+    A file whose name is that of a picture or an IDX file is not opened, so that a folder of a million pictures is
+    listed in seconds. Its content is checked when it is read. For all other files the first bytes decide. If these are
+    unknown, the extensions .npy and .npz decide. Raises OSError if the file cannot be read.
     """
     name = path.name.lower()
     if name.endswith(PICTURE_ENDINGS):
@@ -60,7 +60,7 @@ def unread_format(start: bytes) -> str:
 
 
 def head(path: Path) -> tuple[bytes, bool]:
-    """The first HEAD bytes of a file, decompressed if it is gzipped, and whether it is."""
+    """The first HEAD bytes of a file, decompressed if the file is gzipped, and whether it is gzipped."""
     with path.open("rb") as file:
         start = file.read(16 * HEAD)
     gzipped = start.startswith(b"\x1f\x8b")

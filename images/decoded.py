@@ -1,4 +1,4 @@
-"""Cache of decoded splits: each split is decoded once, to a memory-mapped uint8 array with a manifest (JSON)."""
+"""Cache of decoded splits: each split is decoded once, into a memory-mapped uint8 array with a manifest (JSON)."""
 
 import array
 import hashlib
@@ -21,10 +21,10 @@ from core.errors import UserError
 from core.shapes import HostPixels, ImageShape
 from images.pixels import one_line, to_pixels
 
-VERSION = 2  # of the decoding; increment it to decode all splits again
+VERSION = 2  # version of the decoder; if it is incremented, all splits are decoded again
 NO_LABEL = -1
 CHUNK = 64  # pictures that a thread decodes at a time
-MOST_REASONS = 4  # that a message lists
+MOST_REASONS = 4  # reasons that a message lists
 
 
 class Split(NamedTuple):
@@ -35,11 +35,11 @@ class Split(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """A split before decoding.
+    """The pictures of a split before decoding.
 
     Attributes:
       names: file names, or numbers if the pictures are not files.
-      open: returns picture i and its label (or NO_LABEL); any exception means that the picture cannot be used.
+      open: maps i to picture i and its label (or NO_LABEL). If it raises an exception, the picture cannot be used.
     """
 
     names: Sequence[str | int]
@@ -50,10 +50,10 @@ class Source(NamedTuple):
     """Where a split comes from.
 
     Attributes:
-      name: for messages.
-      identity: JSON values that differ whenever the pictures may differ; must be fast to compute.
+      name: the name in messages.
+      identity: JSON values that change whenever the pictures may have changed; must be fast to compute.
       read: returns the pictures; may be slow.
-      note: what the user should know about files that are not read, in one line; empty if there is nothing.
+      note: one line about files that are not read, for the user; empty if there are none.
     """
 
     name: str
@@ -67,17 +67,17 @@ Decoded = tuple[UInt8[np.ndarray, "height width channels"], int] | str
 
 
 class Form(NamedTuple):
-    """The shape that every picture is brought to, and the side of the centre crop before (0: see `to_pixels`)."""
+    """The shape of the decoded pictures, and the side of the centre crop that is taken first (see `to_pixels`)."""
 
     shape: ImageShape
     crop: int = 0
 
 
 def open_split(source: Source, split: str, form: Form, folder: Path, skip_bad: bool) -> Split:
-    """The decoded split, mapped into memory from a subfolder of `folder`; decodes it first if it is not there yet.
+    """The decoded split, mapped into memory from a subfolder of `folder`. If there is no such subfolder, decodes first.
 
     The subfolder's name contains a hash of source, split and form. Only one process decodes; others wait for it. The
-    source's note is printed first.
+    note of the source is printed.
 
     Raises UserError if no picture can be used, if some cannot be used and `skip_bad` is false, or if the decoded files
     are damaged.
@@ -107,9 +107,9 @@ def fingerprint(key: Mapping[str, Any]) -> str:
 
 
 def unusable(name: str | Path, skipped: Sequence[Sequence[str | int]], total: int) -> str:
-    """How many of the `total` pictures of a source cannot be used, in one line.
+    """One line that says how many of the `total` pictures of a source cannot be used.
 
-    skipped: (picture, reason) pairs. Of the commonest reasons, one picture is named each.
+    skipped: (picture, reason) pairs. The line lists the commonest reasons, each with the first picture that has it.
     """
     first = {reason: picture for picture, reason in reversed(skipped)}
     common = Counter(reason for _, reason in skipped).most_common(MOST_REASONS)
@@ -152,7 +152,7 @@ def _decode(source: Source, split: str, form: Form, *, target: Path, key: Mappin
 def _write_images(
     pictures: Pictures, split: str, form: Form, file: io.BufferedWriter
 ) -> tuple[dict[str, Any], Integer[np.ndarray, "batch"] | None]:
-    """Writes the decoded pictures as .npy; returns their count, SHA-256 and skipped pictures, and the labels."""
+    """Writes the decoded pictures as .npy. Returns their count, SHA-256 and skipped pictures; and the labels."""
     decoded = decode(pictures, lambda picture: to_pixels(picture, form.shape, form.crop))
     results = tqdm(decoded, f"decode {split}", len(pictures.names), unit="image")
     labels = array.array("q")
@@ -180,9 +180,9 @@ def _write_header(file: io.BufferedWriter, shape: tuple[int, ...]) -> None:
 def decode(
     pictures: Pictures, convert: Callable[[Image.Image], UInt8[np.ndarray, "height width channels"]]
 ) -> Iterator[Decoded]:
-    """The result of `convert` and the label of each picture in order, or the reason why it cannot be used.
+    """Yields for each picture, in order, the result of `convert` and the label, or the reason why it cannot be used.
 
-    Pictures are decoded by threads, since Pillow releases Python's global lock.
+    Pictures are decoded by threads, because Pillow releases Python's global interpreter lock.
     """
     import grain  # takes 0.25 s to import, and is needed only once per split
 

@@ -1,7 +1,7 @@
-"""Colour emoji as small pictures: a font that holds bitmaps, or the sheet of npm's package emoji-datasource-google.
+"""Reads colour emoji as small pictures from a bitmap font, or from the sheet of npm's package emoji-datasource-google.
 
-A picture stands for a sequence of code points, which says what it depicts, with which skin tone. The split is by that,
-so the skin tones of one picture are all in the training split or all in the test split.
+Each picture is the glyph of a sequence of Unicode code points, which determines the subject and the skin tone. Pictures
+are split by base, the emoji without its skin tone, so all skin tones of an emoji are in the same split.
 """
 
 import bisect
@@ -32,7 +32,7 @@ KINDS = (
 )
 
 JOINER = 0x200D
-VARIANT = 0xFE0F  # requests the colour picture of a character that also has a text form
+VARIANT = 0xFE0F  # selects the colour picture of a character that also has a text form
 TONES = range(0x1F3FB, 0x1F400)
 BORDER = 1  # transparent pixels around each picture of a sheet
 
@@ -44,7 +44,8 @@ GROUPS = (
 TONE_NAMES = ("none", "light", "medium-light", "medium", "medium-dark", "dark", "several")
 SEVERAL = TONE_NAMES.index("several")  # two people of different skin tones
 GROUP_TABLE = Path(__file__).with_name("emoji_groups.csv")
-LEADS = ("Flags", "People & Body", "Animals & Nature", "Food & Drink", "Smileys & Emotion")  # they begin sequences
+FIRST_GROUPS = ("Flags", "People & Body", "Animals & Nature", "Food & Drink", "Smileys & Emotion")
+"""In Unicode's list, a joined sequence begins with a code point of one of these groups; see `_rank`."""
 
 SAME_BASE = {
     "1FAF1-1FAF2": "1F91D",  # shaking hands
@@ -54,7 +55,7 @@ SAME_BASE = {
     "1F9D1-1F9D1-2764": "1F491",  # with a heart
     "1F48B-1F9D1-1F9D1-2764": "1F48F",  # with a kiss
 }
-"""Bases of couples with skin tones, which are spelled as two people, to the base of the same couple without."""
+"""Maps the base of a couple with skin tones (two people in Unicode) to the base of the same couple without them."""
 
 Sequence = tuple[int, ...]
 """Code points without variation selectors."""
@@ -64,10 +65,10 @@ class Emoji(NamedTuple):
     """What a picture shows.
 
     Attributes:
-      name: its code points in hexadecimal: "1F44B 1F3FB" for a waving hand of light skin.
-      base: is the same for all skin tones of a picture: "1F44B".
-      group: an index of GROUPS.
-      tone: an index of TONE_NAMES.
+      name: the code points in hexadecimal: "1F44B 1F3FB" for a waving hand of light skin.
+      base: the code points without skin tones, here "1F44B"; the same for all skin tones of an emoji.
+      group: an index into GROUPS.
+      tone: an index into TONE_NAMES.
     """
 
     name: str
@@ -77,17 +78,17 @@ class Emoji(NamedTuple):
 
 
 def is_font(path: Path) -> bool:
-    """Whether a path is a font, by its ending."""
+    """Whether the file extension is that of a font."""
     return path.suffix.lower() in FONTS
 
 
 def is_sheet(path: Path) -> bool:
-    """Whether a path may be a sheet, by its ending, which single pictures share."""
+    """Whether the file extension is that of a sheet. Single pictures have the same extension."""
     return path.suffix.lower() == SHEET
 
 
 def source(path: Path, split: str, held_out: float, size: int) -> Source:
-    """The 'train' or 'test' split of the emoji in a font or a sheet, as pictures of size x size; labelled by group."""
+    """The 'train' or 'test' split of the emoji in a font or a sheet, as pictures of size x size labelled by group."""
 
     def read() -> Pictures:
         emoji, pixels = read_split(path, split, held_out, size)
@@ -100,16 +101,17 @@ def source(path: Path, split: str, held_out: float, size: int) -> Source:
 
 
 def read_split(path: Path, split: str, held_out: float, size: int) -> tuple[list[Emoji], HostPixels]:
-    """What the pictures of a split show, and the pictures, as `read_emoji` returns them."""
+    """The emoji of a split and their pictures, in the form that `read_emoji` returns."""
     emoji, pixels = read_emoji(path, size)
     chosen = [i for i, one in enumerate(emoji) if is_held_out(one.base, held_out) == (split == "test")]
     return [emoji[i] for i in chosen], pixels[chosen]
 
 
 def read_emoji(path: Path, size: int) -> tuple[list[Emoji], HostPixels]:
-    """All emoji that look different at this size, in the order of the file, and their pictures [N, size, size, 3].
+    """All emoji of a file, in its order, and their pictures [N, size, size, 3].
 
-    Of equal pictures the first is kept. Raises UserError if the file cannot be read or holds no pictures.
+    If several pictures are equal at this size, only the first is kept. Raises UserError if the file cannot be read or
+    has no pictures.
     """
     read = _read_sheet if path.suffix.lower() == SHEET else _read_font
     found: dict[bytes, Emoji] = {}
@@ -126,18 +128,18 @@ def read_emoji(path: Path, size: int) -> tuple[list[Emoji], HostPixels]:
 
 
 def is_held_out(base: str, share: float) -> bool:
-    """Whether a base is of the test split. Depends on the base only, so another font splits its pictures alike.
+    """Whether a base belongs to the test split. This depends on the base only, so all fonts are split in the same way.
 
-    The shipped network was trained with this split; with another hash it would have seen test pictures.
+    The shipped network was trained with this split. With another hash, it would have seen test pictures.
     """
     return int.from_bytes(hashlib.sha256(base.encode()).digest()[:8], "big") < share * 2**64
 
 
-# What a sequence means
+# Code point sequences
 
 
 def describe(spellings: list[Sequence]) -> Emoji:
-    """The emoji that has these spellings. Fonts may spell a sequence backwards, too, for text from right to left."""
+    """The emoji with these spellings. A font may also contain the reversed sequence, for text from right to left."""
     name = max(spellings, key=lambda sequence: (-_rank(sequence), len(sequence), sequence))
     return Emoji(
         name=" ".join(f"{code:X}" for code in name),
@@ -148,10 +150,14 @@ def describe(spellings: list[Sequence]) -> Emoji:
 
 
 def base_of(sequence: Sequence) -> str:
-    """What all skin tones of a picture share; the same for a sequence with joiners and its reverse."""
+    """The base of a sequence: its code points without skin tones and joiners, as a string.
+
+    A joined sequence and its reverse have the same base. The five skin-tone modifiers alone all have the base of the
+    first one.
+    """
     codes = [f"{code:X}" for code in sequence if code not in (*TONES, JOINER)]
     key = "-".join(sorted(codes) if JOINER in sequence else codes)
-    return SAME_BASE.get(key, key or f"{TONES[0]:X}")  # the five samples of skin are one picture
+    return SAME_BASE.get(key, key or f"{TONES[0]:X}")
 
 
 def _tone_of(sequence: Sequence) -> int:
@@ -160,25 +166,31 @@ def _tone_of(sequence: Sequence) -> int:
 
 
 def _rank(sequence: Sequence) -> int:
-    """Low for the spelling that Unicode lists: people, animals, faces and flags precede what is joined to them."""
+    """Sort key of the spellings of an emoji; it is smallest for the order of code points in Unicode's list.
+
+    In that order people, animals, faces and flags come before the code points that are joined to them.
+    """
     if any(before == JOINER and code in TONES for before, code in itertools.pairwise(sequence)):
-        return len(LEADS) + 1
+        return len(FIRST_GROUPS) + 1
     group = _group_of(sequence)
-    return LEADS.index(group) if group in LEADS else len(LEADS)
+    return FIRST_GROUPS.index(group) if group in FIRST_GROUPS else len(FIRST_GROUPS)
 
 
 def _group_of(sequence: Sequence) -> str:
-    """The group of the first code point. One emoji differs: the eye in a speech bubble is not "People & Body"."""
+    """The group of the first code point.
+
+    For one emoji, the eye in a speech bubble, this is wrong: its group is not "People & Body".
+    """
     firsts, groups = _group_table()
     return groups[max(bisect.bisect(firsts, sequence[0]) - 1, 0)]
 
 
 @functools.cache
 def _group_table() -> tuple[list[int], list[str]]:
-    """Code points in ascending order, and the group of the emoji from each of them up to the next.
+    """Code points in ascending order, and the group of all code points from each of them up to the next.
 
-    Made of Unicode's emoji-test.txt, version 15.0 (unicode.org/Public/emoji/15.0): the group of each first code point.
-    The last row is for code points that are no emoji; fonts use some of them for keycaps.
+    The table was made from Unicode's emoji-test.txt, version 15.0 (unicode.org/Public/emoji/15.0), by the first code
+    point of each sequence. Its last row is for code points that are not emoji; fonts use some of them for keycaps.
     """
     with GROUP_TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -189,7 +201,7 @@ def _group_table() -> tuple[list[int], list[str]]:
 
 
 def _laid_out(picture: Image.Image, size: int) -> Image.Image:
-    """The picture, centred on a white square of its longer side and shrunk; each pixel is a mean over a box."""
+    """Centres the picture on a white square as large as its longer side, and shrinks the square by means over boxes."""
     picture = in_colours(picture, channels=3)
     side = max(picture.size)
     square = Image.new("RGB", (side, side), "white")
@@ -198,7 +210,7 @@ def _laid_out(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _read_font(path: Path) -> Iterator[tuple[list[Sequence], Image.Image]]:
-    """Every picture of a font that text can show, with the sequences that show it."""
+    """Yields each bitmap glyph that some code point sequence produces, with all these sequences."""
     from fontTools.ttLib import TTFont  # takes 0.1 s to import
 
     with TTFont(path, fontNumber=0) as font:
@@ -209,7 +221,7 @@ def _read_font(path: Path) -> Iterator[tuple[list[Sequence], Image.Image]]:
 
 
 def _bitmaps(font: "fontTools.ttLib.TTFont", path: Path) -> dict[str, bytes]:
-    """The PNG file of each glyph, from the largest of the font's sets. Raises UserError if it has none."""
+    """The PNG file of each glyph, at the largest size in the font. Raises UserError if the font has no bitmaps."""
     if "CBDT" in font:
         sets = [{name: glyph.imageData for name, glyph in strike.items()} for strike in font["CBDT"].strikeData]
         return sets[int(np.argmax([strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]))]
@@ -220,7 +232,7 @@ def _bitmaps(font: "fontTools.ttLib.TTFont", path: Path) -> dict[str, bytes]:
 
 
 def _spellings(font: "fontTools.ttLib.TTFont") -> dict[str, list[Sequence]]:
-    """The sequences of each glyph: those of the character map, and the ligatures of mapped characters."""
+    """All code point sequences of each glyph, from the font's character map and its ligatures."""
     characters = font.getBestCmap()
     code_of = {glyph: code for code, glyph in characters.items()}
     spellings = defaultdict(list)
@@ -237,10 +249,10 @@ def _spellings(font: "fontTools.ttLib.TTFont") -> dict[str, list[Sequence]]:
 
 
 def _read_sheet(path: Path) -> Iterator[tuple[list[Sequence], Image.Image]]:
-    """Every picture of a sheet: its place and its code points are in emoji.json, three folders above."""
+    """Yields each picture of a sheet. emoji.json, three folders above, has its position and its code points."""
     index = (path.resolve().parent / "../../../emoji.json").resolve()
     if not index.exists():
-        raise UserError(f"no {index}, which says what {path} shows: leave the sheet in its package emoji-datasource-*")
+        raise UserError(f"no {index}, which describes {path}: do not move the sheet out of its package")
     listed = json.loads(index.read_text(encoding="utf-8"))
     entries = [one for entry in listed for one in (entry, *entry.get("skin_variations", {}).values())]
     with open_picture(path) as opened:

@@ -1,4 +1,4 @@
-"""A folder of images: which files it contains, at any depth, and the split and the class of each picture."""
+"""Lists the files of a folder of images, at any depth, and determines the split and the class of each picture."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from images.content import kind_of
 
-HIDDEN = {  # what operating systems leave in folders, besides names that start with a dot
+HIDDEN = {  # names that operating systems create; names that start with a dot are hidden too
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information"),
     *("lost+found", "@eadir", "#recycle"),
 }
@@ -19,7 +19,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing", "t10k"), "test"),
 }
-MOST_TROUBLES = 8  # that a message lists
+MOST_TROUBLES = 8  # troubles that a message lists
 
 FileId = tuple[int, int]
 """Device and inode number."""
@@ -29,9 +29,9 @@ class Entry(NamedTuple):
     """A file or folder.
 
     Attributes:
-      name: path relative to the scanned folder.
-      stamp: size and modification time of a picture or an IDX file; else empty.
-      trouble: why it is not read, if `scan` can tell; else empty.
+      name: the path relative to the scanned folder.
+      stamp: the size and modification time of a picture or an IDX file; else empty.
+      trouble: the reason why the file is not read, if `scan` knows one; else empty.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Listing(NamedTuple):
     """What a folder contains; each list is sorted by name.
 
     Attributes:
-      pictures: the pictures, and whatever might be one and cannot be read (with `trouble`).
+      pictures: the pictures, and the unreadable entries that may be pictures (with `trouble`).
       idx: the IDX files.
-      others: all that is no image, with the reason as `trouble`: hidden, an empty folder, or the ending of the file.
+      others: all entries that are not images. Their `trouble` is "hidden", "empty" (a folder), or the file extension.
     """
 
     pictures: list[Entry]
@@ -54,13 +54,14 @@ class Listing(NamedTuple):
 
 
 def scan(root: Path) -> Listing:
-    """All files under `root`. Each is in one of the lists, except those in hidden folders, which are not entered.
+    """Lists all files under `root`, except those in hidden folders.
 
-    Links are followed, except links to a folder that contains them. Files with a picture's ending are not opened; of
-    others the first bytes are read. Unreadable folders and files and broken links are entries with `trouble`.
+    Links are followed, except links to a folder that contains them. Picture files, known by their extension, are not
+    opened; of other files the first bytes are read. Unreadable folders, unreadable files and broken links are entries
+    with `trouble`.
     """
     found: dict[str, list[Entry]] = {"pictures": [], "idx": [], "others": []}
-    pending: list[tuple[str, frozenset[FileId]]] = [("", frozenset())]  # folders, each with those above it
+    pending: list[tuple[str, frozenset[FileId]]] = [("", frozenset())]  # folders, each with its parent folders
     while pending:
         folder, above = pending.pop()
         try:
@@ -82,7 +83,7 @@ def scan(root: Path) -> Listing:
 
 
 def _inspect(item: os.DirEntry, ancestors: frozenset[FileId]) -> tuple[str, str, str]:
-    """'folder' or the list of `Listing` to which an item belongs; the stamp and the trouble of its entry."""
+    """(kind, stamp, trouble) of an item, where kind is 'folder' or the name of the list in `Listing`."""
     if item.name.startswith(".") or item.name.lower() in HIDDEN:
         return "others", "", "hidden"
     try:
@@ -106,7 +107,7 @@ def _file_id(status: os.stat_result) -> FileId:
 
 
 def summary(entries: Sequence[Entry]) -> str:
-    """The number of entries for each of the commonest troubles, with the name of the first, in one line."""
+    """One line with the number of entries for each of the commonest troubles, and the name of the first such entry."""
     first = {entry.trouble: entry.name for entry in reversed(entries)}
     common = dict(Counter(entry.trouble for entry in entries).most_common(MOST_TROUBLES))
     parts = [f"{common[trouble]} {trouble} ({first[trouble]!r})" for trouble in sorted(common)]
@@ -115,11 +116,11 @@ def summary(entries: Sequence[Entry]) -> str:
 
 
 class Arrangement(NamedTuple):
-    """What the folders of pictures mean; the first two lists have one value for each picture.
+    """The splits and classes that follow from the folders of the pictures.
 
     Attributes:
-      splits: 'train', 'validation' or 'test'; '' for a picture outside the folders of splits.
-      classes: the name of its class; it is a class of the data set only if it is in `names`.
+      splits: for each picture, 'train', 'validation' or 'test'; '' if it is outside the folders of splits.
+      classes: for each picture, the name of its folder; this is a class of the data set only if it is in `names`.
       names: the sorted names of the classes; empty if the folders are not classes.
     """
 
@@ -129,14 +130,14 @@ class Arrangement(NamedTuple):
 
 
 def arrange(entries: Sequence[Entry]) -> Arrangement:
-    """The split and the class of each picture, by the folders that it is in.
+    """Determines the split and the class of each picture from the folders that contain it.
 
-    Folders are splits if a training folder lies beside one of another split, or if every picture is in the folder of a
-    split. Case does not matter. If whole names do not show this, a word in the name of every picture's folder may
-    (train2017, val2017).
+    Folders are splits if there is a training folder and one of another split, or if every picture is in the folder of a
+    split. Case does not matter. First the whole name of a folder must be the name of a split (SPLITS). If that finds no
+    splits, one word of the name is enough (train2017, val2017), but then every picture must be in such a folder.
 
-    Folders are classes if there are two or more, with no training picture outside them. Without splits, these are the
-    top folders; with splits, the top folders within the training split.
+    Folders are classes if there are two or more of them and they contain all training pictures. Without splits, the
+    classes are the top folders; with splits, they are the top folders within the training split.
     """
     folders = [entry.name.rpartition("/")[0] for entry in entries]
     placed = _by_split(set(folders), whole=True) or _by_split(set(folders), whole=False)
@@ -155,9 +156,9 @@ def arrange(entries: Sequence[Entry]) -> Arrangement:
 
 
 def _by_split(folders: Collection[str], *, whole: bool) -> dict[str, tuple[str, str]]:
-    """The split of each folder, and its path without the part that tells it; empty if the folders are not splits.
+    """The split of each folder, and its path without the name of the split; empty if the folders are not splits.
 
-    whole: whether the whole name of a folder must be that of a split, and not one word of it.
+    whole: whether the whole name of a folder must be the name of a split. Otherwise one word of the name is enough.
     """
     placed = {folder: _without_split(folder, whole) for folder in folders}
     kinds = {split for split, _ in placed.values()}
@@ -179,6 +180,6 @@ def _without_split(folder: str, whole: bool) -> tuple[str, str]:
 
 
 def split_in(name: str) -> str:
-    """The split that the first fitting word of a name tells; '' if none does."""
+    """The split named by the first word of `name` that is in SPLITS; '' if there is none."""
     words = re.findall("t10k|[a-z]+", name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "")

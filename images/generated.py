@@ -1,4 +1,4 @@
-"""Images made by other software, to be scored: a folder of pictures or IDX files, or one array file."""
+"""Reads images made by other software for scoring: a folder of pictures or IDX files, or one array file."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +22,9 @@ class OpenedImages(NamedTuple):
     """Images that have been checked and can be read once.
 
     Attributes:
-      path: where they are.
-      count: their number.
-      batches: (uint8 [B, H, W, C], B) pairs, B at most CHUNK.
+      path: the folder or file.
+      count: the number of images.
+      batches: yields pairs (uint8 [B, H, W, C], B), where B is at most CHUNK.
     """
 
     path: Path
@@ -33,14 +33,14 @@ class OpenedImages(NamedTuple):
 
 
 def open_images(path: Path, shape: ImageShape) -> OpenedImages:
-    """All images of a folder, in any split, or of an array file.
+    """Checks and opens all images of a folder (training and test) or of an array file.
 
-    A folder is read as training reads it (`images.local`), except that every picture must have the shape (H, W, C)
-    already: resizing would change the score. All pictures are decoded once to check them, and again batch by batch, in
-    the order of their names. Files that are not images are printed.
+    A folder is read as for training (`images.local`), except that every picture must already have the shape (H, W, C),
+    because a resize would change the score. All pictures are decoded once for the check, and again batch by batch, in
+    the order of their names. One printed line counts the files that are not images.
 
-    Raises UserError if there are no images, if one of them cannot be used, or if the array has another shape; the
-    iterator raises it if a picture cannot be used any more.
+    Raises UserError if there are no images, if one of them cannot be used, or if the array has another shape. The
+    iterator raises UserError if a picture has become unusable since the check.
     """
     if path.is_dir():
         source = local.folder_source(path, local.ALL)
@@ -70,4 +70,4 @@ def _read_pictures(path: Path, pictures: Pictures, shape: ImageShape) -> Iterato
 def _require_usable(path: Path, names: Sequence[str | int], results: Iterable[Decoded]) -> None:
     skipped = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if skipped:
-        raise UserError(f"{unusable(path, skipped, len(names))}; all are scored or none: remove or replace these")
+        raise UserError(f"{unusable(path, skipped, len(names))}; all must be usable: remove or replace these")

@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST: one array in a file, and the files of a split in a folder."""
+"""Reads IDX, the format of MNIST: one array in a file, and the files of each split in a folder."""
 
 import gzip
 import math
@@ -14,7 +14,7 @@ from core.errors import UserError
 from images.content import IDX, head
 from images.folder import split_in
 
-FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}  # the usual names, for messages
+FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}  # MNIST's names, for messages
 
 
 class Pair(NamedTuple):
@@ -25,11 +25,12 @@ class Pair(NamedTuple):
 
 
 def pairs(root: Path, names: Sequence[str]) -> dict[str, Pair]:
-    """The files of each split ('train', 'validation' or 'test') that has images, among IDX files below `root`.
+    """The files of each split ('train', 'validation' or 'test') that has images, among the IDX files below `root`.
 
-    A word in the name of the file, or of the nearest folder that has one, tells the split; without one it is 'train'.
-    Names may have dots or dashes. Of equal names in several folders, as Kaggle and torchvision lay them, the one next
-    to the root is used, and there the unpacked file before the gzipped. Raises UserError if several remain.
+    The split is given by a word in the name of the file or, if it has none, of the nearest folder that has one; without
+    such a word it is 'train'. Names may have dots or dashes. If files of the same name are in several folders, as
+    Kaggle and torchvision store them, the file nearest to the root is used; if it exists both unpacked and gzipped, the
+    unpacked one. Raises UserError if the nearest files have different names.
     """
     files: dict[tuple[str, bool], list[str]] = {}
     for name in names:
@@ -43,7 +44,7 @@ def _split_of(name: str) -> str:
 
 
 def _is_images(path: Path) -> bool:
-    """Whether the array has three or more axes; if the content is not IDX or cannot be read, what the name says."""
+    """Whether the array has three or more axes. If the file is not IDX or cannot be read, the name decides."""
     try:
         start, _ = head(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The user's own images: a folder of pictures, one array file, or IDX files; and which of them are the test split."""
+"""Reads the user's own images (a folder of pictures, one array file, or IDX files) and selects the test split."""
 
 import functools
 import hashlib
@@ -18,16 +18,17 @@ from images.folder import Entry, Listing, arrange, scan, summary
 from images.pixels import open_picture
 
 KINDS = f"{content.KINDS} (Debian's package dataset-fashion-mnist installs some)"
-ALL = "all"  # every image of a folder, in place of a split
+ALL = "all"  # in place of a split: every image of a folder
 
 
 def source(path: Path, split: str, held_out: float) -> Source:
     """The 'train' or 'test' split of the images at `path`, which must exist.
 
-    IDX files have their own test split. So have pictures in folders for training and test (`images.folder.arrange`);
-    validation pictures are the test split if there is no other. Of all other images, a share `held_out` is.
+    IDX files have their own test split, and so have pictures in folders called train and test
+    (`images.folder.arrange`). If there is a validation folder and no test folder, the validation pictures are the test
+    split. In all other cases, the share `held_out` of the images is the test split.
 
-    Raises UserError if there are no images, or if `path` is of an unknown kind. A file is read later, by `Source.read`.
+    Raises UserError if there are no images, or if `path` is of an unknown kind. `Source.read` reads the files.
     """
     if path.is_dir():
         return folder_source(path, split, held_out)
@@ -37,7 +38,7 @@ def source(path: Path, split: str, held_out: float) -> Source:
 
 
 def folder_source(root: Path, split: str, held_out: float = 0) -> Source:
-    """The 'train' or 'test' split, or ALL, of the pictures or IDX files in a folder; see `source`."""
+    """The 'train' or 'test' split of the pictures or IDX files in a folder, or ALL of them; see `source`."""
     listing = scan(root)
     pairs = idx.pairs(root, [entry.name for entry in listing.idx])
     if not pairs:
@@ -52,7 +53,7 @@ def folder_source(root: Path, split: str, held_out: float = 0) -> Source:
 def is_held_out(name: str, share: float) -> bool:
     """Whether an image belongs to the test split.
 
-    It depends only on the image's name, so adding images moves no other image to the other split.
+    This depends only on the image's name, so adding images does not move other images between the splits.
     """
     composed = unicodedata.normalize("NFC", name)  # some file systems store accents as separate characters
     digest = hashlib.blake2b(os.fsencode(composed), digest_size=8).digest()
@@ -91,7 +92,7 @@ def _picture_source(root: Path, listing: Listing, split: str, held_out: float) -
 
 
 def _chosen(root: Path, entries: list[Entry], splits: list[str], *, split: str, held_out: float) -> list[int]:
-    """The indices of the entries of a split. Unreadable entries outside the folders of splits are in every split."""
+    """The indices of the entries of a split. Unreadable entries outside the split folders belong to every split."""
     if split == ALL:
         return list(range(len(entries)))
     test = _test_name(splits)
@@ -104,7 +105,7 @@ def _chosen(root: Path, entries: list[Entry], splits: list[str], *, split: str, 
 
 
 def _usage(splits: list[str], split: str) -> str:
-    """The number of pictures in the folders of each split, and which are not used; empty without such folders."""
+    """A text with the number of pictures in the folders of each split, used or not; empty without split folders."""
     if not any(splits):
         return ""
     counts = Counter(splits)
@@ -122,7 +123,7 @@ def _ignored(entries: list[Entry]) -> str:
 
 
 def _note(root: Path, *facts: str) -> str:
-    """The facts in one line; empty if all are."""
+    """One line with all facts that are not empty; empty if there are none."""
     return f"{root}: {'; '.join(filter(None, facts))}" if any(facts) else ""
 
 
@@ -134,7 +135,7 @@ def _entries_sha256(entries: list[Entry]) -> str:
 
 
 def _array_source(path: Path, split: str, held_out: float) -> Source:
-    """The images of one array file; the index of an image takes the place of its name."""
+    """A split of the images in one array file. `is_held_out` gets the index of an image as its name."""
 
     def read() -> Pictures:
         images, labels = arrays.read_array(path)
@@ -160,7 +161,7 @@ def _idx_source(root: Path, listing: Listing, pairs: dict[str, idx.Pair], split:
 
     paths = [path for pair in chosen for path in pair if path]
     read_names = {path.relative_to(root).as_posix() for pair in pairs.values() for path in pair if path}
-    spare = _because("IDX beside those that are read", [entry for entry in listing.idx if entry.name not in read_names])
+    spare = _because("IDX (another one is read)", [entry for entry in listing.idx if entry.name not in read_names])
     note = _note(root, _ignored(listing.others + listing.pictures + spare))
     return Source(str(root), {"files": [_stamp(path) for path in paths]}, read, note)
 

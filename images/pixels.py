@@ -1,4 +1,4 @@
-"""One picture file to uint8 pixels: format, orientation, colours, centre crop, antialiased resize."""
+"""Converts one picture file to uint8 pixels: format, orientation, colours, centre crop, antialiased resize."""
 
 import io
 from pathlib import Path
@@ -10,16 +10,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from core.shapes import ImageShape
 from images.content import FORMATS, FORMATS_TEXT, head, unread_format
 
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"}  # of Pillow
-NEW_SUBFILE_TYPE = 254  # a tag of TIFF
-REDUCED = 1  # its bit that marks a smaller copy of another image in the file
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"}  # Pillow's names
+NEW_SUBFILE_TYPE = 254  # a TIFF tag
+REDUCED = 1  # the bit of this tag that marks a reduced copy of another image in the file
 
 
 def open_picture(file: Path | io.BytesIO) -> Image.Image:
-    """Opens a picture of one of content.FORMATS; its content decides which, not the name of the file.
+    """Opens a picture in one of content.FORMATS. The content of the file determines the format, not its name.
 
-    Raises ValueError for any other content, and OSError if the file cannot be read. Decoding happens later, in
-    `upright`, and may raise any exception if the file is damaged.
+    Raises ValueError for any other content, and OSError if the file cannot be read. `upright` decodes the picture, and
+    may raise any exception if the file is damaged.
     """
     try:
         picture = Image.open(file, formats=FORMATS)
@@ -33,7 +33,7 @@ def open_picture(file: Path | io.BytesIO) -> Image.Image:
 
 
 def _rescale_transparency(picture: Image.Image) -> None:
-    """Brings the transparent colour of a PNG to the levels to which Pillow scales the pixels of these raw modes."""
+    """Rescales the transparent colour of a PNG where Pillow rescales its pixels (2, 4 and 16 bits per channel)."""
     transparent = picture.info.get("transparency")
     raw_mode = picture.tile[0].args if picture.format == "PNG" and picture.tile else ""
     if raw_mode in ("L;2", "L;4") and isinstance(transparent, int):
@@ -43,14 +43,14 @@ def _rescale_transparency(picture: Image.Image) -> None:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The decoded picture, rotated as its EXIF orientation tag demands.
+    """The decoded picture, rotated by its EXIF orientation tag.
 
-    Raises ValueError for animations, for levels of 32 bits, whose range is not known, and for the preview of a raw
+    Raises ValueError for animations, for levels of 32 bits (their range is not known), and for the preview of a raw
     photograph.
     """
-    if getattr(picture, "is_animated", False) and picture.format != "MPO":  # MPO: a JPEG that contains its preview
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":  # an MPO is a JPEG with a preview image
         raise ValueError(f"holds {picture.n_frames} frames; only still pictures are read")
-    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):  # Pillow has 16-bit PPM as I
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):  # Pillow opens 16-bit PPM as I
         raise ValueError("holds levels of 32 bits; only 8 and 16 bits are read")
     if picture.format == "TIFF" and picture.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED:
         raise ValueError("holds the preview of a raw photograph; convert it to PNG or JPEG")
@@ -60,10 +60,10 @@ def upright(picture: Image.Image) -> Image.Image:
 def in_colours(picture: Image.Image, channels: int) -> Image.Image:
     """Converts a picture to 8-bit grey (channels=1) or RGB (channels=3).
 
-    Transparent pixels are blended with white, palette numbers become their colours, and 16-bit levels are divided by
-    257. Colours become grey by ITU-R 601 luma; grey becomes three equal colours.
+    Transparent pixels are blended with white, palette indices are replaced by their colours, and 16-bit levels are
+    divided by 257. Colour is converted to grey by ITU-R 601 luma, and grey to three equal channels.
     """
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
+    if picture.mode.startswith("I"):  # 16-bit levels, which Pillow's own conversion would clip at 255
         levels = np.asarray(picture)
         transparent = levels == picture.info.get("transparency", -1)
         picture = Image.fromarray(np.where(transparent, 255, np.round(levels / 257)).astype(np.uint8))
@@ -74,10 +74,10 @@ def in_colours(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def exact_pixels(picture: Image.Image, shape: ImageShape) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture that has the shape (height, width, channels), without a resize.
+    """The pixels of a picture that already has the shape (height, width, channels).
 
-    If `channels` is 1, colour pictures are also read if all their pixels are grey. Raises ValueError if the picture has
-    another shape, or is an animation.
+    If `channels` is 1, a colour picture is also accepted if all its pixels are grey. Raises ValueError for another
+    shape, and as `upright` does.
     """
     picture = upright(picture)
     pixels = np.asarray(in_colours(picture, 3))
@@ -92,8 +92,8 @@ def exact_pixels(picture: Image.Image, shape: ImageShape) -> UInt8[np.ndarray, "
 def to_pixels(picture: Image.Image, shape: ImageShape, crop: int = 0) -> UInt8[np.ndarray, "height width channels"]:
     """The centre square of a picture, resized to `shape` = (size, size, channels).
 
-    crop: side of the square in pixels; 0 takes the shorter side of the picture. The resize is bilinear; when it
-    shrinks, the filter widens to avoid aliasing, as tf.image.resize(antialias=True) in score_sde's datasets.py.
+    crop: side of the square in pixels; 0 means the shorter side of the picture. The resize is bilinear. If it makes the
+    picture smaller, the filter is widened against aliasing, as by tf.image.resize(antialias=True) in score_sde's code.
 
     Raises ValueError for animations and if the picture is smaller than the crop.
     """

@@ -1,6 +1,6 @@
-"""The paper's data sets through TensorFlow Datasets (TFDS), prepared once as array_record files.
+"""Prepares and reads the paper's data sets with TensorFlow Datasets (TFDS), as array_record files.
 
-TensorFlow is needed only to prepare a data set, not to read it. TFDS is imported inside functions, since its import
+TensorFlow is needed only to prepare a data set, not to read it. TFDS is imported inside functions, because its import
 takes a second.
 """
 
@@ -31,10 +31,10 @@ class DataSet(NamedTuple):
     """How a data set is named in TFDS and how it is prepared.
 
     Attributes:
-      builder: name of the TFDS builder; "{size}" stands for the image size.
-      flags: config file and overrides that --mode=prepare takes for it.
+      builder: the name of the TFDS builder; "{size}" is replaced by the image size.
+      flags: the config file and overrides with which --mode=prepare prepares the data set.
       test: TFDS's name of the test split.
-      crop: side of the centre crop, see `to_pixels`.
+      crop: the side of the centre crop, see `to_pixels`.
     """
 
     builder: str
@@ -59,7 +59,7 @@ DATA_SETS = {
 def source(config: ConfigDict, split: str) -> Source:
     """The 'train' or 'test' split of a prepared data set.
 
-    Raises UserError if it is not prepared (the message has the command that prepares it) or has no such split.
+    Raises UserError if the data set is not prepared (the message has the command for that) or has no such split.
     """
     builder = _find(config)
     name = _builder_name(config)
@@ -101,9 +101,9 @@ def prepare(config: ConfigDict) -> None:
     name = _builder_name(config)
     try:
         builder = tfds.builder(name, data_dir=_data_dir(config))
-        options = tfds.download.DownloadConfig(try_download_gcs=False)  # Google's prepared copies are not array_record
+        options = tfds.download.DownloadConfig(try_download_gcs=False)  # the copies there are not array_record files
         builder.download_and_prepare(file_format="array_record", download_config=options)
-    except Exception as error:  # the data set's own code, the network and TFDS's checks raise any type
+    except Exception as error:  # the code of the data set, the network and TFDS's checks raise many types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"TFDS could not prepare {name}: {reason}") from error
 
@@ -117,7 +117,7 @@ def command(config: ConfigDict) -> str:
 
 
 def _find(config: ConfigDict) -> "tensorflow_datasets.core.DatasetBuilder | None":
-    """The builder of the prepared data set, or None. Raises UserError if its files are not array_record."""
+    """The builder of the prepared data set, or None. Raises UserError if its files are not array_record files."""
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered
 
     name, _, kind = _builder_name(config).partition("/")

@@ -1,1 +1,1 @@
-"""Features, distances, statistics, results and their comparison."""
+"""Features, distances between feature distributions, statistics files, and results of runs and their comparison."""

@@ -12,12 +12,12 @@ Row = tuple[str, str]
 
 
 def card(result: Result) -> str:
-    """The report of a result, for people: its scores with their error bars, then the settings behind them."""
+    """The report of a result as text: the scores with their error bars, then the settings they were computed with."""
     rows = []
     if result["score"] is not None:
         rows += [*_score_rows(result), ("", "")]
     rows += _samples_rows(result)
-    if "sampler" in result:  # images generated elsewhere have none
+    if "sampler" in result:  # not for images made by other software
         rows += _sampling_rows(result)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
@@ -56,9 +56,9 @@ SCORE_ROWS: dict[str, tuple[str, str | Callable[[Result], str]]] = {
     "label_distance": ("label distance", "{label_distance:.4f} (total variation)"),
     "label_histogram": ("labels, %", _histogram_text),
 }
-"""For each field, the printed name and value. A name of a field in braces is replaced by the value of that field.
+"""Maps a field of the result to the name and the value that are printed.
 
-A field that is missing or None is not printed.
+{field} in a text is replaced by the value of that field. A field that is missing or None is not printed.
 """
 
 
@@ -72,7 +72,7 @@ def _score_rows(result: Result) -> list[Row]:
 
 
 def _samples_rows(result: Result) -> list[Row]:
-    """The samples and, where they are scored, the reference and the features."""
+    """Rows on the samples and, if they are scored, on the reference and the features."""
     source = result.get("source") or f"seed {result['seed']}"
     rows = [("samples", f"{result['num_samples']}, {source}")]
     if result["score"] is not None:

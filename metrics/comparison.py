@@ -9,11 +9,11 @@ from metrics import explorer, figures
 from metrics.results import Result, components_label, folder_name
 from sampling.late_start import ONE
 
-COMPARED = 24  # images of a run in a row of the picture
+COMPARED = 24  # images per row of the picture; each run has one row
 
 
 def compare(results: Sequence[Result]) -> list[list[Result]]:
-    """A cell for each sampler and n_steps: the best run of each kind of start, those from pure noise first."""
+    """For each sampler and n_steps (a cell), the best run of each kind of start; starts from pure noise come first."""
     cells: dict[tuple, dict[tuple, Result]] = {}
     for run in results:
         kinds = cells.setdefault((run["sampler"], run["n_steps"]), {})
@@ -24,17 +24,17 @@ def compare(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def gain(run: Result, cell: Sequence[Result]) -> float | None:
-    """The factor by which a run lowers the score of the better start from pure noise; None for these themselves."""
+    """The best score of the cell's runs from pure noise divided by the run's score; None for runs from pure noise."""
     return None if is_pure_noise(run) else min(other["score"] for other in cell if is_pure_noise(other)) / run["score"]
 
 
 def is_pure_noise(run: Result) -> bool:
-    """Whether a run starts from pure noise, at T - 1 or at T - T/n, with the network alone."""
+    """Whether a run starts from pure noise, at T - 1 or at T - T/n, and uses only the network's predictions."""
     return not run["gls"] and run["baseline"] in ("", "leading")
 
 
 def comparison_table(cells: Sequence[Sequence[Result]]) -> str:
-    """The paper's Table 1 with three more columns: NFE, the start, and the `gain`."""
+    """The paper's Table 1 with three more columns: NFE, start and `gain`."""
     rows = [
         [
             run["sampler"],
@@ -51,7 +51,7 @@ def comparison_table(cells: Sequence[Sequence[Result]]) -> str:
 
 
 def comparison_rows(cells: Sequence[Sequence[Result]], folder: Path) -> list[tuple[str, HostPixels]]:
-    """A label and the first COMPARED images for each run in the cells; `folder` holds the folders of the runs."""
+    """The label and the first COMPARED images of each run in the cells. `folder` contains the folders of the runs."""
     rows = []
     for cell in cells:
         for run in cell:
@@ -66,7 +66,7 @@ def row_label(run: Result) -> str:
 
 
 def start_label(run: Result) -> str:
-    """The time of the start, with its components, its baseline, and "auto" for an automatic start."""
+    """The start in words: its time, the components of a mixture, the baseline, and "auto" for an automatic start."""
     parts = [str(run["t_start"]), components_label(run), run["baseline"], "auto" if run["chooses_start"] else ""]
     return " ".join(filter(None, parts))
 
@@ -74,7 +74,7 @@ def start_label(run: Result) -> str:
 def save_report(results: Sequence[Result], folder: Path, critical: Mapping[str, float]) -> str:
     """Writes sweep.csv, sweep.json, table.txt, comparison.png, starts.png and explorer.html; returns the table.
 
-    starts.png shows the scores against the start. critical: times that are marked in it, by their labels.
+    starts.png shows the scores against the start. critical: labels and times that are marked in starts.png.
     """
     columns = ("sampler", "n_steps", "nfe", "gls", "components", "baseline", "chooses_start", "t_start", "score")
     values = [[({"components": ONE} | run)[name] for name in columns] for run in results]

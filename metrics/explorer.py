@@ -1,4 +1,4 @@
-"""The explorer: one self-contained HTML page of the runs of a sweep, with their samples, scores and score curves."""
+"""The explorer: one self-contained HTML page that shows samples, scores and score curves of the runs of a sweep."""
 
 import base64
 import io
@@ -15,15 +15,15 @@ from metrics.results import Result, folder_name
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 MOST_BYTES = 5_000_000
-COLUMNS = 6  # of the picture of a run
-SHOWN = (36, 24, 18, 12, 6, 3, 1)  # samples of each run: the most that fit into MOST_BYTES
+COLUMNS = 6  # samples per row in the picture of a run
+SHOWN = (36, 24, 18, 12, 6, 3, 1)  # samples per run: the largest number is used whose page fits into MOST_BYTES
 
 
 def save_explorer(path: Path, results: Sequence[Result], folder: Path) -> None:
-    """Writes the page; `folder` holds the folders of the runs, with their samples.
+    """Writes the page; `folder` contains the folders of the runs, with their samples.
 
-    Runs of rivals of the late start (sampling.baseline) are left out. Warns, and writes nothing, if there are so many
-    runs that a page with one sample of each exceeds MOST_BYTES.
+    Runs with a sampling.baseline are left out. If a page with one sample of each run exceeds MOST_BYTES, this function
+    prints a warning and writes nothing.
     """
     runs = [run for run in results if not run["baseline"]]
     samples = [files.read_npz(folder / folder_name(run) / "samples.npz", required={"images"})["images"] for run in runs]
@@ -48,7 +48,7 @@ def _page(runs: Sequence[Result], samples: Sequence[HostPixels]) -> str:
 
 
 def _entry(run: Result, images: HostPixels) -> dict[str, str | int | float | bool | None]:
-    """What the page shows of a run."""
+    """The data of a run that the page shows."""
     return {
         "sampler": run["sampler"],
         "n": run["n_steps"],

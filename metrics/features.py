@@ -26,17 +26,17 @@ INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 Batches = Iterable[tuple[UInt8[Array | np.ndarray, "..."], int]]
-"""Pairs (batch, count): the rows of a batch after the first `count` are padding."""
+"""Pairs (batch, count); rows after the first `count` are padding."""
 
 
 class Features(NamedTuple):
-    """A feature network, with the facts about it that a score depends on.
+    """A feature network, and its properties that a score depends on.
 
     Attributes:
-      extract: images, uint8 and on the devices, to features of shape [batch, dim]; jitted.
+      extract: a jitted function from uint8 images on the devices to features of shape [batch, dim].
       dim: the number of features.
       name: the value of eval.features that selects the network.
-      score_name: the name of the Fréchet distance of these features.
+      score_name: the name of the Fréchet distance on these features.
       note: one line about the weights, printed with every score.
       digest: the SHA-256 of the weights.
       resize: how the network resizes images.
@@ -54,19 +54,19 @@ class Features(NamedTuple):
 def load_features(config: ConfigDict, *, may_train: bool = False) -> Features:
     """The feature network that config.eval.features names.
 
-    may_train: whether a missing classifier is trained, on the labels of the data set. Raises UserError if a network is
-    missing and is not trained or cannot be fetched.
+    may_train: whether a missing classifier is trained on the labels of the data set. Raises UserError if the network is
+    missing and cannot be trained or downloaded.
     """
     return FEATURES[config.eval.features](config, may_train)
 
 
 def classifier_path(config: ConfigDict) -> Path:
-    """The file of the data set's own classifier."""
+    """The file of the classifier that was trained on the data set."""
     return files.REPOSITORY / path_field(config, "assets_dir") / "classifier" / f"{datasets.slug(config)}.npz"
 
 
 def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
-    """The layer below the logits of the data set's own classifier."""
+    """The inputs of the last layer of the classifier that was trained on the data set."""
     path = classifier_path(config)
     shape = datasets.image_shape(config)
     if not path.exists():
@@ -89,7 +89,7 @@ def _classifier_features(config: ConfigDict, may_train: bool) -> Features:
 
 
 def _inception_features(config: ConfigDict, may_train: bool) -> Features:
-    """The FID's Inception-v3: the file eval.inception_weights, or else the published file, fetched on first use."""
+    """The FID's Inception-v3, from eval.inception_weights or from the published file, which is downloaded once."""
     path = path_field(config, "eval.inception_weights")
     if not config.eval.inception_weights:
         target = files.REPOSITORY / path_field(config, "assets_dir") / "inception" / INCEPTION_FILE
@@ -128,9 +128,9 @@ FEATURES = {
 
 
 def rebatched(batches: Batches, size: int) -> Iterator[tuple[UInt8[Array, "..."], int]]:
-    """The same images in the same order, in batches of `size`, rounded up to a multiple of the device count.
+    """Yields the same images in the same order, in batches of `size`, rounded up to a multiple of the device count.
 
-    The images stay on the devices, each batch is split over them, and the last batch is padded with zeros.
+    The images stay on the devices, each batch is split over the devices, and the last batch is padded with zeros.
     """
     size = round_up(size)
     held = []

@@ -1,4 +1,4 @@
-"""Figures of scores: score against the start of sampling, and the candidates of an automatic start."""
+"""Figures: the score against the start of sampling, and the candidates of an automatic start."""
 
 import itertools
 import math
@@ -15,16 +15,16 @@ from metrics.results import Result, components_label
 from sampling.auto_start import AutoStart
 
 MOST_COLUMNS = 4
-MARKERS = "os^Dv"  # of mixtures
+MARKERS = "os^Dv"  # one for each mixture
 
 
 def draw_scores(path: Path, results: Sequence[Result], critical: Times) -> None:
     """Saves a PNG of scores against the late start: one panel per sampler, one line per n and mixture.
 
-    A dashed line is the score of the same n from pure noise. Bars are standard errors, stars are automatic starts. Runs
-    with one step for every t (n = t + 1) form one line. Colours are numbers of steps, and markers are mixtures.
-    results: scored runs with and without a late start; runs of baselines are left out. critical: labels and times that
-    are marked.
+    A dashed line is the score of the same n from pure noise. Bars are standard errors, and stars are automatic starts.
+    Colours show the number of steps, and markers the mixture. Runs with one step for every t (n = t + 1) form one line.
+    results: scored runs with and without a late start; runs with a baseline are left out. critical: labels and times
+    that are marked.
     """
     results = [run for run in results if not run["baseline"]]
     samplers = list(dict.fromkeys(run["sampler"] for run in results))
@@ -55,7 +55,7 @@ def draw_scores(path: Path, results: Sequence[Result], critical: Times) -> None:
 
 
 def _add_legend(axis: Any, with_auto: bool) -> None:
-    """One legend below all panels, from the lines of one panel: all panels have the same lines."""
+    """Adds one legend below all panels, made from the lines of one panel, because all panels have the same lines."""
     axis.plot([], [], "--", color="0.2", label="the same n from pure noise")
     if with_auto:
         axis.plot([], [], "*", color="0.2", markersize=9, label="t_start = auto")
@@ -68,7 +68,7 @@ def _length(run: Result) -> int | float:
 
 
 def _scale_scores(axis: Any, results: Sequence[Result], critical: Times) -> None:
-    """A logarithmic score axis with plain numbers, and a time axis from noise at the left to data at the right."""
+    """Sets a logarithmic score axis with plain numbers, and a time axis from noise (left) to data (right)."""
     from matplotlib.ticker import LogFormatter  # matplotlib takes most of a second to import
 
     times = [run["t_start"] for run in results if run["gls"]] or [run["t_start"] for run in results]
@@ -80,7 +80,7 @@ def _scale_scores(axis: Any, results: Sequence[Result], critical: Times) -> None
 
 
 def _draw_line(axis: Any, runs: Sequence[Result], *, label: str, colour: str, marker: str) -> None:
-    """The runs of one sampler, n and mixture."""
+    """Draws the runs of one sampler, n and mixture."""
     given = [run for run in runs if run["gls"] and not run.get("chooses_start")]
     given.sort(key=lambda run: run["t_start"])
     times = [run["t_start"] for run in given]
@@ -96,7 +96,7 @@ def _draw_line(axis: Any, runs: Sequence[Result], *, label: str, colour: str, ma
 
 
 def draw_candidates(path: Path, auto_start: AutoStart) -> None:
-    """Saves a PNG of the distances that an automatic start was chosen by, one line per number of images."""
+    """Saves a PNG of the distances by which an automatic start was chosen, one line per number of images."""
     with plots.panels(path, (7.0, 3.6)) as [[axis]]:
         for images in sorted({candidate.images for candidate in auto_start.candidates}):
             tried = [candidate for candidate in auto_start.candidates if candidate.images == images]

@@ -23,8 +23,8 @@ Covariance = Real[np.ndarray, "dim dim"]
 def frechet_distance(mean1: AnyArray, cov1: AnyArray, mean2: AnyArray, cov2: AnyArray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception features, the FID.
 
-    Means have shape [dim], covariances [dim, dim]; computed in float64. Raises ValueError for shapes that do not fit
-    together and for values that are not finite.
+    Means have shape [dim], and covariances have shape [dim, dim]. The computation is in float64. Raises ValueError for
+    shapes that do not fit together and for values that are not finite.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
     shapes = [array.shape for array in (mean1, cov1, mean2, cov2)]
@@ -37,7 +37,7 @@ def frechet_distance(mean1: AnyArray, cov1: AnyArray, mean2: AnyArray, cov2: Any
 
 
 def _factor(cov: Covariance) -> Float[np.ndarray, "dim dim"]:
-    """F with F F^T = cov."""
+    """A matrix F with F F^T = cov."""
     try:
         return np.linalg.cholesky(cov)
     except np.linalg.LinAlgError:  # singular: fewer samples than dimensions, or a constant feature
@@ -46,9 +46,9 @@ def _factor(cov: Covariance) -> Float[np.ndarray, "dim dim"]:
 
 
 def _distance(mean1: Mean, factor1: Float[np.ndarray, "dim dim"], mean2: Mean, cov2: Covariance) -> float:
-    """The Fréchet distance, with F = factor1 and C1 = F F^T.
+    """The Fréchet distance between N(mean1, F F^T), where F is factor1, and N(mean2, cov2).
 
-    tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric matrix F^T C2 F.
+    With C1 = F F^T, tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of F^T C2 F, which is symmetric.
     """
     eigenvalues = scipy.linalg.eigvalsh(factor1.T @ cov2 @ factor1)
     root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
@@ -57,14 +57,14 @@ def _distance(mean1: Mean, factor1: Float[np.ndarray, "dim dim"], mean2: Mean, c
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The reference set that samples are scored against: the moments of its features, and more where it is known.
+    """The reference set that samples are scored against. `features` and `label_counts` are None if they are not known.
 
     Attributes:
       mean: the mean of the features.
       cov: the covariance of the features.
       digest: the SHA-256 of the moments.
       description: one line about the images.
-      features: features of at most tally.RESERVOIR images, evenly spaced over the set.
+      features: the features of at most tally.RESERVOIR images, evenly spaced over the set.
       label_counts: the number of images with each label.
     """
 
@@ -85,9 +85,9 @@ class Distance(NamedTuple):
     """A Fréchet distance.
 
     Attributes:
-      value: the distance of the samples.
-      error: one standard error. It includes the choice of the samples, but not that of the reference.
-      at_infinity: the limit of the distance for infinitely many samples; its standard error is `error` too.
+      value: the distance between the samples and the reference.
+      error: one standard error. It accounts for the randomness of the samples, but treats the reference as fixed.
+      at_infinity: the limit of the distance for infinitely many samples, which also has the standard error `error`.
     """
 
     value: float
@@ -98,14 +98,14 @@ class Distance(NamedTuple):
 def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
     """The Fréchet distance of the samples in all groups, its standard error, and its limit for infinitely many samples.
 
-    groups: moments of disjoint parts of the samples, of nearly equal size. The error is that of the grouped jackknife,
-    which leaves out one group at a time (Efron and Stein 1981). The limit extrapolates the bias, which falls as 1/N
-    (Chong and Forsyth 2020, arXiv 1911.07023), from the distance of all samples and the mean distance of halves of the
-    samples. To first order in 1/N, distance and limit have the same standard error.
+    groups: moments of disjoint parts of the samples, of nearly equal size. The error comes from a grouped jackknife,
+    which leaves out one group at a time (Efron and Stein 1981). The bias of the distance falls as 1/N (Chong and
+    Forsyth 2020, arXiv 1911.07023), so the limit is extrapolated from the distance of all samples and the mean distance
+    of halves of the samples. To first order in 1/N, distance and limit have the same standard error.
 
-    error and at_infinity are None for fewer than two groups and for groups of fewer than 2 samples. at_infinity is None
-    as well if a half has fewer than 2 samples per feature, because the bias is then not linear in 1/N. Warns if there
-    are fewer samples than features.
+    error and at_infinity are None if there are fewer than two groups or a group has fewer than 2 samples. at_infinity
+    is also None if a half has fewer than 2 samples per feature, because the bias is then not linear in 1/N. Warns if
+    there are fewer samples than features.
     """
     whole = merged(groups)
     if whole.count < whole.dim:
@@ -132,8 +132,8 @@ def distance(groups: Sequence[Moments], reference: Reference) -> Distance:
 def _limit(groups: Sequence[Moments], to_reference: Callable[[Moments], float], value: float, count: int) -> float:
     """The distance extrapolated to infinitely many samples, by a line in 1/N through two points.
 
-    One point is the distance `value` of all `count` samples. The other is the mean over the halves of the samples that
-    consist of consecutive groups, in cyclic order.
+    One point is the distance `value` of all `count` samples. The other is the mean distance of the halves that consist
+    of consecutive groups: half of the groups, starting from each group in cyclic order.
     """
     halves = [merged([*groups[k:], *groups[:k]][: len(groups) // 2]) for k in range(len(groups))]
     half_count = np.mean([half.count for half in halves])

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-SUBSETS = 100  # of the KID
-SUBSET_SIZE = 1000
+SUBSETS = 100  # subsets over which the KID is averaged
+SUBSET_SIZE = 1000  # samples per subset
 PRECISION_NEIGHBOURS = 3  # k of precision and recall
 DENSITY_NEIGHBOURS = 5  # k of density and coverage
-BLOCK = 1000  # rows of a distance matrix that are in memory at a time
+BLOCK = 1000  # rows of a distance matrix that are computed at a time
 
 RealFeatures = Float[np.ndarray, "real dim"]
 FakeFeatures = Float[np.ndarray, "fake dim"]
@@ -22,11 +22,11 @@ Radii = Float[np.ndarray, "real neighbours"]
 
 
 class Kid(NamedTuple):
-    """A kernel distance.
+    """A kernel Inception distance.
 
     Attributes:
       mean: the mean over the subsets.
-      std: the standard deviation over the subsets; None if each subset is the whole of both sets.
+      std: the standard deviation over the subsets; None if every subset contains all samples of both sets.
       subset_size: the number of samples in a subset.
     """
 
@@ -38,7 +38,7 @@ class Kid(NamedTuple):
 def kid(real: RealFeatures, fake: FakeFeatures, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE) -> Kid:
     """The kernel Inception distance (Binkowski et al. 2018, arXiv 1801.01401): `squared_mmd` over random subsets.
 
-    Subsets are drawn with a fixed seed and are at most as large as the smaller set. Raises ValueError for fewer than 2
+    Subsets are drawn with a fixed seed, and are not larger than the smaller set. Raises ValueError for fewer than 2
     samples.
     """
     rng = np.random.default_rng(0)
@@ -57,7 +57,8 @@ def kid(real: RealFeatures, fake: FakeFeatures, subsets: int = SUBSETS, subset_s
 def squared_mmd(real: RealFeatures, fake: FakeFeatures) -> float:
     """The unbiased estimate of the squared maximum mean discrepancy (Binkowski et al. 2018, equation 4).
 
-    The kernel is (x.y / dim + 1)^3, in the precision of the features. Raises ValueError for fewer than 2 samples.
+    The kernel is (x.y / dim + 1)^3. It is computed in the precision of the features. Raises ValueError for fewer than 2
+    samples.
     """
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"needs at least 2 samples of each, has {len(real)} and {len(fake)}")
@@ -77,9 +78,9 @@ def _kernel(x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]) -> Flo
 def precision_recall(real: RealFeatures, fake: FakeFeatures, real_radii: Radii | None = None) -> tuple[float, float]:
     """The improved precision and recall of Kynkaanniemi et al. (2019, arXiv 1904.06991), for k = 3 neighbours.
 
-    Take a ball around each real sample that reaches to its k-th nearest real neighbour. Precision is the share of fake
-    samples that are in at least one ball. Recall is the same with real and fake exchanged. real_radii:
-    `squared_radii(real)`, where it is known already. Raises ValueError for k samples or fewer.
+    The ball of a real sample reaches to its k-th nearest real neighbour. Precision is the share of fake samples that
+    are in at least one ball. Recall is the same with real and fake exchanged. real_radii: `squared_radii(real)`, if it
+    is already known. Raises ValueError for k samples or fewer.
     """
     k = PRECISION_NEIGHBOURS
     if real_radii is None:
@@ -101,9 +102,9 @@ def density_coverage(
 ) -> tuple[float, float]:
     """The density and coverage of Naeem et al. (2020, arXiv 2002.09797).
 
-    Take a ball around each real sample, up to its k-th neighbour. Density is the mean number of balls that a fake
-    sample is in, divided by k. Coverage is the share of balls with at least one fake sample. real_radii:
-    `squared_radii(real)`, where it is known already. Raises ValueError for k samples or fewer.
+    The ball of a real sample reaches to its k-th nearest real neighbour. Density is the mean number of balls that
+    contain a fake sample, divided by k. Coverage is the share of balls that contain at least one fake sample.
+    real_radii: `squared_radii(real)`, if it is already known. Raises ValueError for k samples or fewer.
     """
     if real_radii is None:
         real_radii = squared_radii(real, k)
@@ -118,7 +119,7 @@ def density_coverage(
 
 
 def squared_radii(x: Float[np.ndarray, "n dim"], k: int = DENSITY_NEIGHBOURS) -> Float[np.ndarray, "n {k}"]:
-    """Squared distances from each sample to its k nearest neighbours, in ascending order, without the sample itself.
+    """Squared distances from each sample to its k nearest other samples, in ascending order.
 
     Raises ValueError for k samples or fewer.
     """
@@ -131,7 +132,7 @@ def squared_radii(x: Float[np.ndarray, "n dim"], k: int = DENSITY_NEIGHBOURS) ->
 def _squared_distances(
     x: Float[np.ndarray, "n dim"], y: Float[np.ndarray, "m dim"]
 ) -> Iterator[Float[np.ndarray, "block m"]]:
-    """The matrix of squared distances from each row of x to all rows of y, BLOCK rows at a time."""
+    """Yields the matrix of squared distances between the rows of x and the rows of y, BLOCK rows at a time."""
     x = np.asarray(x, np.float64)
     y = np.asarray(y, np.float64)
     norms = np.einsum("md,md->m", y, y)

@@ -18,15 +18,15 @@ from core.shapes import Pixels
 from metrics.features import classifier_path
 from models import classifier
 
-EM_STEPS = 1000  # of `corrected_shares`
+EM_STEPS = 1000  # steps of expectation maximisation in `corrected_shares`
 
 
 class Labeller(NamedTuple):
     """A classifier whose labels are counted.
 
     Attributes:
-      scores: images, uint8 and on the devices, to scores of shape [batch, labels]; the highest score is the label.
-      name: identifies the classifier.
+      scores: maps uint8 images on the devices to scores of shape [batch, labels]; the label has the highest score.
+      name: a name that identifies the classifier.
     """
 
     scores: Callable[[Pixels], Any]
@@ -35,7 +35,7 @@ class Labeller(NamedTuple):
     def count(self, images: Pixels, count: int) -> Int[np.ndarray, "labels"]:
         """The number of images with each label, among the first `count` images.
 
-        Raises UserError if the scores have another shape or are not finite.
+        Raises UserError if the scores have a wrong shape or are not finite.
         """
         scores = parallel.all_rows(jnp.asarray(self.scores(images)))
         if scores.ndim != 2 or len(scores) != len(images) or not np.isfinite(scores).all():
@@ -46,9 +46,9 @@ class Labeller(NamedTuple):
 
 
 def load_labeller(config: ConfigDict) -> Labeller | None:
-    """The classifier that config.eval.classifier names, or else the data set's own; None if there is neither.
+    """The classifier config.eval.classifier or, if that is empty, the data set's classifier; None if there is neither.
 
-    config.eval.classifier is "module:function"; the function maps uint8 images [batch, height, width, channels] on the
+    config.eval.classifier is "module:function". The function maps uint8 images [batch, height, width, channels] on the
     devices to scores [batch, labels]. Raises UserError if it cannot be imported.
     """
     entry = config.eval.classifier
@@ -69,14 +69,14 @@ def load_labeller(config: ConfigDict) -> Labeller | None:
 
 
 class LabelScores(NamedTuple):
-    """The labels of samples and of the data.
+    """The labels of samples, compared with those of the data.
 
     Attributes:
       histogram: the share of samples with each label.
       data_histogram: the share of images of the data with each label.
-      entropy: the entropy of histogram, in bits.
-      data_entropy: the entropy of data_histogram, in bits.
-      distance: the total variation between the two, half the sum of |p - q|, from 0 to 1: the smallest share of samples
+      entropy: the entropy of `histogram`, in bits.
+      data_entropy: the entropy of `data_histogram`, in bits.
+      distance: the total variation distance between the histograms, from 0 to 1. It is the smallest share of samples
         whose labels must change for the histograms to be equal.
     """
 
@@ -88,7 +88,7 @@ class LabelScores(NamedTuple):
 
 
 def label_scores(counts: Int[np.ndarray, "labels"], data_counts: Int[np.ndarray, "labels"]) -> LabelScores:
-    """Compares the numbers of samples with each label with those of the data."""
+    """Compares the label counts of samples with the label counts of the data."""
     p = counts / np.sum(counts)
     q = data_counts / np.sum(data_counts)
     distance = float(np.abs(p - q).sum() / 2)
@@ -102,19 +102,19 @@ def label_scores(counts: Int[np.ndarray, "labels"], data_counts: Int[np.ndarray,
 
 
 def entropy(shares: Float[np.ndarray, "labels"]) -> float:
-    """The entropy in bits of shares that sum to 1; at most log2 of the number of labels."""
+    """The entropy, in bits, of shares that sum to 1. It is at most log2 of the number of labels."""
     present = shares[shares > 0]
-    return float(-(present * np.log2(present)).sum()) + 0.0  # not -0.0
+    return float(-(present * np.log2(present)).sum()) + 0.0  # turns -0.0 into 0.0
 
 
 def corrected_shares(
     shares: Float[np.ndarray, "labels"], confusion: Float[np.ndarray, "labels labels"]
 ) -> Float[np.ndarray, "labels"]:
-    """The true shares of labels, given the shares that a classifier assigns and its confusion on labelled images.
+    """Estimates the true shares of labels from the shares that a classifier assigned and its confusion matrix.
 
-    confusion[i, j] is the share of images of label i that the classifier labels j, so each row sums to 1. The shares
-    maximise the likelihood of what was assigned; they are found by expectation maximisation (Saerens et al. 2002), and
-    are never negative, unlike those of the inverted matrix.
+    confusion[i, j] is the share of images of label i to which the classifier assigns label j, so each row sums to 1.
+    The result maximises the likelihood of the assigned labels. It is found by expectation maximisation (Saerens et al.
+    2002). Unlike a product with the inverse of the matrix, it is never negative.
     """
     true = np.full(len(shares), 1 / len(shares))
     for _ in range(EM_STEPS):

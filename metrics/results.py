@@ -1,4 +1,4 @@
-"""The result of an evaluation run (result.json): its settings, its scores, and the folder that holds it."""
+"""The result of an evaluation run (result.json): its settings, its scores, and the name of its folder."""
 
 import importlib.metadata
 from pathlib import Path
@@ -13,11 +13,11 @@ from sampling.late_start import LABELS, ONE
 
 ROUNDING = "clipped, to the nearest of 256 grey levels"
 HISTORY = "joined to the network's prediction at the start"
-GRID_SIZE = 64  # images that a run keeps for its picture
+GRID_SIZE = 64  # images in the sample grid of a run
 
 
 class ScoreSettings(TypedDict, total=False):
-    """The settings that a score depends on besides the samples; all None where nothing is scored."""
+    """The settings that a score depends on, besides the samples. All are None if nothing is scored."""
 
     score_name: str | None
     features: str | None
@@ -29,7 +29,7 @@ class ScoreSettings(TypedDict, total=False):
 
 
 class RunSettings(ScoreSettings, total=False):
-    """Everything that the result of a run depends on, except what an automatic start chooses."""
+    """All settings that the result of a run depends on, except those that an automatic start chooses."""
 
     dataset: str
     checkpoint_step: int
@@ -44,7 +44,7 @@ class RunSettings(ScoreSettings, total=False):
     components: str  # left out for a single Gaussian
     classes: list[int]  # left out for all classes
     baseline: str
-    history: str | bool  # HISTORY, or False without one; older versions used a history in another way, as True
+    history: str | bool  # HISTORY; False without a history; True in results of older versions, which used it otherwise
     spacing: str
     clip_x0: bool
     num_samples: int
@@ -58,12 +58,12 @@ class RunSettings(ScoreSettings, total=False):
     mixture_sha256: str  # left out for a single Gaussian
     eval_loss: float | None
     bits_per_dim: dict[str, Any] | None
-    source: str  # the path of images generated elsewhere; they have no fields of sampling
+    source: str  # the path of images made by other software; their results have no sampling fields
     source_sha256: str
 
 
 class Result(RunSettings, total=False):
-    """The settings of a run with its scores and circumstances: the contents of result.json."""
+    """The contents of result.json: the settings of a run, its scores, and the time, device and versions of the run."""
 
     score: float | None
     score_error: float | None
@@ -89,7 +89,7 @@ class Result(RunSettings, total=False):
 
 
 def score_settings(features: Features | None, reference: Reference | None) -> ScoreSettings:
-    """The settings that a score depends on besides the samples."""
+    """The settings that a score depends on, besides the samples."""
     return {
         "score_name": features.score_name if features else None,
         "features": features.note if features else None,
@@ -102,7 +102,7 @@ def score_settings(features: Features | None, reference: Reference | None) -> Sc
 
 
 def folder_name(settings: RunSettings) -> str:
-    """The name of a run's folder: every setting that is not the default is part of it, so no run replaces another."""
+    """The name of a run's folder. It contains every setting that is not the default, so no run overwrites another."""
     start = "auto" if settings["chooses_start"] else settings["t_start"]
     parts = [
         settings["sampler"],
@@ -126,7 +126,7 @@ def folder_name(settings: RunSettings) -> str:
 
 
 def components_label(settings: RunSettings) -> str:
-    """The components of a late start in words, with the classes if there are any; empty for a single Gaussian."""
+    """The mixture of a late start in words, with the selected classes; empty for a single Gaussian."""
     components = settings.get("components", ONE)
     if components == LABELS:
         return " ".join(["labels", *map(str, settings.get("classes", []))])
@@ -134,7 +134,7 @@ def components_label(settings: RunSettings) -> str:
 
 
 def own_labels(settings: RunSettings) -> str:
-    """The user's eval.classifier, module:function, as a part of a folder name; empty for the data set's own."""
+    """The user's eval.classifier, as a part of a folder name; empty for the data set's own classifier."""
     name = settings["classifier"] or ""
     return name.replace(":", "-") if ":" in name else ""
 
@@ -147,15 +147,15 @@ def finished(settings: RunSettings, folder: Path) -> Result | None:
 
 
 def all_finished(settings: RunSettings, folder: Path) -> list[Result]:
-    """All scored results in the folder that agree with the given settings."""
+    """All scored results in the folder whose settings include the given ones."""
     results = [files.read_json(path) for path in sorted(folder.glob("*/result.json"))]
     return [result for result in results if result.items() >= settings.items() and result["score"] is not None]
 
 
 def circumstances(seconds: float, count: int) -> Result:
-    """Time, rate, device and library versions of a run of `count` images."""
+    """The time, rate, device and library versions of a run of `count` images."""
     return {
-        "wall_seconds": round(seconds, 3),  # includes compilation where this run is the first of its kind
+        "wall_seconds": round(seconds, 3),  # includes compilation, if this run compiled its programs
         "images_per_second": round(count / seconds, 3),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "scipy")},

@@ -15,9 +15,9 @@ class Metric(NamedTuple):
     """A row of METRICS.
 
     Attributes:
-      function: maps the tally of the samples and the reference to one value for each field.
-      fields: the fields of result.json that the values are stored in.
-      needs: a key of AVAILABLE, the data that the function needs.
+      function: maps the accumulated samples (a Tally) and the reference to one value for each field.
+      fields: the fields of result.json in which the values are stored.
+      needs: the data that the function needs, a key of AVAILABLE.
     """
 
     function: Callable[[Tally, Reference], Sequence[Any]]
@@ -36,7 +36,7 @@ def num_compared(tally: Tally, reference: Reference) -> tuple[int]:
 
 
 def kid(tally: Tally, reference: Reference) -> Kid:
-    """The kernel distance, see `kid_prdc.kid`."""
+    """The kernel Inception distance, see `kid_prdc.kid`."""
     return kid_prdc.kid(reference.features, tally.reservoir)
 
 
@@ -51,7 +51,7 @@ def density_coverage(tally: Tally, reference: Reference) -> tuple[float, float]:
 
 
 def label_shares(tally: Tally, reference: Reference) -> LabelScores:
-    """The shares of the labels, their entropies and their distance, see `labels.label_scores`."""
+    """The shares of the labels, their entropies and the distance between them, see `labels.label_scores`."""
     return label_scores(tally.label_counts, reference.label_counts)
 
 
@@ -84,13 +84,14 @@ AVAILABLE: dict[str, Callable[[Tally, Reference], bool]] = {
     "features": _has_features,
     "labels": _has_labels,
 }
-"""Whether samples and reference have the data: moments of features, enough single features, or counts of labels."""
+"""For each kind of data, whether samples and reference have it: moments of features, enough features, label counts."""
 
 
 def scores(tally: Tally, reference: Reference) -> Result:
     """The values of all METRICS, by field.
 
-    If a metric lacks its data (see AVAILABLE), its fields are None, or left out if it is the metric of the labels.
+    If the data of a metric are missing (see AVAILABLE), its fields are None. The fields of the label metric are left
+    out instead.
     """
     result: Result = {}
     for metric in METRICS:

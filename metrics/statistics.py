@@ -1,4 +1,4 @@
-"""Statistics files: fits of a data set by a Gaussian or a mixture, and the moments of its features."""
+"""Statistics files: the Gaussian or mixture fitted to a data set, and the moments of its features."""
 
 import dataclasses
 import hashlib
@@ -31,18 +31,18 @@ from sampling.components import fit_mixture as mixture_of
 from sampling.eigenpairs import ROWS
 from sampling.late_start import ARRAYS, LABELS, ONE, DataGaussian, DataMixture, forms_covariance
 
-# Kinds of statistics; the other kinds are the names of the features.
+# The kinds of statistics are GAUSSIAN, MIXTURE_<components>, and the names of features ("classifier", "inception", ..).
 GAUSSIAN = "gaussian"
-MIXTURE = "mixture"  # followed by the value of sampling.components
+MIXTURE = "mixture"
 SPLIT = "train"  # samples are scored against this split
-VERSION = 3  # incremented when a statistics file would hold other numbers or other names
-AGAIN = "run --mode=fid_stats again with this config"
+VERSION = 3  # must be incremented if a change of the code changes the numbers or names in statistics files
+RERUN_STATS = "run --mode=fid_stats again with this config"
 
 
 def stats_path(config: ConfigDict, kind: str) -> Path:
-    """The file in which fid_stats saves the training split's statistics; kind is a name of features, or GAUSSIAN.
+    """The file in which fid_stats saves statistics of this kind.
 
-    A Gaussian or mixture is in the network's range, so data.centered=false has a file of its own.
+    A Gaussian or mixture is in the network's range, so it has another file if data.centered is false.
     """
     suffix = "_01" if kind.startswith((GAUSSIAN, MIXTURE)) and not config.data.centered else ""
     name = f"{datasets.slug(config)}_{kind}{suffix}.npz"
@@ -60,11 +60,11 @@ def require_stats(config: ConfigDict, *kinds: str) -> None:
 
 
 def mixture_kind(components: str) -> str:
-    """The kind of the statistics of late starts with this value of sampling.components."""
+    """The kind of statistics for a value of sampling.components: GAUSSIAN for "1", else "mixture_<components>"."""
     return GAUSSIAN if components == ONE else f"{MIXTURE}_{components}"
 
 
-# The origin of a statistics file: a JSON object that must agree with the config of the run that reads the file
+# The origin of a statistics file: a JSON object with the data it was made of, compared with the config of each reader
 
 
 def _origin(config: ConfigDict, **facts: Any) -> dict[str, Any]:
@@ -88,25 +88,25 @@ def _gaussian_origin(config: ConfigDict) -> dict[str, Any]:
 
 
 def _image_files(config: ConfigDict) -> dict[str, str | None]:
-    """The folder of the images and a fingerprint of the files. For the file eval.reference they are not compared."""
+    """The path of the images and a hash of the files. They are not compared if statistics come from eval.reference."""
     return {"path": datasets.absolute(config.data.path), "stamp": datasets.stamp(config, SPLIT)}
 
 
 def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
-    """The origin of the file at `path`, from its JSON. Raises UserError if it differs from what is expected.
+    """Parses the origin of the file at `path`. Raises UserError if a value differs from the expected one.
 
-    An expected value of None is skipped: a fingerprint is None if the images no longer exist.
+    Expected values of None are not compared: the hash of the image files is None if the images no longer exist.
     """
     try:
         origin = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its origin cannot be read ({error}): {AGAIN}") from error
+        raise UserError(f"{path}: its origin cannot be read ({error}): {RERUN_STATS}") from error
     for name, value in expected.items():
         if value is None or value == origin.get(name):
             continue
         if name == "stamp":
-            raise UserError(f"{path}: the images at {origin.get('path')} have changed since it was made: {AGAIN}")
-        raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {AGAIN}")
+            raise UserError(f"{path}: the images at {origin.get('path')} have changed since it was made: {RERUN_STATS}")
+        raise UserError(f"{path}: its {name} is {origin.get(name)}, this config's {value}: {RERUN_STATS}")
     return origin
 
 
@@ -114,7 +114,11 @@ def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[
 
 
 def require_enough(images: HostPixels, rank: int) -> None:
-    """Raises UserError for a single image. Also for a rank that the images do not allow, if `fit_gaussian` uses it."""
+    """Raises UserError if there is only one image.
+
+    Also raises it if there are too few images for this rank, and the covariance is too large to be formed, so that
+    `fit_gaussian` uses the rank.
+    """
     if len(images) < 2:
         raise UserError("the training split is one image: a covariance needs at least 2")
     dim = images[0].size
@@ -126,8 +130,8 @@ def require_enough(images: HostPixels, rank: int) -> None:
 def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussian:
     """The Gaussian of the images in the network's range: [-1, 1] if centered, else [0, 1].
 
-    It is fitted to the pixels as they are stored and then scaled. rank: the number of eigenpairs. If the covariance is
-    formed (see `late_start.forms_covariance`), all eigenpairs are kept, and each process reads only its own images.
+    It is fitted to the stored pixels and then scaled. rank: the number of eigenpairs. If the covariance is formed (see
+    `late_start.forms_covariance`), all eigenpairs are kept, and each process reads only its own images.
     """
     dim = images[0].size
     if forms_covariance(dim):
@@ -138,13 +142,13 @@ def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussi
 
 
 def _to_network_range(centered: bool) -> tuple[float, float]:
-    """(scale, shift) of pixels to the network's range."""
+    """The (scale, shift) that maps pixels to the network's range."""
     low, high = np.float64(datasets.to_network_range(np.array([0, 255]), centered))
     return (high - low) / 255, low
 
 
 def _moments(images: HostPixels) -> Moments:
-    """The moments of the pixels, summed over all processes."""
+    """The moments of the pixels. Each process reads its own rows, and the sums of all processes are merged."""
     moments = Moments(images[0].size)
     size = parallel.round_up(EXACT_ROWS)
     batches = datasets.in_order(images, size)
@@ -154,13 +158,13 @@ def _moments(images: HostPixels) -> Moments:
 
 
 def _slices(images: HostPixels) -> Iterator[HostPixels]:
-    """One pass over the images, in batches."""
+    """Yields all images once, in batches."""
     for start in tqdm(range(0, len(images), ROWS), "directions"):
         yield images[start : start + ROWS]
 
 
 def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: HostPixels) -> Path:
-    """Writes the Gaussian of a split's images with its origin, which includes the SHA-256 of the images."""
+    """Writes the Gaussian of the images and its origin, which includes the SHA-256 of the images."""
     path = stats_path(config, GAUSSIAN)
     digest = hashlib.sha256(images).hexdigest()
     origin = _gaussian_origin(config) | _image_files(config) | {"count": len(images), "images_sha256": digest}
@@ -171,13 +175,13 @@ def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: HostPixels
 def load_gaussian(config: ConfigDict) -> DataGaussian:
     """Reads the Gaussian that `save_gaussian` wrote.
 
-    Raises UserError if the file is broken or has no origin, and if it was made of another data set, size or range, or
-    by another version.
+    Raises UserError if the file is broken, has no origin, or was made for another data set, image size, range or
+    VERSION.
     """
     path = stats_path(config, GAUSSIAN)
     stored = read_npz(path, required=set(ARRAYS))
     if "origin" not in stored:
-        raise UserError(f"{path} does not say which images it was made of: {AGAIN}")
+        raise UserError(f"{path} does not say which images it was made of: {RERUN_STATS}")
     _checked_origin(_gaussian_origin(config) | _image_files(config), path, str(stored["origin"]))
     return DataGaussian.of_arrays(stored, path)
 
@@ -222,7 +226,7 @@ def fit_mixture(
 def save_mixture(
     config: ConfigDict, components: str, mixture: DataMixture, names: Int[np.ndarray, "components"]
 ) -> Path:
-    """Writes the mixture with its origin, and the class or cluster number of each component."""
+    """Writes the mixture, the class or cluster number of each component, and the origin."""
     path = stats_path(config, mixture_kind(components))
     origin = _gaussian_origin(config) | _image_files(config) | {"components": components}
     write_npz(path, mixture.arrays() | {"names": names, "origin": np.asarray(json.dumps(origin))})
@@ -232,7 +236,7 @@ def save_mixture(
 def load_mixture(config: ConfigDict) -> DataMixture:
     """The mixture of config.sampling.components, restricted to config.sampling.classes if there are any.
 
-    Raises UserError if the file is broken or was made of other data, and for a class that does not exist.
+    Raises UserError if the file is broken or was made of other data, or if a class does not exist.
     """
     settings = config.sampling
     path = stats_path(config, mixture_kind(settings.components))
@@ -252,7 +256,7 @@ def load_mixture(config: ConfigDict) -> DataMixture:
 
 
 def save_reference(config: ConfigDict, features: Features, tally: Tally, *, labeller: Labeller | None = None) -> Path:
-    """Writes a split's statistics with their origin; mu and sigma are the names that pytorch-fid reads."""
+    """Writes the statistics of the features and their origin. mu and sigma are the names that pytorch-fid reads."""
     path = stats_path(config, config.eval.features)
     moments = tally.moments
     origin = _features_origin(config, features) | {
@@ -267,11 +271,11 @@ def save_reference(config: ConfigDict, features: Features, tally: Tally, *, labe
 
 
 def load_reference(config: ConfigDict, features: Features, labeller: Labeller | None = None) -> Reference:
-    """The statistics of fid_stats, or those in the file config.eval.reference, which other software may have written.
+    """Reads the statistics in config.eval.reference or, if that is empty, those that fid_stats wrote.
 
-    Such a file holds `mu` of shape [dim] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's code) of shape
-    [dim, dim], and no origin. Raises UserError if the file is broken, or was made of other data, features or labels, or
-    by another version.
+    A file of other software contains `mu` of shape [dim] and `sigma` (pytorch-fid, EDM) or `cov` (the paper's code) of
+    shape [dim, dim], and no origin. Raises UserError if the file is broken, or was made for other data, features or
+    labels, or by another VERSION.
     """
     path = path_field(config, "eval.reference") if config.eval.reference else stats_path(config, config.eval.features)
     stored = read_npz(path, required={"mu"} if config.eval.reference else {"mu", "sigma", "origin"})
@@ -280,12 +284,12 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
     if "origin" not in stored:
         return Reference(mean, cov, digest, f"{path.name}, which does not say what it was made of")
     expected = _features_origin(config, features)
-    if not config.eval.reference:  # eval.reference may be made on another machine, where the images have another path
+    if not config.eval.reference:  # eval.reference may come from another machine, where the images have another path
         expected |= _image_files(config)
     origin = _checked_origin(expected, path, str(stored["origin"]))
     same_labels = labeller is not None and labeller.name == origin.get("classifier")
     if labeller and config.eval.classifier and not same_labels:
-        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {AGAIN}")
+        raise UserError(f"{path} counts labels of {origin.get('classifier')}, not of {labeller.name}: {RERUN_STATS}")
     return Reference(
         mean=mean,
         cov=cov,
@@ -299,7 +303,7 @@ def load_reference(config: ConfigDict, features: Features, labeller: Labeller | 
 def _checked_moments(
     stored: Mapping[str, Shaped[np.ndarray, "..."]], features: Features, path: Path
 ) -> tuple[Real[np.ndarray, "dim"], Real[np.ndarray, "dim dim"]]:
-    """Mean and covariance. Raises UserError for missing arrays, other shapes, and values that are not finite."""
+    """The mean and covariance. Raises UserError for missing arrays, wrong shapes, and values that are not finite."""
     mean = stored["mu"]
     cov = stored.get("sigma", stored.get("cov"))
     if cov is None or mean.shape != (features.dim,) or cov.shape != (features.dim, features.dim):
@@ -311,7 +315,7 @@ def _checked_moments(
 
 
 def reference_of(tally: Tally, path: Path) -> Reference:
-    """The reference made of a tally; `path` is the folder or file of its images."""
+    """Makes a reference from accumulated images; `path` is the folder or file of these images."""
     moments = tally.moments
     mean = moments.mean
     cov = moments.cov

@@ -20,16 +20,16 @@ from images.generated import OpenedImages
 from metrics.features import Features, rebatched
 from metrics.labels import Labeller
 
-GROUPS = 10  # of the jackknife
-RESERVOIR = 10_000  # feature vectors that are kept
+GROUPS = 10  # groups of the jackknife
+RESERVOIR = 10_000  # largest number of feature vectors that are kept
 
 
 class Tally:
-    """Accumulates moments of features in groups, a bounded number of the features themselves, and counts of labels.
+    """Accumulates moments of features in groups, a bounded number of feature vectors, and label counts.
 
     Image i belongs to group i % groups; a jackknife over the groups gives the standard error of a score. The reservoir
-    keeps the features of every stride-th image, in float32, up to RESERVOIR of them. The result does not depend on the
-    batches, up to rounding.
+    keeps the feature vectors of every stride-th image, in float32, up to RESERVOIR vectors. Up to rounding, the result
+    does not depend on the batches.
 
     Attributes:
       count: the number of images so far.
@@ -65,13 +65,13 @@ class Tally:
 
     @property
     def reservoir(self) -> Float32[np.ndarray, "kept dim"]:
-        """The features that are kept."""
+        """The feature vectors that are kept."""
         if len(self._reservoir) > 1:
             self._reservoir = [np.concatenate(self._reservoir)]
         return self._reservoir[0]
 
     def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """The state as named arrays, for `of_arrays`."""
+        """The state as named arrays; `of_arrays` is the inverse."""
         arrays = {"label_counts": self.label_counts, "reservoir": self.reservoir, "stride": np.asarray(self._stride)}
         for number, moments in enumerate(self.groups):
             arrays |= {f"group{number}_{name}": array for name, array in moments.arrays().items()}
@@ -101,19 +101,19 @@ def merged(groups: Iterable[Moments]) -> Moments:
 
 
 def _padded_sum(counts: Int[np.ndarray, "n"], more: Int[np.ndarray, "m"]) -> Int[np.ndarray, "size"]:
-    """The sum, after the shorter array is filled up with zeros."""
+    """The sum of two arrays, after the shorter one is padded with zeros."""
     size = max(len(counts), len(more))
     return np.pad(counts, (0, size - len(counts))) + np.pad(more, (0, size - len(more)))
 
 
 def observe(tally: Tally, features: Features | None, labeller: Labeller | None, pixels: Pixels, *, count: int) -> None:
-    """Adds the first `count` of a batch of images to a tally, on every process."""
+    """Adds the first `count` images of a batch to the tally of every process."""
     vectors = parallel.all_rows(features.extract(pixels))[:count] if features else np.zeros((count, 0))
     tally.update(vectors, labeller.count(pixels, count) if labeller else None)
 
 
 def tally_split(images: HostPixels, features: Features, labeller: Labeller | None, *, batch_size: int) -> Tally:
-    """The tally of a split of the data, in one group. Each process reads its own rows of the batches."""
+    """Accumulates a split of the data, in one group. Each process reads its own rows of the batches."""
     size = parallel.round_up(batch_size)
     tally = Tally(features.dim, groups=1, stride=ceil_div(len(images), RESERVOIR))
     batches = datasets.in_order(images, size)
@@ -124,9 +124,9 @@ def tally_split(images: HostPixels, features: Features, labeller: Labeller | Non
 
 
 def open_images(config: ConfigDict, path: Path) -> OpenedImages:
-    """The images in a folder or an array file, after all are checked.
+    """Checks and opens all images in a folder or an array file.
 
-    Raises UserError for a single image, and for the reasons that `generated.open_images` gives.
+    Raises UserError if there is only one image, and as `generated.open_images` does.
     """
     images = generated.open_images(path, datasets.image_shape(config))
     if images.count < 2:
@@ -137,7 +137,7 @@ def open_images(config: ConfigDict, path: Path) -> OpenedImages:
 def tally_images(
     config: ConfigDict, features: Features, labeller: Labeller | None, images: OpenedImages
 ) -> tuple[Tally, str]:
-    """The tally of images made elsewhere, and the SHA-256 of their pixels."""
+    """Accumulates images made by other software. Returns the tally and the SHA-256 of the pixels."""
     tally = Tally(features.dim, stride=ceil_div(images.count, RESERVOIR))
     digest = hashlib.sha256()
 

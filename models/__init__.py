@@ -1,4 +1,4 @@
-"""Creation of networks by name, and their predictions as pure functions of the parameters."""
+"""Creates networks by name, and applies them as pure functions of their parameters."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM}
 
 Params = nnx.State
 
-# By config.schedule.name: functions of config.model and config.schedule.
+# config.schedule.name: a function of (config.model, config.schedule) that makes the noise schedule.
 SCHEDULES: dict[str, Callable[[ConfigDict, ConfigDict], NoiseSchedule]] = {
     "linear": lambda model, _: NoiseSchedule.linear(*_end_betas(model), model.num_scales),
     "scaled_linear": lambda model, _: schedules.scaled_linear(*_end_betas(model), model.num_scales),
@@ -40,7 +40,7 @@ SCHEDULES: dict[str, Callable[[ConfigDict, ConfigDict], NoiseSchedule]] = {
 
 
 def make_schedule(config: ConfigDict) -> NoiseSchedule:
-    """The noise schedule of config.schedule, with model.num_scales times."""
+    """Makes the noise schedule of config.schedule, with model.num_scales times."""
     schedule = SCHEDULES[config.schedule.name](config.model, config.schedule)
     return schedules.zero_terminal_snr(schedule) if config.schedule.zero_snr else schedule
 
@@ -50,12 +50,12 @@ def _end_betas(model: ConfigDict) -> tuple[float, float]:
 
 
 def create_model(config: ConfigDict, rng: RandomKey) -> tuple[nnx.GraphDef, Params]:
-    """The network of config.model: its static definition, and parameters initialised with the key `rng`."""
+    """Creates the network of config.model: its graphdef, and parameters initialised with the key `rng`."""
     return nnx.split(_build(config, rng), nnx.Param)
 
 
 def abstract_params(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:
-    """The same as `create_model`, with shapes and dtypes in place of the parameters; computes nothing."""
+    """Like `create_model`, but with shapes and dtypes in place of parameter values. Computes nothing."""
     return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0))), nnx.Param)
 
 
@@ -72,14 +72,16 @@ def apply_model(
     dropout_key: RandomKey | None = None,
     **inputs: AnyArray,
 ) -> Images:
-    """The network's output for its own input x at its own time t; what it is, config.model.prediction says.
+    """Returns the network's output, which is the quantity that config.model.prediction names.
 
-    labels: for networks with classes only.
-    dropout_key: applies dropout with this key; None switches dropout off.
+    x and t must be scaled as config.model.convention says.
+
+    labels: only for networks with classes.
+    dropout_key: the random key of dropout; None switches dropout off.
     inputs: further inputs of the network by name, such as `augment` of SongUNet.
 
-    If config.model.dtype is bfloat16, the network computes with params and x rounded to bfloat16. The parameters, their
-    gradients and the output keep their own dtype.
+    If config.model.dtype is bfloat16, the network computes with params and x rounded to bfloat16. The parameters and
+    their gradients keep the dtype of params, and the output has the dtype of x.
     """
     rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
     inputs |= {} if labels is None else {"labels": labels}
@@ -93,7 +95,7 @@ def apply_model(
 def make_denoiser(
     config: ConfigDict, graphdef: nnx.GraphDef, params: Params, dropout_key: RandomKey | None = None
 ) -> Denoiser:
-    """The network of config.model with these parameters, and its noise schedule.
+    """Combines the network of config.model, its parameters and its noise schedule into a Denoiser.
 
     dropout_key: as for `apply_model`.
     """

@@ -1,6 +1,6 @@
-"""ADM's U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233) and improved-diffusion's (arXiv 2102.09672).
+"""The U-Nets of ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) and improved-diffusion (arXiv 2102.09672).
 
-The defaults are the form of Karras et al. (2022), appendix F.
+With the default settings, this is the ADM network of Karras et al. (2022), appendix F.
 """
 
 import jax
@@ -31,10 +31,11 @@ RESAMPLE = {
 
 
 class ADM(nnx.Module):
-    """Predicts what model.prediction names, at the time of model.convention.
+    """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
 
-    model.resamp_in_blocks: whether residual blocks halve and double the images; otherwise convolutions do.
-    model.scale_shift: whether the embedding scales and shifts the second norm of a block; otherwise it is added.
+    model.resamp_in_blocks: whether residual blocks halve and double the images; if not, convolutions do.
+    model.scale_shift: whether the embedding scales and shifts the output of the second norm of a block; if not, the
+      embedding is added before that norm.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
@@ -88,9 +89,9 @@ class ADM(nnx.Module):
         labels: Labels | None = None,
         augment: Float[Array, "batch augment_dim"] | None = None,
     ) -> Images:
-        """The prediction for x at times t, and the variance in further channels if it is learned.
+        """Returns the prediction for x at times t; a learned variance is in further channels.
 
-        Arguments as for `SongUNet`.
+        The arguments are those of `SongUNet`.
         """
         emb = self._embedding(t, labels, augment).astype(x.dtype)
         x = self.conv_in(x)

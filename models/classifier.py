@@ -1,4 +1,4 @@
-"""A small image classifier, trained on the data set's own labels; its features can replace Inception's in the FID."""
+"""A small image classifier, trained on the labels of the data set. Its features can replace Inception's in the FID."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from models.weights import digest
 
 FEATURES = 64  # dimension of the features
 BATCH_SIZE = 128
-TRAINING_IMAGES = 400_000  # images per training unless told otherwise, counted with repetition
-TEST_BATCH_SIZE = 500  # at most
+TRAINING_IMAGES = 400_000  # default of `train`: images over all steps, repetitions included
+TEST_BATCH_SIZE = 500  # the most images in a batch
 
 Labelled = tuple[UInt8[np.ndarray, "_ height width channels"], Integer[np.ndarray, "_"]]
-"""Images and their labels, equally many; the number differs between training and test set."""
+"""Images, and one label per image. "_" because the training and the test set have different sizes."""
 
 
 class Network(nnx.Module):
@@ -40,7 +40,7 @@ class Network(nnx.Module):
         self.logits = dense(FEATURES, num_classes, rngs=rngs)
 
     def features(self, images: Pixels | HostPixels, rngs: nnx.Rngs | None = None) -> Float[Array, "batch features"]:
-        """The activations below the logits; dropout is applied if `rngs` is given."""
+        """Returns the input of the layer `logits`. Dropout is applied if `rngs` is given."""
         x = images.astype(jnp.float32) / 127.5 - 1
         for conv in (self.conv1, self.conv2, self.conv3):
             x = jax.nn.swish(conv(x))
@@ -53,8 +53,8 @@ class Classifier(NamedTuple):
 
     Attributes:
       network: the network.
-      accuracy: share of held-out images that are classified correctly, 0 to 1.
-      num_held_out: number of these images.
+      accuracy: fraction of held-out images that are classified correctly, 0 to 1.
+      num_held_out: number of held-out images.
       digest: SHA-256 of the weights.
     """
 
@@ -67,7 +67,7 @@ class Classifier(NamedTuple):
 def train(train_set: Labelled, test_set: Labelled, seed: int, num_images: int = TRAINING_IMAGES) -> Classifier:
     """Trains a classifier with Adam and a cosine decay, and measures its accuracy on `test_set`.
 
-    num_images: images of all training steps together.
+    num_images: total number of images over all training steps.
     """
     images, labels = train_set
     steps = num_images // BATCH_SIZE
@@ -97,12 +97,12 @@ def train(train_set: Labelled, test_set: Labelled, seed: int, num_images: int = 
 
 @nnx.jit
 def predict(network: Network, images: Pixels | HostPixels) -> Int[Array, "batch"]:
-    """The most likely class of each image."""
+    """Returns the most likely class of each image."""
     return jnp.argmax(network.logits(network.features(images)), axis=-1)
 
 
 def predict_all(network: Network, images: HostPixels) -> Integer[np.ndarray, "batch"]:
-    """`predict` in batches, for any number of images."""
+    """Applies `predict` in batches, for any number of images."""
     batches = np.array_split(images, ceil_div(len(images), TEST_BATCH_SIZE))
     return np.concatenate([predict(network, batch) for batch in batches])
 
@@ -113,21 +113,21 @@ def _accuracy(network: Network, test_set: Labelled) -> float:
 
 
 def save(path: Path, classifier: Classifier, image_shape: ImageShape) -> None:
-    """Writes the classifier to an .npz file, with the shape of its images."""
+    """Writes the classifier and the shape of its images to an .npz file."""
     weights = {"/".join(key): np.asarray(value[...]) for key, value in _variables(classifier.network)}
     facts = {"accuracy": classifier.accuracy, "num_held_out": classifier.num_held_out, "image_shape": image_shape}
     write_npz(path, weights | {name: np.asarray(value) for name, value in facts.items()})
 
 
 def load(path: Path, image_shape: ImageShape) -> Classifier:
-    """The classifier that `save` wrote.
+    """Reads a classifier that `save` wrote.
 
     Raises UserError if the file is damaged, or if the classifier is for images of another shape.
     """
     facts = read_npz(path, required={"accuracy", "num_held_out", "image_shape", "logits/bias"})
     shape = tuple(int(size) for size in facts["image_shape"])
     if shape != image_shape:
-        raise UserError(f"{path}: a classifier of images of shape {list(shape)}, not {list(image_shape)}")
+        raise UserError(f"{path}: the classifier is for images of shape {list(shape)}, not {list(image_shape)}")
     network = nnx.eval_shape(lambda: Network(shape, len(facts["logits/bias"]), nnx.Rngs(0)))
     weights = read_npz(path, required={"/".join(key) for key, _ in _variables(network)})
     for key, variable in _variables(network):
@@ -141,5 +141,5 @@ def load(path: Path, image_shape: ImageShape) -> Classifier:
 
 
 def _variables(network: Network) -> list[tuple[tuple[str, ...], nnx.Variable]]:
-    """The parameters with their paths, in a fixed order."""
+    """Lists the parameters with their paths, in a fixed order."""
     return [(key, variable) for key, variable in nnx.iter_graph(network) if isinstance(variable, nnx.Param)]

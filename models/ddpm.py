@@ -23,12 +23,12 @@ from models.layers import (
 
 
 class DDPM(nnx.Module):
-    """Predicts what model.prediction names, by default the noise in x.
+    """The U-Net; model.prediction says what it predicts, by default the noise in x.
 
     `down`, `middle` and `up` hold blocks of `models.layers`. `down` and `up` are lists of stages, and a stage is a list
-    of blocks applied in order. The output of every down stage is pushed to a stack of skip connections; every up stage
-    pops one and appends it to its input's channels. With model.patch_size = p, the U-Net works on images whose pixels
-    are patches of p x p pixels.
+    of blocks applied in order. The output of every down stage is pushed to a stack of skip connections. Every up stage
+    pops one skip connection and concatenates it with its input along the channels. With model.patch_size = p, the U-Net
+    treats each patch of p x p pixels as one pixel with more channels.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
@@ -37,7 +37,7 @@ class DDPM(nnx.Module):
         self.nf = model.nf
         self.centered = data.centered
         self.act = NONLINEARITIES[model.nonlinearity]
-        self.dtype = jnp.dtype(model.dtype)  # of the computation, see models.apply_model
+        self.dtype = jnp.dtype(model.dtype)  # models.apply_model computes in it
         self.patch_size = model.patch_size
         patch_channels = data.num_channels * model.patch_size**2
         if model.conditional:
@@ -52,7 +52,7 @@ class DDPM(nnx.Module):
         self.conv_out = conv3x3(blocks.channels, patch_channels, init_scale=0, rngs=rngs)
 
     def __call__(self, x: Images, t: Real[Array, "batch"], rngs: nnx.Rngs | None = None) -> Images:
-        """The prediction for x at times t; dropout is applied if `rngs` is given."""
+        """Returns the prediction for x at times t. Dropout is applied if `rngs` is given."""
         temb = self._time_embedding(t, x.dtype)
         h = self.conv_in(space_to_depth(x if self.centered else 2 * x - 1, self.patch_size))
         skips = [h]
@@ -71,11 +71,11 @@ class DDPM(nnx.Module):
 
 
 class _BlockMaker:
-    """Makes the stages of the U-Net in order: call `down`, `middle` and `up` once each.
+    """Makes the stages of the U-Net. Call `down`, `middle` and `up` once each, in this order.
 
     Attributes:
-      channels: of the output of the last stage made so far.
-      skips: the channels of the skip connections made so far and not used yet.
+      channels: output channels of the last stage made so far.
+      skips: the channels of the skip connections that no up stage uses yet.
     """
 
     def __init__(self, config: ConfigDict, rngs: nnx.Rngs):
@@ -88,7 +88,7 @@ class _BlockMaker:
         self.has_attention = [size in config.model.attn_resolutions for size in sizes]
 
     def down(self) -> nnx.List:
-        """From the finest level to the coarsest."""
+        """Makes the stages from the finest level to the coarsest."""
         stages = []
         for level, mult in enumerate(self.model.ch_mult):
             if level:
@@ -100,14 +100,14 @@ class _BlockMaker:
         return nnx.List([nnx.List(stage) for stage in stages])
 
     def middle(self) -> nnx.List:
-        """At the coarsest level."""
+        """Makes the blocks at the coarsest level."""
         before = self._resnet(self.channels, self.channels)
         attention = self._attention()
         after = self._resnet(self.channels, self.channels)
         return nnx.List([before, attention, after])
 
     def up(self) -> nnx.List:
-        """From the coarsest level to the finest."""
+        """Makes the stages from the coarsest level to the finest."""
         stages = []
         for level, mult in reversed(list(enumerate(self.model.ch_mult))):
             for block in range(self.model.num_res_blocks + 1):

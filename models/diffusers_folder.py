@@ -1,4 +1,4 @@
-"""Reads a folder of diffusers: the place of its UNet2DModel, its weights, and what its noise scheduler says."""
+"""Reads a folder of diffusers: finds its UNet2DModel, reads the weights, and checks its noise scheduler."""
 
 import math
 import re
@@ -19,8 +19,9 @@ STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 SCHEDULER = "scheduler_config.json"
 
-# Glob patterns, the preferred first. The settings lie in the folder itself, in that of a pipeline, or in a folder of
-# the cache of huggingface_hub. The weights are one file, an index of several, or a variant such as fp16.
+# Glob patterns; the first that matches is used. The settings are in the folder itself, in the unet folder of a
+# pipeline, or in a cache folder of huggingface_hub. The weights are one file, an index of several, or a variant such
+# as fp16.
 SETTINGS_FILES = ("config.json", "unet/config.json", "snapshots/*/config.json", "snapshots/*/unet/config.json")
 WEIGHTS_FILES = (
     WEIGHTS,
@@ -33,27 +34,27 @@ WEIGHTS_FILES = (
     "*.safetensors",
     "*.bin",
 )
-# From the folder of the network to that of the scheduler: the same, its neighbour in a pipeline, or its neighbour
-# beside the folder of a training checkpoint (checkpoint-500/unet_ema).
+# Paths from the network's folder to the scheduler's: the same folder, its `scheduler` folder or parent, the `scheduler`
+# folder of a pipeline, or the `scheduler` folder beside a training checkpoint (checkpoint-500/unet_ema).
 SCHEDULER_PLACES = (".", "scheduler", "..", "../scheduler", "../../scheduler")
 
-# One of several files of weights, such as diffusion_pytorch_model-00001-of-00002.safetensors.
+# Matches one of several files of weights, such as diffusion_pytorch_model-00001-of-00002.safetensors.
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
-# Names of the attention layers in diffusers up to version 0.16, for example in google/ddpm-cifar10-32.
+# The names of attention layers up to diffusers 0.16 (for example in google/ddpm-cifar10-32), and their current names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_LAYER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
-# Schedulers of diffusers for a network on discrete times, whose default betas are linear from 1e-4 to 0.02.
+# The supported schedulers: those for networks with discrete times. Their default betas are linear from 1e-4 to 0.02.
 SCHEDULERS = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
     *("PNDMScheduler", "RePaintScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"),
     *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
 )
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # diffusers' names of config.model.prediction
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction: its name in diffusers
 
-# Settings of a scheduler that determine what the network means, with diffusers' values where they are missing.
+# Settings of a scheduler that a network depends on, and the values that diffusers uses where a setting is missing.
 DEFAULTS = {
     "prediction_type": "epsilon",
     "num_train_timesteps": 1000,
@@ -65,7 +66,7 @@ DEFAULTS = {
     "timestep_type": "discrete",
     "use_flow_sigmas": False,
 }
-# The fields of the config that determine them here. For the others, only the default is supported.
+# The config fields that correspond to these settings. Of the other settings, only the default is supported.
 FIELDS = {
     "prediction_type": "model.prediction",
     "num_train_timesteps": "model.num_scales",
@@ -75,7 +76,7 @@ FIELDS = {
 
 
 def find_settings(source: Path) -> Path:
-    """The config.json of the network at `source`: a folder or pipeline of diffusers, or a file in one.
+    """Returns the path of the network's config.json. `source` is a folder or pipeline of diffusers, or a file in one.
 
     Raises UserError if there is none, or more than one.
     """
@@ -83,7 +84,7 @@ def find_settings(source: Path) -> Path:
 
 
 def find_weights(source: Path, settings: Path) -> Path:
-    """The weights of the network at `source` with these settings: a file, an index of files, or the first of several.
+    """Returns the path of the network's weights: a file, an index of files, or the first of several files.
 
     Raises UserError if there are none, or more than one variant.
     """
@@ -93,7 +94,7 @@ def find_weights(source: Path, settings: Path) -> Path:
 
 
 def _find(folder: Path, patterns: Iterable[str], kind: str) -> Path:
-    """The file that matches the first pattern with a match."""
+    """Returns the file that matches the first pattern that any file matches."""
     for pattern in patterns:
         match sorted(folder.glob(pattern)):
             case [file]:
@@ -109,7 +110,7 @@ def _find(folder: Path, patterns: Iterable[str], kind: str) -> Path:
 
 
 def read_weights(file: Path) -> dict[str, Any]:
-    """The arrays of a file of weights, or of all that belong to it, by their current names.
+    """Reads the arrays of a file of weights and of all files that belong to it, under diffusers' current names.
 
     Raises UserError if a file is missing or cannot be read.
     """
@@ -120,11 +121,11 @@ def read_weights(file: Path) -> dict[str, Any]:
 
 
 def _parts(file: Path) -> list[Path]:
-    """The files over which the weights are distributed: those of an index, or all of a numbered sequence."""
+    """Lists the files that the weights are split into: the files in an index, or all of a numbered sequence."""
     if file.suffix == ".json":
         names = read_json(file).get("weight_map")
         if not isinstance(names, dict) or not all(Path(str(name)).name == name for name in names.values()):
-            raise UserError(f"{file}: not an index of weights: its weight_map should name the file of every tensor")
+            raise UserError(f"{file}: not an index of weights: weight_map should have the file name of every tensor")
         return [file.with_name(name) for name in sorted(set(names.values()))]
     if numbered := SHARD.fullmatch(file.name):
         stem, count, suffix = numbered.groups()
@@ -146,7 +147,7 @@ def _read_arrays(file: Path) -> dict[str, Any]:
 
 
 def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
-    """The content of scheduler_config.json for the network of the config."""
+    """Returns the content of scheduler_config.json for the network of the config."""
     model = config.model
     return {
         "_class_name": "DDPMScheduler",
@@ -160,12 +161,12 @@ def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_schedulers(folder: Path, config: ConfigDict) -> None:
-    """Checks that the schedulers of the network in `folder` agree with the config.
+    """Checks that all schedulers found for the network in `folder` agree with the config.
 
-    Without a scheduler the network is taken to predict eps, on the schedule of the config. Warns about settings of the
-    sampler that differ from config.sampling.
+    If there is no scheduler, the network is assumed to predict eps, on the noise schedule of the config. Warns about
+    settings of the sampler that differ from config.sampling.
 
-    Raises UserError if a scheduler has another prediction or noise schedule; the message names what differs.
+    Raises UserError if the prediction type or the noise schedule differs; the message names the settings that differ.
     """
     files = [folder / place / SCHEDULER for place in SCHEDULER_PLACES if (folder / place / SCHEDULER).exists()]
     for file in files:
@@ -185,7 +186,7 @@ def _check_scheduler(file: Path, scheduler: dict[str, Any], config: ConfigDict) 
     found = DEFAULTS | scheduler
     wrong = [_difference(key, found[key], expected[key]) for key in DEFAULTS if not _agree(found[key], expected[key])]
     if wrong:
-        raise UserError(f"{file}: {'; '.join(wrong)}; the network must be used on the schedule of its training")
+        raise UserError(f"{file}: {'; '.join(wrong)}; a network needs the noise schedule that it was trained with")
     _warn_of_sampler(file, scheduler, config)
 
 
@@ -201,7 +202,7 @@ def _agree(found: Any, expected: Any) -> bool:
 
 
 def _warn_of_sampler(file: Path, scheduler: dict[str, Any], config: ConfigDict) -> None:
-    """Warns about settings that change only the sampling, which follows config.sampling here."""
+    """Warns about settings that affect only sampling. They are ignored, because config.sampling replaces them."""
     spacing = scheduler.get("timestep_spacing", "leading")
     if scheduler.get("clip_sample", config.sampling.clip_x0) != config.sampling.clip_x0:
         warn(f"{file}: clip_sample is {scheduler['clip_sample']}, but config.sampling.clip_x0 decides here")

@@ -1,8 +1,8 @@
-"""Networks of EDM (Karras et al. 2022, github.com/NVlabs/edm) from its .pkl files, read as data.
+"""Reads networks of EDM (Karras et al. 2022, github.com/NVlabs/edm) from its .pkl files without executing code.
 
-The original loader executes the source text of the networks' modules that these pickles contain. Here the pickle is
-interpreted by `models.torch_file`, the source text is skipped, and the network is built from the recorded arguments of
-its constructor.
+These pickles contain the source text of the network's modules, and EDM's own loader executes it. Here,
+`models.torch_file` interprets the pickle, the source text is skipped, and the network is built from the constructor
+arguments that the pickle records.
 """
 
 import functools
@@ -32,7 +32,7 @@ OPERATIONS = frozenset(
 MOST_MODULES = 20_000
 MOST_BLOCKS = 1000
 
-# Arguments of the U-Nets: the section and the field of our config, and the default of EDM.
+# For each argument of EDM's U-Nets: our config field, and EDM's default.
 COMMON = {
     "img_resolution": ("data.image_size", None),
     "in_channels": ("data.num_channels", None),
@@ -59,31 +59,31 @@ DHARIWAL = COMMON | {
     "attn_resolutions": ("model.attn_resolutions", [32, 16, 8]),
 }
 UNETS = {"SongUNet": ("songunet", SONG), "DhariwalUNet": ("adm", DHARIWAL)}
-POSITIONS = ("img_resolution", "in_channels", "out_channels", "label_dim", "augment_dim")  # arguments without keywords
+POSITIONS = ("img_resolution", "in_channels", "out_channels", "label_dim", "augment_dim")  # the positional arguments
 IGNORED = ("out_channels", "label_dropout")  # out_channels follows from the preconditioning
 
 
 class Object(NamedTuple):
-    """A persistent object of EDM: the name of its class and its attributes."""
+    """A persistent object in EDM's pickles: the name of its class, and its attributes."""
 
     class_name: str
     state: dict
 
 
 class ModuleDict(dict):
-    """torch's ModuleDict, whose attributes are its items."""
+    """torch's ModuleDict. Its items are the attributes that the pickle sets."""
 
 
 def read_network(path: Path) -> Object:
-    """The network of a .pkl of EDM. Raises UserError if the file is damaged or holds no such network."""
+    """Reads the network in a .pkl of EDM. Raises UserError if the file is damaged or has no network of EDM."""
     try:
         with path.open("rb") as file:
             value = interpret(file, _dialect(path.stat().st_size))
         network = expect(dict, value)["ema"]
         if not isinstance(network, Object) or network.class_name not in PRECONDITIONINGS:
-            raise ValueError(f"its network is none of {', '.join(PRECONDITIONINGS)}")
+            raise ValueError(f"the class of its network is none of {', '.join(PRECONDITIONINGS)}")
         if _unet(network).class_name not in UNETS:
-            raise ValueError(f"its U-Net is none of {', '.join(UNETS)}")
+            raise ValueError(f"the class of its U-Net is none of {', '.join(UNETS)}")
         return network
     except DAMAGE as error:
         reason = "its parts do not fit together" if isinstance(error, LookupError) else str(error)
@@ -91,9 +91,9 @@ def read_network(path: Path) -> Object:
 
 
 def network_fields(path: Path) -> dict[str, Any]:
-    """The config fields, such as "model.nf", that describe the network of a .pkl of EDM and how EDM samples from it.
+    """Returns config fields, such as "model.nf", for the network of a .pkl of EDM and for EDM's sampler.
 
-    Raises UserError as `read_network` does, and for arguments that our networks do not have.
+    Raises UserError as `read_network` does, and for constructor arguments that our networks do not have.
     """
     network = read_network(path)
     unet = _unet(network)
@@ -115,7 +115,7 @@ def network_fields(path: Path) -> dict[str, Any]:
 
 
 def _check_sizes(fields: Mapping[str, Any]) -> None:
-    """Raises ValueError for a size that no network has, which would keep its construction busy for ever."""
+    """Raises ValueError for an implausible size, because building such a network would take too long."""
     levels = expect(list, fields["model.ch_mult"])
     if not 1 <= fields["model.num_res_blocks"] * len(levels) <= MOST_BLOCKS:
         raise ValueError("it has too many blocks, or none")
@@ -126,23 +126,26 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
 
 
 def load_edm(path: Path, config: ConfigDict) -> Params:
-    """The weights of a .pkl of EDM for the network of the config.
+    """Reads the weights of a .pkl of EDM for the network of the config.
 
-    Raises UserError if an array is missing, left over, or of another shape, or as `read_network` does.
+    Raises UserError if an array is missing, left over or has another shape, and as `read_network` does.
     """
     try:
         weights = _arrays(_unet(read_network(path)))
     except DAMAGE as error:
         raise UserError(f"{path}: the modules of its network do not fit together; fetch it anew") from error
     weights = {name: array for name, array in weights.items() if not name.endswith("resample_filter")}
-    return fill_renamed(path, config, weights, lambda keys: _foreign(keys, config))
+    return fill_renamed(path, config, weights, lambda keys: _foreign_name(keys, config))
 
 
 # The pickle
 
 
 def _dialect(file_size: int) -> Dialect:
-    """What these pickles may do: tensors are files of torch.save in the older format, inside the pickle."""
+    """Returns the operations that these pickles may use.
+
+    Tensors are stored inside the pickle, as files in the older format of torch.save.
+    """
     unclaimed = file_size
 
     def call(name: Any, arguments: Any) -> Any:
@@ -163,10 +166,10 @@ def _dialect(file_size: int) -> Dialect:
                 return struct.unpack("<d", data)[0]
         return rebuild(name, arguments)
 
-    return Dialect(NAMES, OPERATIONS, call, _build)
+    return Dialect(NAMES, OPERATIONS, call, _run_build)
 
 
-def _build(target: Any, attributes: Any) -> Any:
+def _run_build(target: Any, attributes: Any) -> Any:
     if isinstance(target, ModuleDict):
         target.update(expect(dict, attributes))
     elif target != DTYPE or expect(tuple, attributes)[1:2] != ("<",):
@@ -179,7 +182,7 @@ def _unet(network: Object) -> Object:
 
 
 def _arrays(root: Object) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """All parameters and buffers by their names in torch's state dict."""
+    """Returns all parameters and buffers by their names in torch's state dict."""
     arrays = {}
     waiting = [("", root)]
     for _ in range(MOST_MODULES):  # a damaged file may hold a module that contains itself
@@ -194,7 +197,7 @@ def _arrays(root: Object) -> dict[str, Shaped[np.ndarray, "..."]]:
     raise ValueError("it has too many modules")
 
 
-# The preconditionings: the config fields that each of their states determines
+# For each preconditioning class of EDM: the config fields that follow from its attributes
 
 
 def _edm(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def _iddpm(state: Mapping[str, Any]) -> dict[str, Any]:
 
 PRECONDITIONINGS = {"EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm}
 
-# The names
+# The names of parameters in EDM's files
 
 OUTER = {
     "emb_dense1": "map_layer0",
@@ -264,8 +267,8 @@ INNER = {
 ATTENTION = {"norm": "norm2", "query": "qkv", "key": "qkv", "value": "qkv", "out": "proj"}
 
 
-def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Convert]:
-    """The name in EDM of a parameter of ours, and the function from its array to ours."""
+def _foreign_name(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Convert]:
+    """Returns EDM's name of one of our parameters, and the function that converts EDM's array to our layout."""
     sizes = [config.data.image_size >> level for level in range(len(config.model.ch_mult))]
     leaf = {"kernel": "weight", "scale": "weight"}.get(keys[-1], keys[-1])
     layer = keys[-2] if len(keys) > 1 else None
@@ -295,20 +298,20 @@ def _foreign(keys: tuple[str | int, ...], config: ConfigDict) -> tuple[str, Conv
         if "attention" in keys:
             place = f"{place}.{ATTENTION[layer]}"
             if ATTENTION[layer] == "qkv":
-                convert = functools.partial(_part, index=("query", "key", "value").index(layer))
+                convert = functools.partial(_part_of_qkv, index=("query", "key", "value").index(layer))
         else:
             place = f"{place}.{INNER[layer]}"
     return f"{place}.{leaf}", convert
 
 
 def _from_torch(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array in our layout: [out, in, height, width] to [height, width, in, out], or [in, out] for 1x1 and dense."""
+    """Converts to our layout: [out, in, height, width] to [height, width, in, out]; 1x1 and dense to [in, out]."""
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
         return array[0, 0] if array.shape[:2] == (1, 1) else array
     return array.T
 
 
-def _part(array: Shaped[np.ndarray, "..."], index: int) -> Shaped[np.ndarray, "..."]:
-    """Query, key or value (index 0, 1 or 2) of the joint layer, whose channels go through them fastest."""
+def _part_of_qkv(array: Shaped[np.ndarray, "..."], index: int) -> Shaped[np.ndarray, "..."]:
+    """Extracts query, key or value (index 0, 1 or 2) of the joint qkv layer, whose outputs are q, k, v, q, k, v, ..."""
     return _from_torch(array[index::3])

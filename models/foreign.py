@@ -1,4 +1,4 @@
-"""Import of DDPM weights from the paper's PyTorch code and from diffusers' UNet2DModel; export to diffusers."""
+"""Imports DDPM weights from the paper's PyTorch code and from diffusers' UNet2DModel, and exports to diffusers."""
 
 import itertools
 import re
@@ -35,14 +35,14 @@ from models.weights import require_finite
 
 
 class ForeignCheckpoint(NamedTuple):
-    """Training step, raw weights and their exponential moving average."""
+    """The training step, the raw weights, and the exponential moving average of the weights."""
 
     step: int
     params: nnx.State
     ema: nnx.State
 
 
-# Settings of a UNet2DModel: the value of the network of the DDPM paper, and diffusers' default for a missing setting.
+# For each setting of a UNet2DModel: its value for the DDPM paper's network, and the value where the setting is missing.
 UNET_SETTINGS = {
     "_class_name": ("UNet2DModel", None),
     "act_fn": ("silu", "silu"),
@@ -73,15 +73,15 @@ UNET_FIELDS = {
 
 
 def load_foreign(path: str | Path, config: ConfigDict) -> ForeignCheckpoint:
-    """The weights of a .pth of the paper's code, or of diffusers, for the network of the config.
+    """Reads the weights of a .pth of the paper's code, or of diffusers, for the network of the config.
 
-    path: the .pth; or a folder or pipeline of diffusers, or a file in it. These have only one set of weights and no
-      step: it is used for both `params` and `ema`, and the step is 0.
+    path: the .pth; or a folder or pipeline of diffusers, or a file in it. diffusers stores one set of weights and no
+      step, so `params` and `ema` are equal and the step is 0.
 
     The weights are converted to float32. No code from the file is executed.
 
-    Raises UserError if the file is damaged or holds another network, another noise schedule, or weights that are not
-    finite. The message names the config fields, or the settings of the UNet2DModel or scheduler, that differ.
+    Raises UserError if the file is damaged, if the network or the noise schedule differs from the config, or if a
+    weight is not finite. The message names the config fields or the settings in diffusers that differ.
     """
     path = Path(path)
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".json"):
@@ -100,7 +100,7 @@ def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) ->
     _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
     arrays = {keys: np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
     weights = {
-        # Contiguous, because safetensors writes an array's memory and ignores its strides.
+        # The arrays must be contiguous, because safetensors writes the memory of an array and ignores its strides.
         tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
         for tensor in tensors(_network(config), DIFFUSERS)
     }
@@ -119,12 +119,14 @@ def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
                 f"{path}: not a checkpoint of the paper's code, which is a dict of model, step and ema (with a list "
                 "shadow_params); give a file that its training wrote"
             )
-    weights.pop("sigmas", None)  # a table of noise levels that score_sde saves with every network; DDPM ignores it
+    weights.pop("sigmas", None)  # score_sde saves a table of noise levels with every network; DDPM does not use it
     _check_fields(path, config, _paper_fields(path, weights, config.data.image_size))
     model = _network(config)
     expected = list(tensors(model, PAPER))
     if len(shadow) != len(expected):
-        raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(expected)}; fetch the file anew")
+        raise UserError(
+            f"{path}: the EMA has {len(shadow)} tensors, but the network has {len(expected)}; fetch the file anew"
+        )
     ema = {tensor.name: array for tensor, array in zip(expected, shadow, strict=True)}
     return ForeignCheckpoint(
         _step(path, step),
@@ -134,7 +136,7 @@ def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
 
 
 def _step(path: Path, step: int | Shaped[np.ndarray, "..."]) -> int:
-    """The training step, which is a number or a tensor of one."""
+    """Returns the training step, which the file stores as a number or as a tensor with one element."""
     number = np.asarray(step)
     if number.size != 1 or number.dtype.kind not in "iu" or not 0 <= number.item() < 2**31:
         raise UserError(f"{path}: its step is not one whole number from 0 to 2^31; fetch the file anew")
@@ -152,11 +154,11 @@ def _load_diffusers(source: Path, config: ConfigDict) -> ForeignCheckpoint:
 
 
 def load_unet2d(source: str | Path) -> UNet2D:
-    """The network of diffusers in its own configuration, for any that models/unet2d.py supports, with its weights.
+    """Loads a network of diffusers, with its weights, in any configuration that models/unet2d.py supports.
 
     source: a folder or pipeline of diffusers, or a file in it.
 
-    Raises UserError if the folder is damaged, the configuration not supported, or a weight not finite.
+    Raises UserError if the folder is damaged, if the configuration is not supported, or if a weight is not finite.
     """
     settings = find_settings(Path(source))
     model = abstract(read_settings(settings, read_json(settings)))
@@ -166,13 +168,14 @@ def load_unet2d(source: str | Path) -> UNet2D:
 
 
 def _network(config: ConfigDict) -> DDPM:
-    """The network of the config, with shapes in place of values."""
+    """Returns the network of the config, with shapes in place of values."""
     return nnx.merge(*abstract_params(config))
 
 
 def _state(path: Path | str, model: nnx.Module, expected: Iterable[Tensor], weights: Mapping[str, Any]) -> nnx.State:
-    """The parameters of the abstract `model` with the weights of a foreign file, which should be those `expected`.
+    """Fills the parameters of the abstract `model` with the weights of a foreign file.
 
+    expected: the tensors that the file must have.
     path: for error messages.
 
     Raises UserError if an array is missing, left over, of another shape, not floating point, or not finite.
@@ -197,7 +200,7 @@ def _state(path: Path | str, model: nnx.Module, expected: Iterable[Tensor], weig
 
 
 def _our_fields(config: ConfigDict) -> dict[str, Any]:
-    """The config fields that determine the network; attn_resolutions without sizes that the network does not have."""
+    """Returns the config fields that determine the network. attn_resolutions is limited to the sizes of its levels."""
     model = config.model
     data = config.data
     return {
@@ -218,7 +221,7 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _attends(config: ConfigDict) -> list[bool]:
-    """Whether each level has attention, from the finest to the coarsest."""
+    """Returns whether each level has attention, from the finest level to the coarsest."""
     sizes = [config.data.image_size >> level for level in range(len(config.model.ch_mult))]
     return [size in config.model.attn_resolutions for size in sizes]
 
@@ -229,7 +232,7 @@ def _resolutions(attends: Iterable[bool], image_size: int) -> tuple[int, ...]:
 
 
 def _multiples(channels: Iterable[int], nf: int) -> tuple[float, ...]:
-    """The channels divided by nf, as integers if possible."""
+    """Returns the channels divided by nf, as integers if possible."""
     return tuple(count // nf if count % nf == 0 else count / nf for count in channels)
 
 
@@ -246,12 +249,12 @@ def _check_fields(path: Path, config: ConfigDict, fields: Mapping[str, Any], who
 
 
 def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """The config fields of a network of the paper's code, from the names and shapes of its weights.
+    """Infers the config fields of a network of the paper's code from the names and shapes of its weights.
 
     Every module is represented by a letter (see `_letter`). A regular expression then matches the sequence: time
     embedding (DD) if any, convolution, levels of ResNet blocks with or without attention, norm, convolution.
 
-    Raises UserError for another network.
+    Raises UserError if the weights belong to another kind of network.
     """
     modules = _paper_modules(weights)
     letters = "".join(map(_letter, modules))
@@ -261,7 +264,7 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
 
     first = match.start(2)
     nf, num_channels, *_ = modules[first - 1]["weight"]
-    segments = match[2].split("S")  # levels of `down`; the last level of `down` with `middle`; levels of `up`
+    segments = match[2].split("S")  # one for each level of `down`, the last with `middle`; then for each level of `up`
     *down, middle = segments[: len(segments) // 2 + 1]
     starts = list(itertools.accumulate((len(level) + 1 for level in down), initial=first))
     num_res_blocks = down[0].count("R") if down else (middle.count("R") - 3) // 2
@@ -285,7 +288,7 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
 
 
 def _paper_modules(weights: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
-    """For each of the paper's `all_modules`: the shapes of its parameters by name; empty if it has none."""
+    """Returns, for each of the paper's `all_modules`, the shapes of its parameters by name."""
     modules = defaultdict(dict)
     for name, array in weights.items():
         match name.split(".", 2):
@@ -295,7 +298,7 @@ def _paper_modules(weights: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]
 
 
 def _letter(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The kind of a module: R ResNet block, A attention, S change of resolution, C convolution, D dense, N norm."""
+    """Classifies a module: R ResNet block, A attention, S change of resolution, C convolution, D dense, N norm."""
     if "NIN_3.W" in shapes:
         return "A"
     if len(shapes.get("Conv_1.weight", ())) == 4:
@@ -306,9 +309,9 @@ def _letter(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
-    """The config fields that correspond to the config.json of a UNet2DModel.
+    """Returns the config fields that correspond to the config.json of a UNet2DModel.
 
-    Raises UserError if the file is not such a config, or has a setting that is not supported.
+    Raises UserError if the file is not the config of a UNet2DModel, or has a setting that is not supported.
     """
     unet = read_json(file)
     supported = {key: value for key, (value, _) in UNET_SETTINGS.items()}
@@ -337,7 +340,7 @@ def _unet_fields(file: Path, image_size: int) -> dict[str, Any]:
 
 
 def _side(sample_size: Any, image_size: int) -> Any:
-    """The height and width of the network's images; `image_size` if the network is for any."""
+    """Returns the height and width of the network's images, or `image_size` if the network allows any size."""
     match sample_size:
         case None:
             return image_size
@@ -347,7 +350,7 @@ def _side(sample_size: Any, image_size: int) -> Any:
 
 
 def _unet_config(config: ConfigDict) -> dict[str, Any]:
-    """The content of config.json of a UNet2DModel for the network of the config."""
+    """Returns the content of a UNet2DModel's config.json for the network of the config."""
     model = config.model
     data = config.data
     return {

@@ -1,8 +1,8 @@
-"""Networks of improved-diffusion and guided-diffusion (github.com/openai) from their .pt files.
+"""Reads networks of improved-diffusion and guided-diffusion (github.com/openai) from their .pt files.
 
-A file holds arrays by name and does not describe its network: config.json beside it must hold the arguments of
-UNetModel, and those of the diffusion that differ from the projects' defaults (`diffusion_steps`, `noise_schedule`,
-`rescale_timesteps`).
+A .pt file has named arrays and no description of its network. So config.json beside the file must have the arguments
+of UNetModel. It must also have `diffusion_steps`, `noise_schedule` and `rescale_timesteps` where they differ from
+1000, "linear" and true.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine"}
 
 
 def network_fields(path: Path) -> dict[str, Any]:
-    """The config fields of the network of a .pt file, from the config.json beside it.
+    """Returns the config fields of the network in a .pt file, from the config.json beside it.
 
-    Raises UserError if there is none, or it describes a network that is not supported.
+    Raises UserError if there is no config.json, or if it describes a network that is not supported.
     """
     given = _arguments(path)
     try:
@@ -69,7 +69,10 @@ def network_fields(path: Path) -> dict[str, Any]:
 
 
 def load_guided(path: Path, config: ConfigDict) -> Params:
-    """The weights of a .pt file for the network of the config. Raises UserError as `read_pth` and `fill_renamed` do."""
+    """Reads the weights of a .pt file for the network of the config.
+
+    Raises UserError as `read_pth` and `fill_renamed` do.
+    """
     weights = read_pth(path)
     if not isinstance(weights, dict) or not all(isinstance(array, np.ndarray) for array in weights.values()):
         raise UserError(
@@ -84,7 +87,7 @@ def load_guided(path: Path, config: ConfigDict) -> Params:
         kind = {"kernel": "weight", "scale": "weight", "bias": "bias"}[leaf]
         name, part, heads = names[tuple(place)]
         if part is not None:
-            return f"{name}.{kind}", lambda array: _to_ours(_part(array, part, heads, new_order=new_order))
+            return f"{name}.{kind}", lambda array: _to_ours(_part_of_qkv(array, part, heads, new_order=new_order))
         return f"{name}.{kind}", (lambda array: array) if name == "label_emb" else _to_ours
 
     return fill_renamed(path, config, weights, foreign)
@@ -98,7 +101,7 @@ def _arguments(path: Path) -> dict[str, Any]:
 
 
 Place = tuple[str | int, ...]
-"""The path of a layer in our network."""
+"""The path of a layer or block in our network."""
 
 OUTER = {
     "emb_dense1": "time_embed.0",
@@ -120,7 +123,10 @@ PARTS = ("query", "key", "value")
 
 
 def _names(network: nnx.Module) -> Iterator[tuple[Place, tuple[str, int | None, int]]]:
-    """Pairs of a layer's place and (its foreign name, its part of a joint qkv layer or None, the number of heads)."""
+    """Yields for each layer of our network: its place, and (its foreign name, part, heads).
+
+    part: the index in PARTS if the layer is a part of a joint qkv layer, otherwise None.
+    """
     for ours, theirs in OUTER.items():
         yield (ours,), (theirs, None, 0)
     for place, block, name, attention in _blocks(network):
@@ -137,7 +143,7 @@ def _names(network: nnx.Module) -> Iterator[tuple[Place, tuple[str, int | None, 
 
 
 def _blocks(network: nnx.Module) -> Iterator[tuple[Place, nnx.Module, str, str]]:
-    """(place, block, foreign name of the block, of its attention) of all blocks."""
+    """Yields for each block: place, block, foreign name of the block, foreign name of its attention."""
     down = [(("down", level, i), block) for level, blocks in enumerate(network.down) for i, block in enumerate(blocks)]
     for index, (place, block) in enumerate(down):
         yield place, block, f"input_blocks.{index + 1}.0", f"input_blocks.{index + 1}.1"
@@ -151,12 +157,17 @@ def _blocks(network: nnx.Module) -> Iterator[tuple[Place, nnx.Module, str, str]]
                 index += 1
                 attends = block.attention is not None
                 yield ("up", level, i), block, f"output_blocks.{index}.0", f"output_blocks.{index}.1"
-            elif level:  # what doubles is the last part of the output block before it
+            elif level:  # a block that doubles the image is, in the file, the last part of the output block before it
                 yield ("up", level, i), block, f"output_blocks.{index}.{1 + attends}", ""
 
 
-def _part(array: Shaped[np.ndarray, "..."], part: int, heads: int, *, new_order: bool) -> Shaped[np.ndarray, "..."]:
-    """Query, key or value of a joint layer, whose channels are (head, part, channel), or (part, head, channel)."""
+def _part_of_qkv(
+    array: Shaped[np.ndarray, "..."], part: int, heads: int, *, new_order: bool
+) -> Shaped[np.ndarray, "..."]:
+    """Extracts query, key or value of a joint qkv layer.
+
+    Its output channels have the axes (head, part, channel), or (part, head, channel) in the new order.
+    """
     axes = (3, heads) if new_order else (heads, 3)
     split = array.reshape(*axes, -1, *array.shape[1:])
     chosen = split[part] if new_order else split[:, part]
@@ -164,7 +175,7 @@ def _part(array: Shaped[np.ndarray, "..."], part: int, heads: int, *, new_order:
 
 
 def _to_ours(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array in our layout: [out, in, height, width] to [height, width, in, out], or [in, out] for 1x1 and dense."""
+    """Converts to our layout: [out, in, height, width] to [height, width, in, out]; 1x1 and dense to [in, out]."""
     if array.ndim == 3:
         array = array[:, :, 0]
     if array.ndim == 4:

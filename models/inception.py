@@ -1,8 +1,8 @@
-"""The Inception-v3 network of the FID (Szegedy et al. 2015, as in pytorch-fid): images to 2048 features.
+"""The Inception-v3 network of the FID (Szegedy et al. 2015, as in pytorch-fid). It computes 2048 features of an image.
 
 It differs from torchvision's Inception-v3 in two points: average pooling does not count the padding, and the last block
-uses max pooling (pytorch-fid's FIDInceptionA, C, E_1 and E_2). The modules have the names of the published file, so a
-parameter's path in the network is its name in the file.
+uses max pooling (pytorch-fid's FIDInceptionA, C, E_1 and E_2). The modules have the same names as in the published
+file, so the path of a parameter in the network is its name in the file.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from core.shapes import HostPixels, Images, Pixels
 from models.torch_file import read_pth
 
 FEATURES = 2048  # dimension of the features
-SIZE = 299  # height and width that the network computes on
+SIZE = 299  # height and width to which images are resized
 BATCH_NORM_EPS = 1e-3
 
 LayerOutput = Float[Array, "batch out_height out_width out_channels"]
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
 
 
 def square(channels: int, size: int, stride: int = 1) -> Layer:
-    """A layer with a square kernel. With a stride, there is no padding."""
+    """Returns a layer with a square kernel. With a stride, there is no padding."""
     padding = "SAME" if stride == 1 else "VALID"
     return Layer(channels, kernel=(size, size), stride=stride, padding=padding)
 
@@ -64,12 +64,12 @@ Branches = Mapping[str, list[Layer | tuple[Layer, ...]]]
 
 
 def mean_pool(x: Images) -> Images:
-    """Means over 3x3 windows with stride 1; padding is not counted."""
+    """Computes means over 3x3 windows with stride 1. Padding is not counted."""
     return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
 def max_pool(x: Images, stride: int = 2) -> LayerOutput:
-    """Maxima over 3x3 windows. With a stride, there is no padding."""
+    """Computes maxima over 3x3 windows. With a stride above 1, there is no padding."""
     return nnx.max_pool(x, (3, 3), (stride, stride), "SAME" if stride == 1 else "VALID")
 
 
@@ -79,14 +79,14 @@ POOL = "branch_pool"  # the branch that starts with pooling
 class Mixed(nnx.Module):
     """An Inception block: parallel branches whose outputs are concatenated.
 
-    A branch is a list of layers applied in order; an element of the list may be a tuple of two parallel layers.
+    A branch is a list of layers applied in order. An element of the list may be a tuple of two parallel layers.
 
-    In the published file, the layers of a branch are named branch_1, branch_2, ...; parallel layers branch_3a and
-    branch_3b; and the only layer of a branch has the name of the branch.
+    In the published file, the layers of a branch are named branch_1, branch_2, and so on. Parallel layers are named
+    branch_3a and branch_3b. If a branch has one layer, the layer has the name of the branch.
 
     Attributes:
-      names: pairs of a branch's name and the names of its layers; each element is a tuple of parallel layers.
-      channels: of the output.
+      names: for each branch, its name and the names of its layers: a tuple of names for each step of the branch.
+      channels: the number of output channels.
     """
 
     def __init__(self, channels: int, pool: Pool, branches: Branches, *, rngs: nnx.Rngs):
@@ -119,7 +119,7 @@ class Mixed(nnx.Module):
 
 
 def mixed_a(pooled: int) -> tuple[Pool, Branches]:
-    """Block A; `pooled` is the number of channels of the pooling branch."""
+    """Returns block A. `pooled` is the number of channels of the pooling branch."""
     return mean_pool, {
         "branch1x1": [Layer(64)],
         "branch5x5": [Layer(48), square(64, 5)],
@@ -129,7 +129,7 @@ def mixed_a(pooled: int) -> tuple[Pool, Branches]:
 
 
 def mixed_b() -> tuple[Pool, Branches]:
-    """Block B, which halves height and width."""
+    """Returns block B, which halves height and width."""
     return max_pool, {
         "branch3x3": [square(384, 3, stride=2)],
         "branch3x3dbl": [Layer(64), square(96, 3), square(96, 3, stride=2)],
@@ -138,7 +138,7 @@ def mixed_b() -> tuple[Pool, Branches]:
 
 
 def mixed_c(width: int) -> tuple[Pool, Branches]:
-    """Block C; `width` is the number of channels inside the 7x7 branches."""
+    """Returns block C. `width` is the number of channels inside the 7x7 branches."""
     row = (1, 7)
     column = (7, 1)
     return mean_pool, {
@@ -150,7 +150,7 @@ def mixed_c(width: int) -> tuple[Pool, Branches]:
 
 
 def mixed_d() -> tuple[Pool, Branches]:
-    """Block D, which halves height and width."""
+    """Returns block D, which halves height and width."""
     return max_pool, {
         "branch3x3": [Layer(192), square(320, 3, stride=2)],
         "branch7x7x3": [Layer(192), Layer(192, (1, 7)), Layer(192, (7, 1)), square(192, 3, stride=2)],
@@ -159,7 +159,7 @@ def mixed_d() -> tuple[Pool, Branches]:
 
 
 def mixed_e(pool: Pool) -> tuple[Pool, Branches]:
-    """Block E; its 3x3 branches end in two parallel layers."""
+    """Returns block E, whose 3x3 branches end in two parallel layers."""
     both = (Layer(384, (1, 3)), Layer(384, (3, 1)))
     return pool, {
         "branch1x1": [Layer(320)],
@@ -190,7 +190,7 @@ MIXED = {
     "Mixed_7c": mixed_e(functools.partial(max_pool, stride=1)),
 }
 POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # layers that are followed by max pooling
-# The ends of pytorch-fid's four blocks, with their number of channels.
+# The last layers of pytorch-fid's four blocks, with their number of channels.
 BLOCK_ENDS = {"Conv2d_2b_3x3": 64, "Conv2d_4a_3x3": 192, "Mixed_6e": 768, "Mixed_7c": FEATURES}
 
 
@@ -208,11 +208,11 @@ class Inception(nnx.Module):
             channels = block.channels
 
     def __call__(self, images: Pixels | HostPixels) -> Float[Array, "batch 2048"]:
-        """The FID's features of grey or RGB images of any size."""
+        """Computes the FID's features of grey or RGB images of any size."""
         return self.blocks(images)[FEATURES]
 
     def blocks(self, images: Pixels | HostPixels) -> dict[int, Float[Array, "batch _"]]:
-        """The spatial means after pytorch-fid's four blocks, by their number of channels: 64, 192, 768 and 2048."""
+        """Computes the spatial means after pytorch-fid's four blocks. The keys are the channels: 64, 192, 768, 2048."""
         x = prepare(images)
         means = {}
         for name in (*STEM, *MIXED):
@@ -226,7 +226,7 @@ class Inception(nnx.Module):
 def prepare(images: Pixels | HostPixels) -> Float[Array, "batch 299 299 3"]:
     """Scales grey or RGB images to [-1, 1], resizes them to 299 x 299 and repeats a grey channel three times.
 
-    The resize is bilinear with half-pixel centres and without antialiasing, as torch's F.interpolate, for any size.
+    The resize is bilinear with half-pixel centres and without antialiasing, like torch's F.interpolate.
     """
     x = images.astype(jnp.float32) / 127.5 - 1
     x = jax.image.resize(x, (len(x), SIZE, SIZE, x.shape[-1]), "bilinear", antialias=False)
@@ -235,25 +235,25 @@ def prepare(images: Pixels | HostPixels) -> Float[Array, "batch 299 299 3"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """The FID's feature extractor: a jitted function of images, on all devices.
+    """The FID's feature extractor: a jitted function of images that runs on all devices.
 
     Attributes:
-      params: the weights, on every device.
-      digest: SHA-256 of the weights after folding.
+      params: the weights, replicated on every device.
+      digest: SHA-256 of the weights, after batch norms are folded into the convolutions.
     """
 
     params: nnx.State
     digest: str
 
     def __call__(self, images: Pixels | HostPixels) -> Float[Array, "batch 2048"]:
-        """The features of grey or RGB images of any size."""
+        """Computes the features of grey or RGB images of any size."""
         return _features(self.params, images)
 
 
 def load(path: str | Path) -> Network:
-    """The feature extractor with the weights of a file.
+    """Loads the feature extractor with the weights of a file.
 
-    path: a .pth as published by pytorch-fid, or an .npz with the same names and layouts.
+    path: the .pth that pytorch-fid publishes, or an .npz with the same names and layouts.
 
     Raises UserError if the file is damaged or holds another network.
     """
@@ -280,7 +280,7 @@ def _graphdef() -> nnx.GraphDef:
 
 
 def _abstract() -> Inception:
-    """The network with shapes in place of values."""
+    """Returns the network with shapes in place of values."""
     return nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
 
 
@@ -294,14 +294,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _convolutions(network: Inception) -> list[tuple[tuple[str, ...], nnx.Conv]]:
-    """Every convolution with its path, in a fixed order."""
+    """Returns every convolution with its path, in a fixed order."""
     return sorted(((keys, node) for keys, node in nnx.iter_graph(network) if isinstance(node, nnx.Conv)))
 
 
 def _fold(
     path: Path, named: Mapping[str, Any], name: str, shape: tuple[int, ...]
 ) -> tuple[Float[np.ndarray, "height width channels out_channels"], Float[np.ndarray, "out_channels"]]:
-    """Kernel and bias of a convolution of this name and kernel shape, with the batch norm after it folded in."""
+    """Returns kernel and bias of the convolution `name`, with the batch norm after it folded in."""
     norm = name.removesuffix("conv") + "bn"
     height, width, channels, out_channels = shape
     expected = {f"{name}.weight": (out_channels, channels, height, width)}  # torch's layout

@@ -1,7 +1,7 @@
 """Building blocks of the DDPM U-Net (Ho et al. 2020, as in the paper's code).
 
-Every block is called as block(h, temb, rngs), whether or not it uses the time embedding `temb` and the dropout keys
-`rngs` (None disables dropout). So the U-Net is a list of blocks.
+Every block is called as block(h, temb, rngs), even if it does not use the time embedding `temb` or the dropout keys
+`rngs` (None disables dropout). So the U-Net can be a list of blocks.
 """
 
 import math
@@ -29,12 +29,13 @@ NONLINEARITIES: dict[str, Callable[[AnyArray], AnyArray]] = {
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:
-    """DDPM's initialiser for kernels: uniform with variance scale / fan_avg.
+    """Returns DDPM's initialiser for kernels: uniform with variance scale / fan_avg.
 
-    scale: 0 stands for 1e-10, which makes the output of a residual branch almost zero at first.
+    scale: 0 stands for 1e-10, so the output of a residual branch is almost zero at first.
 
-    The values are drawn by numpy: compiling an XLA generator for every layer would take longer than training a small
-    network. Only a traced key, as in `jax.eval_shape`, needs a callback, which JAX compiles and cannot keep on disk.
+    NumPy draws the values, because compiling an XLA generator for every layer would take longer than training a small
+    network. A traced key, as in `jax.eval_shape`, needs a callback; functions with callbacks cannot be kept in JAX's
+    compilation cache on disk.
     """
 
     def init(key, shape, dtype, **_):
@@ -55,7 +56,7 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
 def add_to_pixels(
     x: Float[Array, "batch *space channels"], values: Float[Array, "*batch channels"]
 ) -> Float[Array, "batch *space channels"]:
-    """Adds values, one vector per image or one for all, to every pixel."""
+    """Adds one vector per image, or one for all images, to every pixel."""
     if jax.default_backend() == "cpu":
         return cpu.add_to_pixels(x, values)
     return x + (values if values.ndim == 1 else jnp.expand_dims(values, range(1, x.ndim - 1)))
@@ -64,7 +65,7 @@ def add_to_pixels(
 def space_to_depth(x: Images, size: int) -> Float[Array, "batch patch_rows patch_columns patch_channels"]:
     """Turns patches of size x size pixels into channels: [B, H, W, C] to [B, H / size, W / size, size^2 C].
 
-    The channels of a patch are its pixels row by row, and within a pixel its C channels.
+    The channels of the result list the pixels of a patch row by row, with the C channels of each pixel together.
     """
     batch, height, width, channels = x.shape
     patches = x.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
@@ -79,11 +80,11 @@ def depth_to_space(x: Float[Array, "batch patch_rows patch_columns patch_channel
 
 
 class Conv(nnx.Conv):
-    """nnx.Conv that adds its bias with `add_to_pixels`. Arguments as for nnx.Conv."""
+    """nnx.Conv, but adds the bias with `add_to_pixels`. The arguments are those of nnx.Conv."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.use_bias = False  # super().__call__ must not add the bias; the parameter exists nevertheless
+        self.use_bias = False  # so that super().__call__ does not add the bias; the parameter already exists
 
     def __call__(self, x: Images) -> Float[Array, "batch out_height out_width out_channels"]:
         y = super().__call__(x)
@@ -91,7 +92,7 @@ class Conv(nnx.Conv):
 
 
 class Dense(nnx.Linear):
-    """nnx.Linear over the last axis that adds its bias with `add_to_pixels`."""
+    """nnx.Linear over the last axis, but adds the bias with `add_to_pixels`."""
 
     def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space out_channels"]:
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
@@ -99,7 +100,7 @@ class Dense(nnx.Linear):
 
 
 class GroupNorm(nnx.GroupNorm):
-    """nnx.GroupNorm that uses `cpu.group_norm` on a CPU."""
+    """nnx.GroupNorm, but uses `cpu.group_norm` on a CPU."""
 
     def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
         if jax.default_backend() == "cpu":
@@ -108,26 +109,27 @@ class GroupNorm(nnx.GroupNorm):
 
 
 def conv3x3(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs, **options: Any) -> Conv:
-    """A 3x3 convolution with `default_init`. Other options as for nnx.Conv."""
+    """Returns a 3x3 convolution with `default_init`. Other options are those of nnx.Conv."""
     return Conv(channels, out_channels, (3, 3), kernel_init=default_init(init_scale), rngs=rngs, **options)
 
 
 def dense(channels: int, out_channels: int, *, init_scale: float = 1.0, rngs: nnx.Rngs) -> Dense:
-    """A linear layer with `default_init`; on images, a 1x1 convolution."""
+    """Returns a linear layer with `default_init`. On images it is a 1x1 convolution."""
     return Dense(channels, out_channels, kernel_init=default_init(init_scale), rngs=rngs)
 
 
 def group_norm(channels: int, num_groups: int, *, rngs: nnx.Rngs) -> GroupNorm:
-    """Group normalization with the paper's epsilon."""
+    """Returns a group normalization with the paper's epsilon."""
     return GroupNorm(channels, num_groups=num_groups, epsilon=1e-6, rngs=rngs)
 
 
 def timestep_embedding(
     t: Real[Array, "batch"], dim: int, *, shift: float = 1, cos_first: bool = False
 ) -> Float[Array, "batch dim"]:
-    """Sines, then cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4.
+    """Returns the sines, then the cosines, of t at dim / 2 frequencies in geometric progression from 1 to 1e-4.
 
-    shift: 0 stops one frequency short of 1e-4. cos_first: the cosines come first.
+    shift: with 0, the progression ends one frequency before 1e-4.
+    cos_first: whether the cosines come before the sines.
     """
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(1e4) / (half - shift) * jnp.arange(half))
@@ -139,8 +141,8 @@ def timestep_embedding(
 def dropout(x: Float[Array, "*shape"], rate: float, key: RandomKey) -> Float[Array, "*shape"]:
     """Sets each value to zero with probability `rate` and divides the others by 1 - rate.
 
-    The last axis must have even length. Each random 32-bit word decides on two values, since drawing random bits takes
-    most of the time; 16 bits make the rate exact to 1e-5.
+    The last axis must have even length. Drawing random bits takes most of the time, so each 32-bit word is used for two
+    values. With 16 bits per value, the rate is exact to 1e-5.
     """
     words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape)
@@ -148,9 +150,10 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: RandomKey) -> Float[Arr
 
 
 class ResnetBlock(nnx.Module):
-    """Residual block: two 3x3 convolutions, the time embedding added between them, dropout before the second.
+    """A residual block of two 3x3 convolutions. The time embedding, then dropout, are applied between them.
 
-    temb_dim: 0 for a network without time embedding. dropout: the dropout rate.
+    temb_dim: length of the time embedding; 0 for a network without it.
+    dropout: the dropout rate.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class ResnetBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Residual self-attention over all pixels, with one head."""
+    """A residual block of self-attention over all pixels, with one head."""
 
     def __init__(self, channels: int, *, num_groups: int, rngs: nnx.Rngs):
         self.norm = group_norm(channels, num_groups, rngs=rngs)
@@ -206,7 +209,7 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width by a strided convolution, or by 2x2 means if `with_conv` is false.
 
-    padding: of the convolution; by default only below and to the right, as in the paper's code.
+    padding: padding of the convolution; by default only below and to the right, as in the paper's code.
     """
 
     def __init__(self, channels: int, *, with_conv: bool, padding: Any = ((0, 1), (0, 1)), rngs: nnx.Rngs):

@@ -1,7 +1,7 @@
-"""Networks of score_sde (Song et al. 2021, github.com/yang-song/score_sde) from its flax checkpoints.
+"""Reads networks of score_sde (Song et al. 2021, github.com/yang-song/score_sde) from its flax checkpoints.
 
-A checkpoint is a tree of arrays in msgpack. It does not describe its network: config.json beside it must hold the
-fields of score_sde's config, as {"model": {...}, "data": {...}, "training": {...}}.
+A checkpoint is a tree of arrays in msgpack, without a description of its network. So config.json beside the checkpoint
+must have the fields of score_sde's config, as {"model": {...}, "data": {...}, "training": {...}}.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ from core.files import read_json
 from models import Params, abstract_params
 from models.weights import Arrays, Convert, fill_renamed
 
-ARRAY, SCALAR = 1, 3  # types of msgpack extensions of flax
+ARRAY, SCALAR = 1, 3  # the codes of flax's msgpack extensions
 DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint32", "bool")
 
-# Settings of a network that ours has too; score_sde's config has other settings for other networks.
+# The values of these settings that our network implements; no others are accepted.
 REQUIRED = {
     "name": "ncsnpp",
     "resblock_type": "biggan",
@@ -37,7 +37,7 @@ SAME_FIELDS = ("nf", "num_res_blocks", "ch_mult", "attn_resolutions", "dropout",
 
 
 def read_checkpoint(path: Path) -> tuple[int, Arrays]:
-    """(step, averaged weights by their paths joined by "/"). Raises UserError if the file cannot be read as such."""
+    """Returns (step, averaged weights by their paths joined by "/"). Raises UserError if the file cannot be read."""
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, strict_map_key=False)
         return int(tree["step"]), dict(_leaves(tree["params_ema"]))
@@ -47,9 +47,9 @@ def read_checkpoint(path: Path) -> tuple[int, Arrays]:
 
 
 def network_fields(path: Path) -> dict[str, Any]:
-    """The config fields of the network of a checkpoint, from the config.json beside it.
+    """Returns the config fields of the network of a checkpoint, from the config.json beside it.
 
-    Raises UserError if there is none, or it describes a network or a process that is not supported.
+    Raises UserError if there is no config.json, or if it describes a network or a process that is not supported.
     """
     file = path.parent / "config.json"
     if not file.exists():
@@ -79,7 +79,7 @@ def network_fields(path: Path) -> dict[str, Any]:
 
 
 def load_score_sde(path: Path, config: ConfigDict) -> tuple[int, Params]:
-    """(step, averaged weights) of a checkpoint, for the network of the config.
+    """Reads (step, averaged weights) of a checkpoint, for the network of the config.
 
     Raises UserError as `read_checkpoint` and `fill_renamed` do.
     """
@@ -97,7 +97,7 @@ def load_score_sde(path: Path, config: ConfigDict) -> tuple[int, Params]:
     pyramid = PYRAMIDS[config.model.encoder]
 
     def foreign(keys: tuple[str | int, ...]) -> tuple[str, Convert]:
-        return _foreign(keys, places, attention, pyramid), _to_ours
+        return _foreign_name(keys, places, attention, pyramid), _to_ours
 
     return step, fill_renamed(path, config, arrays, foreign)
 
@@ -120,7 +120,7 @@ def _leaves(tree: dict, prefix: str = "") -> Any:
             yield f"{prefix}{name}", child
 
 
-# The processes: the config fields of each
+# For each diffusion process of score_sde: the corresponding config fields
 
 
 def _vp(model: dict) -> dict[str, Any]:
@@ -170,7 +170,7 @@ PROCESSES = {
     ("subvpsde", False): _subvp,
 }
 
-# The names: flax numbers the modules of a class in the order of their creation
+# The names of parameters in checkpoints: flax numbers the modules of each class in the order of their creation
 
 OUTER = {"emb_dense1": "Dense_0", "emb_dense2": "Dense_1", "conv_in": "Conv_0"}
 INNER = {
@@ -191,8 +191,11 @@ PYRAMIDS = {
 }
 
 
-def _foreign(keys: tuple, places: dict[tuple, str], attention: dict[tuple, str], pyramid: str) -> str:
-    """The name in score_sde of a parameter of ours; the dicts and `pyramid` have the names of its blocks."""
+def _foreign_name(keys: tuple, places: dict[tuple, str], attention: dict[tuple, str], pyramid: str) -> str:
+    """Returns score_sde's name of one of our parameters.
+
+    places, attention, pyramid: score_sde's names of the residual blocks, attention blocks and pyramid layers.
+    """
     match keys:
         case ("frequencies",):
             return "GaussianFourierProjection_0/W"
@@ -212,5 +215,5 @@ def _foreign(keys: tuple, places: dict[tuple, str], attention: dict[tuple, str],
 
 
 def _to_ours(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The array in our layout: 1x1 convolutions are dense layers."""
+    """Converts an array to our layout, in which 1x1 convolutions are dense layers."""
     return array[0, 0] if array.ndim == 4 and array.shape[:2] == (1, 1) else array

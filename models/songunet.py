@@ -29,11 +29,13 @@ EPSILON = 1e-6
 
 
 class SongUNet(nnx.Module):
-    """Predicts what model.prediction names, at the time of model.convention.
+    """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
 
-    model.encoder: "standard"; "residual", where convolutions of a pyramid of halved images are added to every level; or
-    "skip", the same with 1x1 convolutions of halved input images. model.decoder: "standard", or "skip", where the
-    output is the sum of images from all levels, doubled.
+    model.encoder: what is added at the start of each level except the first. "standard": nothing. "skip": a 1x1
+      convolution of the input, halved to the size of the level. "residual": a convolution, then halved, of the result
+      of this addition at the level above, or of the input at the second level.
+    model.decoder: with "standard", the output comes from the finest level only. With "skip", every level contributes an
+      image. The images are doubled to full size and added.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
@@ -84,16 +86,16 @@ class SongUNet(nnx.Module):
         self.convs_out = nnx.List([conv3x3(channels, out_channels, init_scale=0, rngs=rngs) for channels in ends])
 
     def _pyramid(self, config: ConfigDict, rngs: nnx.Rngs) -> nnx.List:
-        """What adds the halved images to every level but the first."""
+        """Makes the layers that add halved images to every level except the first."""
         model = config.model
-        widths = [model.nf, *(model.nf * mult for mult in model.ch_mult[:-1])]  # of x after halving, by level
+        widths = [model.nf, *(model.nf * mult for mult in model.ch_mult[:-1])]  # channels of x at each level's start
         channels = config.data.num_channels
         layers = []
         for width in widths[1:] if model.encoder != "standard" else ():
             if model.encoder == "skip":
                 layers.append(dense(channels, width, rngs=rngs))
             else:
-                padding = 1 + (len(self.taps) - 1) // 2  # of the convolution and of the filter
+                padding = 1 + (len(self.taps) - 1) // 2  # 1 for the convolution, the rest for the filter
                 layers.append(conv3x3(channels, width, padding=padding, rngs=rngs))
                 channels = width
         return nnx.List(layers)
@@ -106,9 +108,10 @@ class SongUNet(nnx.Module):
         labels: Labels | None = None,
         augment: Float[Array, "batch augment_dim"] | None = None,
     ) -> Images:
-        """The prediction for x at times t; dropout is applied if `rngs` is given.
+        """Returns the prediction for x at times t. Dropout is applied if `rngs` is given.
 
-        Without labels, a network with classes is given none of them. augment: what was done to the training images.
+        labels: the class of each image, or weights of the classes; None is unconditional.
+        augment: the augmentation that was applied to each training image; None stands for no augmentation.
         """
         emb = self._embedding(t, labels, augment).astype(x.dtype)
         image = x if self.centered else 2 * x - 1
@@ -130,12 +133,12 @@ class SongUNet(nnx.Module):
         return output / per_image(self._sigma(t), output) if self.divides_by_sigma else output
 
     def _sigma(self, t: Real[Array, "batch"]) -> Float[Array, "batch"]:
-        """The noise level of the network's own time: sigma itself, or an index counted from the highest level."""
+        """Returns sigma for the network's time, which is sigma itself or an index where 0 is the highest sigma."""
         low, high, count = self.sigmas
         return t if self.log_time else high * (low / high) ** (jnp.floor(t) / (count - 1))
 
     def _add_halved(self, layer: nnx.Module, x: Images, image: Images) -> tuple[Images, Images]:
-        """(x with the halved image added, the halved image for the next level)."""
+        """Returns (x with the halved image added, the halved image for the next level)."""
         if self.encoder == "skip":
             image = down(image, self.taps)
             return x + layer(image), image
@@ -145,7 +148,7 @@ class SongUNet(nnx.Module):
     def _embedding(self, t: Real[Array, "batch"], labels: Labels | None, augment: Array | None) -> Embedding:
         t = jnp.log(wide(t)) if self.log_time else wide(t)
         if hasattr(self, "frequencies"):
-            frequencies = jax.lax.stop_gradient(self.frequencies[...]).astype(t.dtype)  # they are not trained
+            frequencies = jax.lax.stop_gradient(self.frequencies[...]).astype(t.dtype)  # not trained
             angles = t[:, None] * (2 * math.pi * frequencies)
             emb = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         else:

@@ -1,8 +1,8 @@
 """Reads files of `torch.save` without torch, and without executing code from the file.
 
-A pickle is a program for a stack machine. Python's `pickle` can import and call anything that the program names, and
-can be made to allocate unlimited memory. So `interpret` has only the operations that torch.save uses, similar to
-torch's `weights_only` loader. It builds plain values and three named objects: ordered dicts, tensors and parameters.
+A pickle is a program for a stack machine. Python's `pickle` imports and calls anything that the program names, and can
+be made to allocate unlimited memory. So `interpret` supports only the operations that torch.save uses, similar to
+torch's `weights_only` loader. It builds plain values and three kinds of objects: ordered dicts, tensors and parameters.
 It never imports or calls anything that the file names.
 """
 
@@ -35,33 +35,33 @@ DTYPES = {
 }
 CALLS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-# Number of values that an operation takes from the stack. Operations that are not listed take all above the last mark.
+# The number of values that an operation takes from the stack. Other operations take all values above the last mark.
 TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
-OPERATIONS = frozenset(  # of torch.save's default protocol
+OPERATIONS = frozenset(  # those of torch.save's default protocol
     {*CONSTANTS, *TAKES, "PROTO", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "EMPTY_LIST"}
     | {"EMPTY_DICT", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "STOP", "TUPLE"}
     | {"APPENDS", "SETITEMS", "REDUCE", "BUILD"}
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch.save before torch 1.6
 
-# A checkpoint has about 40 operations per tensor. The limit keeps a malicious pickle below about 150 MB and seconds.
+# A checkpoint has about 40 operations per tensor. With this limit, a malicious pickle costs about 150 MB and seconds.
 MAX_OPERATIONS = 500_000
 
-# Exceptions of zipfile, pickletools and the functions below for a damaged or malicious file.
+# The exceptions that zipfile, pickletools and the functions below raise for a damaged or malicious file.
 DAMAGE = (OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, struct.error, BadZipFile)
 
 ReadStorage = Callable[[str, int], bytes | bytearray]
-"""A function of a storage's key and size in bytes that returns its content."""
+"""Called with the key and the size in bytes of a storage; returns the content of the storage."""
 
 
 class Dialect(NamedTuple):
-    """What a kind of pickle may do.
+    """The names and operations that a kind of pickle may use.
 
     Attributes:
-      names: what it may name.
-      operations: what it may use besides the operations of torch.save's default protocol.
-      rebuild: (name, arguments) to what the REDUCE of one of the names gives.
-      build: (object, attributes) to the object with these attributes, for BUILD.
+      names: the classes and functions that the pickle may name.
+      operations: the operations it may use besides those of torch.save's default protocol.
+      rebuild: called as rebuild(name, arguments) for REDUCE; returns the result of calling `name`.
+      build: called as build(object, attributes) for BUILD; returns the object with these attributes.
     """
 
     names: frozenset[str]
@@ -71,17 +71,17 @@ class Dialect(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """The memory of one or several tensors."""
+    """The memory that one or several tensors share."""
 
     dtype: np.dtype
     data: bytes | bytearray
 
 
 def read_pth(path: str | Path) -> Any:
-    """The value that torch.save wrote: tensors as numpy arrays, in nested dicts, lists and tuples.
+    """Reads the value that torch.save wrote: numpy arrays for tensors, in nested dicts, lists and tuples.
 
-    Reads the zip format (torch 1.6 and later) and the older format. It allocates no more bytes than the file has, and
-    every tensor lies inside its storage. Containers may contain themselves, as in the file.
+    Reads the zip format (torch 1.6 and later) and the older format. Allocates no more bytes for storages than the file
+    has, and checks that every tensor lies inside its storage. A container may contain itself, if it does in the file.
 
     Raises UserError if the file cannot be read, is damaged, or holds other objects than tensors, lists, tuples, dicts,
     numbers, bools, None and strings.
@@ -102,7 +102,7 @@ def read_pth(path: str | Path) -> Any:
 
 
 def _read_zip(path: Path) -> Any:
-    """Reads an uncompressed zip of one folder that holds data.pkl (the pickle), data/KEY (storages) and byteorder."""
+    """Reads an uncompressed zip with one folder of data.pkl (the pickle), data/KEY (the storages) and byteorder."""
     with ZipFile(path) as archive:
         members = archive.infolist()
         names = archive.namelist()
@@ -126,7 +126,8 @@ def _read_zip(path: Path) -> Any:
 def read_legacy(data: bytes) -> Any:
     """Reads the content of a file in the older format.
 
-    It has five pickles (magic number, version, system, value, keys), then per key a storage: length and content.
+    The format has five pickles (magic number, version, system, value, keys), then the length and the content of the
+    storage of each key.
     """
     stream = io.BytesIO(data)
     magic, version, system = (interpret(stream, TORCH) for _ in range(3))
@@ -135,7 +136,7 @@ def read_legacy(data: bytes) -> Any:
     if system.get("little_endian") is not True:
         raise ValueError("its numbers are not little-endian")
 
-    buffers: dict[str, bytearray] = {}  # storages; tensors refer to them before they are filled below
+    buffers: dict[str, bytearray] = {}  # tensors refer to these storages before the loop below fills them
     unclaimed = len(data)
 
     def read_storage(key: str, size: int) -> bytearray:
@@ -151,7 +152,7 @@ def read_legacy(data: bytes) -> Any:
     keys = interpret(stream, TORCH)
     for key in expect(list, keys):
         buffer = buffers.pop(expect(str, key))
-        stream.seek(8, io.SEEK_CUR)  # skips the length, which is known from the pickle
+        stream.seek(8, io.SEEK_CUR)  # skips the length, which the pickle has given
         if stream.readinto(buffer) != len(buffer):
             raise ValueError("it ends early")
     if buffers:
@@ -164,9 +165,9 @@ def _no_storage(key: str, size: int) -> bytes:
 
 
 def interpret(stream: BinaryIO, dialect: Dialect, read_storage: ReadStorage = _no_storage) -> Any:
-    """The value of the pickle at the stream's position. Moves the stream to the end of the pickle.
+    """Returns the value of the pickle at the stream's position, and moves the stream to the end of the pickle.
 
-    Raises ValueError or LookupError if the pickle is damaged or does what the dialect does not allow.
+    Raises ValueError or LookupError if the pickle is damaged or uses something that the dialect does not allow.
     """
     stack: list[Any] = []
     marks: list[int] = []  # lengths of the stack
@@ -212,7 +213,7 @@ def interpret(stream: BinaryIO, dialect: Dialect, read_storage: ReadStorage = _n
 
 @no_type_check  # called for every operation, so run-time checks would slow down the tests
 def _combine(name: str, stack: list[Any], marks: list[int], dialect: Dialect) -> None:
-    """Executes an operation that combines values of the stack."""
+    """Executes an operation that combines values on the stack."""
     match name:
         case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
             stack.append(tuple(_take(name, stack, marks)))
@@ -232,7 +233,7 @@ def _combine(name: str, stack: list[Any], marks: list[int], dialect: Dialect) ->
 
 @no_type_check  # called for every operation, so run-time checks would slow down the tests
 def _take(name: str, stack: list[Any], marks: list[int]) -> list[Any]:
-    """Removes the operands of an operation from the stack."""
+    """Removes the operands of an operation from the stack and returns them."""
     start = len(stack) - TAKES[name] if name in TAKES else marks.pop()
     if start < 0:
         raise IndexError
@@ -277,7 +278,7 @@ def _storage(identity: Any, read_storage: ReadStorage) -> Storage:
 
 
 def rebuild(name: Any, arguments: Any) -> Any:
-    """The result of one of CALLS for these arguments."""
+    """Returns the result of one of CALLS for these arguments."""
     match expect(str, name), expect(tuple, arguments):
         case "collections OrderedDict", ():
             return {}
@@ -288,18 +289,18 @@ def rebuild(name: Any, arguments: Any) -> Any:
     raise ValueError("its pickle rebuilds a tensor from invalid arguments")
 
 
-def _build(target: Any, attributes: Any) -> Any:
-    """The state dict itself: its attributes, such as the versions of its modules, are not needed."""
+def _run_build(target: Any, attributes: Any) -> Any:
+    """Returns the state dict unchanged. Its attributes, such as module versions, are ignored."""
     return expect(dict, target)
 
 
-TORCH = Dialect(frozenset({*DTYPES, *CALLS}), frozenset(), rebuild, _build)
+TORCH = Dialect(frozenset({*DTYPES, *CALLS}), frozenset(), rebuild, _run_build)
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    """A view of the storage; offset and strides are in elements, not in bytes.
+    """Returns a view of the storage. Offset and strides are in elements, not in bytes.
 
-    The bounds are checked here, because numpy's own check uses integers that can overflow.
+    The bounds are checked here, because NumPy's check uses integers that can overflow.
     """
     itemsize = storage.dtype.itemsize
     total = len(storage.data) // itemsize

@@ -1,4 +1,4 @@
-"""The names and layouts of the network's parameters in checkpoints of the paper's code and of diffusers."""
+"""Names and layouts of the network's parameters in checkpoints of the paper's code and of diffusers."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Tensor(NamedTuple):
     layout: Layout
 
 
-# The layers of a block in the paper's order. Each row: our name, the paper's name, diffusers' name.
+# The layers of each block, in the order of the paper's code. Each row has our name, the paper's name, diffusers' name.
 LAYERS = {
     ResnetBlock: (
         ("norm1", "GroupNorm_0", "norm1"),
@@ -62,13 +62,13 @@ LAYERS = {
 }
 KINDS = {ResnetBlock: "resnets", AttentionBlock: "attentions", Downsample: "downsamplers", Upsample: "upsamplers"}
 
-# Formats of checkpoints, each the column of LAYERS with its names.
+# Formats of checkpoints. The value is the column of LAYERS that has the names of this format.
 PAPER = 1
 DIFFUSERS = 2
 
 
 def tensors(model: DDPM, file_format: int) -> Iterator[Tensor]:
-    """Every parameter of a network, in the order of the paper's parameter list.
+    """Yields every parameter of a network, in the order of the paper's parameter list.
 
     file_format: PAPER or DIFFUSERS.
     """
@@ -82,7 +82,7 @@ def tensors(model: DDPM, file_format: int) -> Iterator[Tensor]:
 
 
 def unet2d_tensors(model: UNet2D) -> Iterator[Tensor]:
-    """Every parameter of a UNet2D. Its path is its name in diffusers, except for the last part."""
+    """Yields every parameter of a UNet2D. Except for the last part, its path is its name in diffusers."""
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         *layer, key = map(str, path)
         layout = SAME
@@ -94,7 +94,7 @@ def unet2d_tensors(model: UNet2D) -> Iterator[Tensor]:
 
 
 def _layer_tensors(path: tuple[str | int, ...], layer: nnx.Module, name: str) -> Iterator[Tensor]:
-    """The two parameters of a convolution, linear layer or group norm."""
+    """Yields the two parameters of a convolution, linear layer or group norm."""
     if hasattr(layer, "scale"):
         key = "scale"
         layout = SAME
@@ -103,7 +103,7 @@ def _layer_tensors(path: tuple[str | int, ...], layer: nnx.Module, name: str) ->
         layout = CONV if layer.kernel.ndim == 4 else DENSE
     weight = "weight"
     bias = "bias"
-    if ".NIN_" in name:  # the paper's 1x1 convolutions are matrices [in, out], as ours
+    if ".NIN_" in name:  # the paper's 1x1 convolutions are matrices [in, out], as here
         weight = "W"
         bias = "b"
         layout = SAME
@@ -114,7 +114,7 @@ def _layer_tensors(path: tuple[str | int, ...], layer: nnx.Module, name: str) ->
 
 
 def _blocks(model: DDPM) -> Iterator[tuple[tuple[str | int, ...], nnx.Module, str]]:
-    """For each block or layer: our path, the block, diffusers' name. The n-th is the paper's `all_modules.n`."""
+    """Yields our path, the block and diffusers' name of each block. The n-th block is the paper's `all_modules.n`."""
     if hasattr(model, "temb_dense1"):
         yield ("temb_dense1",), model.temb_dense1, "time_embedding.linear_1"
         yield ("temb_dense2",), model.temb_dense2, "time_embedding.linear_2"
@@ -128,9 +128,9 @@ def _blocks(model: DDPM) -> Iterator[tuple[tuple[str | int, ...], nnx.Module, st
 
 
 def _stage_blocks(side: str, stages: nnx.List) -> Iterator[tuple[tuple[str | int, ...], nnx.Module, str]]:
-    """The same for the stages of `down` or `up`, where diffusers numbers the blocks of each kind within a level."""
+    """Like `_blocks`, for the stages of `down` or `up`. diffusers numbers the blocks of each kind within a level."""
     level = 0
-    seen = Counter()  # blocks of this level by kind
+    seen = Counter()  # number of blocks so far in this level, by kind
     for i, stage in enumerate(stages):
         for j, block in enumerate(stage):
             kind = KINDS[type(block)]

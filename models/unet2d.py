@@ -1,7 +1,7 @@
-"""diffusers' UNet2DModel in its configurations: networks of the hub that are not the DDPM paper's.
+"""diffusers' UNet2DModel in most of its configurations, for networks that differ from the DDPM paper's.
 
-Modules and parameters have diffusers' names, so that a parameter's path is its name in a file of weights. The settings
-are those of diffusers' config.json (version 0.42).
+Modules and parameters have the same names as in diffusers, so the path of a parameter is its name in a file of weights.
+The settings are those of diffusers' config.json (version 0.42).
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ ACTIVATIONS: dict[str, Callable[[AnyArray], AnyArray]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "mish": jax.nn.mish,
 }
-TAPS = (1, 3, 3, 1)  # the smoothing filter of the blocks with "Skip" in their name, along one axis
+TAPS = (1, 3, 3, 1)  # the resampling filter, along one axis, of blocks with "Skip" in their name
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
-MOST_LAYERS = 100  # of a level; a damaged file could name a network that takes forever to build
+MOST_LAYERS = 100  # in a level; a damaged file could describe a network that takes too long to build
 
-# Values of settings that are supported, where diffusers has others.
+# The supported values of settings that have more values in diffusers.
 SUPPORTED = {
     "_class_name": ("UNet2DModel",),
     "act_fn": tuple(ACTIVATIONS),
@@ -61,7 +61,7 @@ SUPPORTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of a UNet2DModel by diffusers' names, with diffusers' defaults."""
+    """The settings of a UNet2DModel, with the names and defaults of diffusers."""
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -94,17 +94,17 @@ class Settings:
 
     @property
     def temb_channels(self) -> int:
-        """The length of the time embedding."""
+        """Returns the length of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @property
     def time_channels(self) -> int:
-        """The number of the first features of the time."""
+        """Returns the number of features of the time that the first layer of the time embedding receives."""
         return self.block_out_channels[0] * (2 if self.time_embedding_type == "fourier" else 1)
 
 
 def read_settings(file: Path, unet: Mapping[str, Any]) -> Settings:
-    """The settings in the content `unet` of the config.json `file`.
+    """Reads the settings from `unet`, the content of the config.json `file`.
 
     Raises UserError, which names the setting, if the network is not supported or cannot be built.
     """
@@ -122,23 +122,23 @@ def read_settings(file: Path, unet: Mapping[str, Any]) -> Settings:
 
 
 def _known(unet: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a network depends on, with lists as tuples, and names of blocks as in current diffusers."""
+    """Returns the settings that a network depends on, with lists as tuples and old names of blocks replaced."""
     known = {field.name for field in dataclasses.fields(Settings)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items() if key in known}
     for key in given.keys() & {"down_block_types", "up_block_types"}:
-        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # before version 0.3 of diffusers
+        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # until diffusers 0.2
     return given
 
 
 def _check(settings: Settings) -> None:
-    """Raises ValueError for levels that are not supported, or whose images would not have the level's size."""
+    """Raises ValueError for levels that are not supported, or in an order that is not supported."""
     for side, kinds, known in (
         ("down_block_types", settings.down_block_types, DOWN_BLOCKS),
         ("up_block_types", settings.up_block_types, UP_BLOCKS),
     ):
         if unknown := set(kinds) - set(known):
             raise ValueError(f"{side} has {min(unknown)}; supported are {', '.join(known)}")
-    for kinds in (settings.down_block_types, settings.up_block_types[::-1]):  # from the finest level
+    for kinds in (settings.down_block_types, settings.up_block_types[::-1]):  # both from the finest level
         smooths = ["Skip" in kind for kind in kinds]
         if smooths != sorted(smooths, reverse=True):
             raise ValueError("blocks with Skip in their name must be at the finest levels")
@@ -147,11 +147,11 @@ def _check(settings: Settings) -> None:
 
 
 def abstract(settings: Settings) -> "UNet2D":
-    """The network with shapes in place of parameters. Raises ValueError, among others, if the settings do not fit."""
+    """Returns the network with shapes in place of parameters. Inconsistent settings raise ValueError, among others."""
     return nnx.eval_shape(lambda: UNet2D(settings, rngs=nnx.Rngs(0)))
 
 
-# By the name of a resampling: "" is none.
+# The kinds of resampling; "" is none.
 RESAMPLE: dict[str, Callable[[Images], Images]] = {
     "": lambda x: x,
     "down": lambda x: nnx.avg_pool(x, (2, 2), strides=(2, 2)),
@@ -162,19 +162,21 @@ RESAMPLE: dict[str, Callable[[Images], Images]] = {
 
 
 def narrow_groups(channels: int) -> int:
-    """The number of groups where the settings do not give it: at most 32, of at least 4 channels."""
+    """Returns the number of groups where the settings do not give it: at most 32, with at least 4 channels each."""
     return min(channels // 4, 32)
 
 
 def norm(channels: int, groups: int, settings: Settings, *, rngs: nnx.Rngs) -> GroupNorm:
-    """Group normalization."""
+    """Returns a group normalization."""
     return GroupNorm(channels, num_groups=groups, epsilon=settings.norm_eps, rngs=rngs)
 
 
 class Resnet(nnx.Module):
-    """Residual block: norm, activation, resampling, convolution, time embedding, norm, activation, convolution.
+    """A residual block: norm, activation, resampling, convolution, time embedding, norm, activation, convolution.
 
-    groups: of both norms. resample: a key of RESAMPLE. divisor: of the residual sum.
+    groups: the number of groups of each norm.
+    resample: a key of RESAMPLE.
+    divisor: the residual sum is divided by it.
     """
 
     def __init__(
@@ -218,7 +220,11 @@ class Resnet(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Residual self-attention over all pixels. groups: None for no norm. divisor: of the residual sum."""
+    """A residual block of self-attention over all pixels.
+
+    groups: the number of groups of the norm; None for no norm.
+    divisor: the residual sum is divided by it.
+    """
 
     def __init__(self, channels: int, settings: Settings, *, groups: int | None, divisor: float = 1.0, rngs: nnx.Rngs):
         self.head_dim = settings.attention_head_dim or channels
@@ -242,10 +248,10 @@ class Attention(nnx.Module):
 
 
 class LevelMaker:
-    """Makes the blocks of one level: of `kind`, with `channels` output channels.
+    """Makes the blocks of one level of the type `kind`, with `channels` output channels.
 
     Attributes:
-      smooths: whether the level resamples by smoothing, and passes on an image that is resampled with it.
+      smooths: whether the level resamples with a smoothing filter, and also resamples an image and passes it on.
     """
 
     def __init__(self, kind: str, channels: int, settings: Settings, rngs: nnx.Rngs):
@@ -258,12 +264,12 @@ class LevelMaker:
         self.divisor = math.sqrt(2) if self.smooths else 1.0
 
     def resnet(self, channels: int, skip: int = 0, resample: str = "") -> Resnet:
-        """A block whose input has `channels` channels, and `skip` of a skip connection."""
+        """Makes a block whose input has `channels` channels and, concatenated, `skip` channels of a skip connection."""
         groups = groups_out = self.settings.norm_num_groups
         if self.smooths:
             groups, groups_out = narrow_groups(channels + skip), narrow_groups(self.channels)
         if skip and self.kind == "AttnSkipUpBlock2D":
-            groups = min(channels + skip // 4, 32)  # as in diffusers, where parentheses seem to be missing
+            groups = min(channels + skip // 4, 32)  # as in diffusers, which probably means (channels + skip) // 4
         return Resnet(
             channels + skip,
             self.channels,
@@ -275,13 +281,13 @@ class LevelMaker:
         )
 
     def attentions(self, count: int) -> nnx.List:
-        """`count` blocks of attention, if the level has attention."""
+        """Makes `count` blocks of attention, or none if the level has no attention."""
         groups = 32 if self.smooths else self.settings.norm_num_groups
         options = {"groups": groups, "divisor": self.divisor, "rngs": self.rngs}
         return nnx.List(Attention(self.channels, self.settings, **options) for _ in range(count * self.attends))
 
     def downsampler(self) -> Resnet | Downsample:
-        """A block that halves height and width."""
+        """Makes a block that halves height and width."""
         if self._resamples_by_resnet(self.settings.downsample_type):
             return self.resnet(self.channels, resample="down")
         before = self.settings.downsample_padding
@@ -289,7 +295,7 @@ class LevelMaker:
         return Downsample(self.channels, with_conv=True, padding=padding, rngs=self.rngs)
 
     def upsampler(self) -> Resnet | Upsample:
-        """A block that doubles height and width."""
+        """Makes a block that doubles height and width."""
         if self._resamples_by_resnet(self.settings.upsample_type):
             return self.resnet(self.channels, resample="up")
         return Upsample(self.channels, with_conv=True, rngs=self.rngs)
@@ -299,7 +305,7 @@ class LevelMaker:
 
 
 class DownLevel(nnx.Module):
-    """One level of the way down: `resnets` and `attentions`, and a halving unless it is the last."""
+    """One level of the encoder: `resnets` and `attentions`, then a halving unless the level is the last."""
 
     def __init__(self, kind: str, channels: int, out_channels: int, settings: Settings, *, last: bool, rngs: nnx.Rngs):
         make = LevelMaker(kind, out_channels, settings, rngs)
@@ -314,7 +320,7 @@ class DownLevel(nnx.Module):
     def __call__(
         self, x: Images, image: Images, temb: TimeEmbedding, rngs: nnx.Rngs | None
     ) -> tuple[list[Images], Images]:
-        """The outputs of all blocks, and the image at the size of the last output."""
+        """Returns the outputs of all blocks, and the image at the size of the last output."""
         outputs = []
         for resnet, attention in _blocks(self):
             x = attention(resnet(x, temb, rngs))
@@ -327,9 +333,9 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """One level of the way up: `resnets` and `attentions`, and a doubling unless it is the last.
+    """One level of the decoder: `resnets` and `attentions`, then a doubling unless the level is the last.
 
-    skips: the channels of the skip connections that it takes, in order.
+    skips: the channels of the skip connections that the level takes, in order.
     """
 
     def __init__(
@@ -359,7 +365,7 @@ class UpLevel(nnx.Module):
     def __call__(
         self, x: Images, image: Images | None, skips: list[Images], temb: TimeEmbedding, rngs: nnx.Rngs | None
     ) -> tuple[AnyArray, Images | None]:
-        """The output, and the sum of images that levels have contributed so far; takes from the end of `skips`."""
+        """Returns the output, and the sum of the images that levels have contributed. Pops from the end of `skips`."""
         for resnet, attention in _blocks(self):
             x = attention(resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb, rngs))
         if self.smooths and image is not None:
@@ -374,7 +380,7 @@ class UpLevel(nnx.Module):
 
 
 def _blocks(level: DownLevel | UpLevel) -> Iterator[tuple[Resnet, Callable[[Images], Images]]]:
-    """Each Resnet with the attention after it; fewer attentions than Resnets belong to the last ones."""
+    """Yields each Resnet with the attention after it. If there are fewer attentions, the last Resnets have them."""
     without = len(level.resnets) - len(level.attentions)
     yield from zip(level.resnets, [*[lambda x: x] * without, *level.attentions], strict=True)
 
@@ -424,7 +430,7 @@ class Mlp(nnx.Module):
 
 
 def _time_proj(settings: Settings, rngs: nnx.Rngs) -> Fourier | nnx.Embed | None:
-    """The layer of the first features of the time; None if they have no parameters."""
+    """Makes the layer that computes features of the time, or None if these have no parameters."""
     if settings.time_embedding_type == "fourier":
         return Fourier(settings.block_out_channels[0], rngs=rngs)
     if settings.time_embedding_type == "learned":
@@ -443,8 +449,8 @@ def _class_embedding(settings: Settings, rngs: nnx.Rngs) -> Mlp | nnx.Embed | No
 class UNet2D(nnx.Module):
     """The network of `settings`.
 
-    What it predicts is for the scheduler to say. With settings.time_embedding_type "fourier", the time is sigma and x
-    has the variance of the data plus sigma^2.
+    The folder's scheduler says what the network predicts. With settings.time_embedding_type "fourier", the time is
+    sigma, and x has the variance of the data plus sigma^2.
     """
 
     def __init__(self, settings: Settings, *, rngs: nnx.Rngs):
@@ -480,10 +486,10 @@ class UNet2D(nnx.Module):
     def __call__(
         self, x: Images, t: Real[Array, "batch"], rngs: nnx.Rngs | None = None, labels: AnyArray | None = None
     ) -> Images:
-        """The prediction for x at times t; dropout is applied if `rngs` is given.
+        """Returns the prediction for x at times t. Dropout is applied if `rngs` is given.
 
-        labels: the class of each image for settings.num_class_embeds; a number or an embedding for each image for
-          settings.class_embed_type "timestep" or "identity".
+        labels: the class of each image if settings.num_class_embeds is set; a number for each image if
+          settings.class_embed_type is "timestep", an embedding if it is "identity".
         """
         temb = self._embedding(t, labels).astype(x.dtype)
         image = x = 2 * x - 1 if self.settings.center_input_sample else x
@@ -503,7 +509,7 @@ class UNet2D(nnx.Module):
     def _embedding(self, t: Real[Array, "batch"], labels: AnyArray | None) -> TimeEmbedding:
         has_classes = self.class_embedding is not None or self.settings.class_embed_type is not None
         if has_classes and labels is None:
-            raise UserError("the network has classes: labels must be given")
+            raise UserError("the network has classes, so labels must be given")
         temb = self.time_embedding(self._features(t))
         if not has_classes:
             return temb
@@ -512,7 +518,7 @@ class UNet2D(nnx.Module):
         return temb + (labels if self.class_embedding is None else self.class_embedding(labels))
 
     def _features(self, t: Real[Array, "batch"]) -> Float[Array, "batch dim"]:
-        """The first features of the time."""
+        """Computes the features of the time that the time embedding receives."""
         settings = self.settings
         if settings.time_embedding_type == "positional":
             dim = settings.block_out_channels[0]

@@ -1,6 +1,6 @@
-"""Blocks of the U-Nets of Karras et al. (2022, arXiv 2206.00364): DDPM++ and NCSN++ (`songunet`) and ADM (`adm`).
+"""Blocks of the U-Nets that Karras et al. (2022, arXiv 2206.00364) use: DDPM++ and NCSN++ (`songunet`), ADM (`adm`).
 
-Blocks are called as block(x, emb, rngs), as in `models.layers`.
+As in `models.layers`, a block is called as block(x, emb, rngs).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,23 @@ from core.shapes import AnyArray, Images, Labels
 from models.layers import GroupNorm, add_to_pixels, conv3x3, dense, dropout
 
 Embedding = Float[Array, "batch emb_dim"]
-"""What the blocks are told of the noise level, the class and the augmentation."""
+"""The embedding of the noise level, the class and the augmentation of each image."""
 
 
 class BlockSettings(NamedTuple):
-    """What all blocks of a network share.
+    """Settings that all blocks of a network share.
 
     Attributes:
       emb_dim: the length of the embedding.
       dropout: the dropout rate.
-      epsilon: of group normalization.
-      scale: the factor of every residual sum.
+      epsilon: the epsilon of group normalization.
+      scale: every residual sum is multiplied by it.
       taps: the resampling filter along one axis, not normalized.
-      num_heads: of attention; 0 stands for as many as head_channels gives, which may be none.
-      head_channels: channels of a head.
-      group_channels: the least number of channels of a group of group normalization.
-      scales_and_shifts: whether the embedding scales and shifts the second norm; otherwise it is added before it.
+      num_heads: the number of attention heads; with 0 it is channels // head_channels, which may be 0: no attention.
+      head_channels: the number of channels of a head, if num_heads is 0.
+      group_channels: the smallest number of channels in a group of group normalization.
+      scales_and_shifts: whether the embedding scales and shifts the output of the second norm; if not, the embedding is
+        added before that norm.
       resampled_shortcut: whether a block that resamples has a 1x1 convolution in its shortcut.
     """
 
@@ -51,7 +52,7 @@ class BlockSettings(NamedTuple):
 def down(x: Images, taps: Sequence[float], padding: int | None = None) -> Images:
     """Halves height and width: a convolution with the filter along each axis, then every second pixel.
 
-    padding: zeros added at each edge; by default so many that the size is halved exactly.
+    padding: number of zeros added at each edge; by default the number for which the size is exactly halved.
     """
     weights = np.asarray(taps) / np.sum(taps)
     padding = (len(taps) - 1) // 2 if padding is None else padding
@@ -66,7 +67,7 @@ def down(x: Images, taps: Sequence[float], padding: int | None = None) -> Images
 
 
 def up(x: Images, taps: Sequence[float]) -> Images:
-    """Doubles height and width: zeros between the pixels, then a convolution with twice the filter along each axis."""
+    """Doubles height and width: inserts zeros between pixels, then convolves with twice the filter along each axis."""
     weights = 2 * np.asarray(taps)[::-1] / np.sum(taps)
     padding = len(taps) - 1 - (len(taps) - 1) // 2
     for axis in (1, 2):
@@ -83,7 +84,7 @@ RESAMPLE = {"": lambda x, taps: x, "down": down, "up": up}
 
 
 def norm(channels: int, epsilon: float, group_channels: int = 4, *, rngs: nnx.Rngs) -> GroupNorm:
-    """Group normalization with at most 32 groups of at least `group_channels` channels.
+    """Returns a group normalization with at most 32 groups of at least `group_channels` channels.
 
     Raises UserError if the groups would not be equal.
     """
@@ -94,12 +95,12 @@ def norm(channels: int, epsilon: float, group_channels: int = 4, *, rngs: nnx.Rn
 
 
 def unbiased(channels: int, out_channels: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer without a bias."""
+    """Returns a linear layer without a bias."""
     return nnx.Linear(channels, out_channels, use_bias=False, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Self-attention over all pixels, after group normalization; without the residual sum."""
+    """Group normalization, then self-attention over all pixels. The caller adds the residual."""
 
     def __init__(self, channels: int, heads: int, settings: BlockSettings, *, rngs: nnx.Rngs):
         if channels % heads:
@@ -126,16 +127,16 @@ def _attend(
     key: Float[Array, "batch pixels heads dim"],
     value: Float[Array, "batch pixels heads dim"],
 ) -> Float[Array, "batch pixels heads dim"]:
-    """Softmax attention in float32, or in float64 where jax.nn.dot_product_attention would go down to float32."""
+    """Softmax attention in float32, or float64 if the inputs are (jax.nn.dot_product_attention would use float32)."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=dtype) / query.shape[-1] ** 0.5
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(value.dtype), value)
 
 
 class UNetBlock(nnx.Module):
-    """A residual block of two 3x3 convolutions, which may resample before the first and attend at the end.
+    """A residual block of two 3x3 convolutions, with optional resampling before them and attention after them.
 
-    resample: "", "down" or "up".
+    resample: "" (none), "down" or "up".
     """
 
     def __init__(
@@ -180,10 +181,11 @@ class Levels(NamedTuple):
     """The blocks of a U-Net between its first and its last convolution.
 
     Attributes:
-      down: a list of blocks for each level, from the finest; below the first, the first block of a level halves.
-      up: the same from the coarsest level; `taking` says how many blocks at the end of a level take a skip connection.
-      taking: see `up`.
-      channels: of each level of `up`.
+      down: a list of blocks for each level, from the finest level. On all levels except the finest, the first block
+        halves the image.
+      up: a list of blocks for each level, from the coarsest level.
+      taking: the number of blocks, at the end of each level of `up`, that take a skip connection.
+      channels: the output channels of each level of `up`.
     """
 
     down: nnx.List
@@ -201,15 +203,15 @@ def make_levels(
     num_blocks: int,
     attends_after_all: bool,
 ) -> Levels:
-    """The blocks of a U-Net of len(widths) levels.
+    """Makes the blocks of a U-Net with len(widths) levels.
 
     Args:
       make_block: called as make_block(channels, out_channels, resample="", attention=False).
       widths: the channels of each level, from the finest.
       attends: whether each level has attention.
       stem: the channels of the first convolution.
-      num_blocks: blocks of a level on the way down; there is one more on the way up.
-      attends_after_all: whether all blocks of a level have attention on the way up, or only the last.
+      num_blocks: the number of blocks in a level of `down`; levels of `up` have one more.
+      attends_after_all: whether, in `up`, all blocks of a level with attention have it, or only the last.
     """
     skips = [stem]
     levels_down, levels_up, channels = [], [], []
@@ -238,7 +240,7 @@ def make_levels(
 def apply_up(
     blocks: nnx.List, taking: int, x: Images, skips: list[Images], emb: Embedding, rngs: nnx.Rngs | None
 ) -> Images:
-    """The output of one level of `Levels.up`; takes skip connections from the end of `skips`."""
+    """Returns the output of one level of `Levels.up`. Pops skip connections from the end of `skips`."""
     for index, block in enumerate(blocks):
         if index >= len(blocks) - taking:
             x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -247,7 +249,7 @@ def apply_up(
 
 
 def class_weights(labels: Labels | None, classes: int, like: Float[Array, "batch dim"]) -> Float[Array, "_ classes"]:
-    """Rows of weights of the classes: of one class for integer labels, of none without labels."""
+    """Returns one row of class weights per image: one-hot for integer labels; a single row of zeros without labels."""
     if labels is None:
         return jnp.zeros((1, classes), like.dtype)
     labels = jnp.asarray(labels)
@@ -255,5 +257,5 @@ def class_weights(labels: Labels | None, classes: int, like: Float[Array, "batch
 
 
 def wide(t: Real[Array, "batch"]) -> Float[Array, "batch"]:
-    """The times as float32, or float64 if they are."""
+    """Converts times to float32, or keeps them if they are float64."""
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))

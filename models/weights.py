@@ -1,4 +1,4 @@
-"""Weights of the diffusion network in one .npz file, with the step and the config they belong to."""
+"""Reads and writes weights of the diffusion network: one .npz file with the training step and the config."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from core.errors import UserError
 from core.files import read_npz, refuse_failed_download, write_npz
 from models import Params, abstract_params
 
-ORIGIN = "origin"  # name of the array with step and config, as JSON
-SECTIONS = ("model", "schedule", "data")  # of a config, that a network depends on
+ORIGIN = "origin"  # name of the array that has the step and the config as JSON
+SECTIONS = ("model", "schedule", "data")  # the sections of a config that a network depends on
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
-"""Weights by their path in the network, joined by dots."""
+"""Weights, with the path of each in the network as key, joined by dots."""
 
 
 Convert = Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]
@@ -50,7 +50,7 @@ def save_weights(path: Path, config: ConfigDict, step: int, params: Params) -> N
 
 
 def read_weights(path: Path) -> Weights:
-    """The content of a file written by `save_weights`. Raises UserError if it is damaged or another kind of file."""
+    """Reads a file that `save_weights` wrote. Raises UserError if it is damaged or another kind of file."""
     refuse_failed_download(path)
     arrays = read_npz(path, required={ORIGIN})
     try:
@@ -64,7 +64,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def digest(params: Params) -> str:
-    """SHA-256 of the parameters as float32, in the order of the tree; independent of the file format."""
+    """Returns the SHA-256 of the parameters as float32, in tree order. It does not depend on the file format."""
     sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         sha256.update(np.ascontiguousarray(leaf, "<f4"))
@@ -72,7 +72,7 @@ def digest(params: Params) -> str:
 
 
 def fill(path: Path, config: ConfigDict, arrays: Arrays) -> Params:
-    """The parameters of the config's network with the values of `arrays`. `path` is for error messages.
+    """Fills the parameters of the config's network with the values of `arrays`. `path` is for error messages.
 
     Raises UserError if an array is missing, left over, of another shape or dtype, or not finite.
     """
@@ -91,7 +91,7 @@ def fill(path: Path, config: ConfigDict, arrays: Arrays) -> Params:
 
 
 def require_finite(path: Path, name: str, array: Shaped[np.ndarray, "..."]) -> None:
-    """Raises UserError, which names the weights `name` of the file, if a number is NaN or infinite."""
+    """Raises UserError if a number is NaN or infinite. The message has the path of the file and `name`."""
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {name} holds NaN or infinite values; give weights from before training diverged")
 
@@ -99,10 +99,12 @@ def require_finite(path: Path, name: str, array: Shaped[np.ndarray, "..."]) -> N
 def fill_renamed(
     path: Path, config: ConfigDict, arrays: Arrays, foreign: Callable[[tuple[str | int, ...]], tuple[str, Convert]]
 ) -> Params:
-    """The same for arrays with the names and the layouts of other software, as float32.
+    """Like `fill`, for arrays with the names and layouts of other software. They are converted to float32.
 
-    foreign: from the path of a parameter in our network to its name in `arrays`, and the function to our layout.
-    Arrays that the network does not use must not be there.
+    foreign: called with the path of a parameter in our network; returns its name in `arrays`, and the function that
+      converts to our layout.
+
+    Raises UserError as `fill` does; an array that the network does not use is an error, too.
     """
     _, abstract = abstract_params(config)
     ours = {}

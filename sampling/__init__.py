@@ -19,22 +19,23 @@ class Sampler(NamedTuple):
     """One row of SAMPLERS.
 
     `run` is called as run(denoiser, x, timesteps, callback) and returns (x0, records). Stochastic samplers also take
-    `keys`, multistep solvers `history`.
+    the argument `keys`, and multistep solvers the argument `history`.
     """
 
     run: Callable[..., tuple[Images, Records]]
-    order: int | None = None  # of convergence; None for stochastic and adaptive samplers
+    order: int | None = None  # order of convergence; None for stochastic and adaptive samplers
     nfe: Callable[[int], int | None] = lambda n_steps: n_steps
     needs_rng: bool = False
-    history_from: int | None = None  # the smallest number of steps that uses a history; None where none is used
+    history_from: int | None = None  # the smallest number of steps with which a history is used; None: never
 
     def takes_history(self, n_steps: int) -> bool:
-        """Whether the solver uses a history in this number of steps."""
+        """Whether the solver uses a history with this number of steps."""
         return self.history_from is not None and n_steps >= self.history_from
 
 
-# DPM-Solver++ and UniPC use a history from four steps on. With three equal steps in t the second step is several times
-# longer in log-SNR than the first and amplifies the history's errors by that factor.
+# A history is the data's Gaussian's prediction at a time above t_start (see `multistep`). DPM-Solver++ and UniPC use it
+# with four or more steps. With three equal steps in t, the second step is several times longer in log-SNR than the
+# first, and amplifies the errors of the history by that factor.
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
@@ -51,14 +52,14 @@ SAMPLERS = {
 
 
 def lookup(name: str) -> Sampler:
-    """The row of SAMPLERS. Raises ValueError for an unknown name."""
+    """Returns the row of SAMPLERS. Raises ValueError for an unknown name."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is not known; choose from {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
 def nfe(name: str, n_steps: int) -> int | None:
-    """The number of network evaluations of `sample`; None for `ode`, whose steps are adaptive."""
+    """Returns the number of network evaluations of `sample`, or None for `ode`, whose steps are adaptive."""
     return lookup(name).nfe(n_steps)
 
 
@@ -85,16 +86,16 @@ def sample(
     Args:
       name: one of SAMPLERS.
       denoiser: the noise prediction and its schedule.
-      x_start: distributed as x_t at t = timesteps[0]. The computation has its dtype, float32 or float64.
+      x_start: samples of x_t at t = timesteps[0]. All computations have the dtype of x_start, float32 or float64.
       timesteps: strictly descending (see `time_grid`); may be traced.
       rng: for stochastic samplers, one key, or one key per image (see `core.rng.image_keys`).
-      history: predictions above x_start, for multistep solvers. Other samplers, and solvers with too few steps (see
-        `Sampler.history_from`), ignore it. For a late start from `noise` it is
+      history: predictions at times above timesteps[0], for multistep solvers. Other samplers, and solvers with too few
+        steps (see `Sampler.history_from`), ignore it. For a late start from `noise` it is
         functools.partial(gaussian.predictions, noise).
       callback: called with a `common.Evaluation` at every network evaluation. It is traced, so it must be pure.
 
     Returns:
-      The predicted x_0. With a callback: (x_0, what the callback returned, stacked over all evaluations).
+      The predicted x_0. With a callback: (x_0, the results of the callback, stacked over all evaluations).
 
     Raises ValueError for an unknown name, a missing rng, or a callback with `ode`.
     """

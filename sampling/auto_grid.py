@@ -1,10 +1,12 @@
-"""The automatic time grid, computed from the network's own trajectory: GITS, Chen et al. (2024, arXiv 2405.11326).
+"""The automatic time grid, computed from trajectories of the network: GITS, Chen et al. (2024, arXiv 2405.11326).
 
-With y = x / signal and v = sigma / signal the probability-flow ODE is dy = eps dv, and DDIM's step follows its tangent.
-Along a fine trajectory the error of a step between any two of its times is known, so dynamic programming finds the n
-steps with the smallest total error without further network evaluations. GITS adds distances in y. Here each error is
-first propagated to clean data by the flow of the data's Gaussian, since later steps undo most early errors, except in
-directions of large variance. Then squares are added, which spreads the errors evenly over the steps.
+With y = x / signal and v = sigma / signal, the probability-flow ODE is dy = eps dv, and a step of DDIM follows the
+tangent of its solution. On a trajectory with many short steps, the error of a DDIM step between any two of its times is
+known. Dynamic programming then finds the n steps with the smallest total error, without further network evaluations.
+
+GITS adds distances in y. Here, each error is first propagated to clean data by the probability-flow ODE of the data's
+Gaussian, because later steps undo most early errors, except in directions of large variance. Then the squared errors
+are added. This spreads the errors evenly over the steps.
 """
 
 import functools
@@ -19,14 +21,14 @@ from core.shapes import Images
 from sampling.common import intervals
 from sampling.late_start import DataGaussian
 
-FINE_STEPS = 30  # in the fine trajectory, whose times are the candidates for a grid
+FINE_STEPS = 30  # steps of the fine trajectory; the times of a grid are chosen among its times
 
 
 def fine_times(num_timesteps: int) -> Int[np.ndarray, "fine"]:
-    """FINE_STEPS times from the schedule's last time to 0, descending, in equal steps of sqrt(t): denser near data."""
+    """Returns FINE_STEPS times from T - 1 down to 0, equally spaced in sqrt(t), so that they are denser near t = 0."""
     roots = np.linspace(np.sqrt(num_timesteps - 1), 0, min(FINE_STEPS, num_timesteps))
     times = np.rint(roots**2).astype(np.int32)
-    return np.maximum(times, np.arange(len(times))[::-1])  # every integer near 0, where rounded squares repeat
+    return np.maximum(times, np.arange(len(times))[::-1])  # near 0, where rounding repeats integers: 3, 2, 1, 0
 
 
 @functools.partial(jax.jit, static_argnames="num_measured")
@@ -38,18 +40,18 @@ def walk(
     *,
     num_measured: int,
 ) -> tuple[Images, Float[Array, "fine fine+1"]]:
-    """Integrates x from times[0] through all `times` to clean data: (x_0, errors).
+    """Integrates x from times[0] through all `times` to clean data, and returns (x_0, errors).
 
-    The steps are Adams and Bashforth's of order 2 in v; the first has order 1. There is one network evaluation per
-    time. errors[i, j] is the error of a DDIM step from the i-th time to the j-th, or to clean data for the last j. The
-    error is propagated to clean data by the flow of `gaussian`, squared, and averaged over the first num_measured
-    images. It is infinite for j <= i.
+    The method is Adams-Bashforth of order 2 in v, with a first step of order 1. It evaluates the network once per time.
+    errors[i, j] belongs to the DDIM step from the i-th time to the j-th time, or to clean data for the last j. The
+    error of this step is propagated to clean data by the probability flow of `gaussian`, squared, and averaged over the
+    first num_measured images. It is infinite for j <= i.
     """
     schedule = denoiser.schedule
     starts, ends = intervals(times, x.dtype)
     places = schedule.sigma(starts) / schedule.signal(starts)
     steps = schedule.sigma(ends) / schedule.signal(ends) - places
-    correction = jnp.append(0, steps[1:] / (2 * steps[:-1]))  # the weight of the change of slope; 0 for the first step
+    correction = jnp.append(0, steps[1:] / (2 * steps[:-1]))  # weights of the change of slope; 0 for the first step
 
     def step(carry, row):
         y, previous_slope = carry
@@ -76,21 +78,21 @@ def walk(
 
 
 def least_start(times: Int[np.ndarray, "fine"], n_steps: int) -> int:
-    """The smallest start with n_steps of `times` at or below it."""
+    """Returns the smallest start that leaves n_steps of `times` at or below it."""
     return int(times[len(times) - n_steps])
 
 
 def cheapest_grid(
     errors: Float[np.ndarray, "fine fine+1"], times: Int[np.ndarray, "fine"], n_steps: int, t_start: int
 ) -> Int[np.ndarray, "{n_steps}"]:
-    """The n_steps times, descending from t_start, whose steps to clean data have the smallest total error.
+    """Returns n_steps times, descending from t_start, whose steps to clean data have the smallest total error.
 
-    t_start replaces the nearest of `times`; it must be at least least_start(times, n_steps). errors: as `walk` returns
-    them.
+    errors: the errors that `walk` returns.
+    t_start: at least least_start(times, n_steps). The errors of its step are those of the nearest of `times`.
     """
     count = len(times)
-    costs = [errors[:, count]]  # costs[k][i]: the least error of k + 1 steps from the i-th time
-    following = []  # following[k][i]: the index of the next time on that path
+    costs = [errors[:, count]]  # costs[k][i]: the smallest total error of k + 1 steps from the i-th time to clean data
+    following = []  # following[k][i]: the index of the time after the i-th in the best k + 2 steps
     for _ in range(n_steps - 1):
         totals = errors[:, :count] + costs[-1]
         costs.append(totals.min(axis=1))

@@ -1,10 +1,10 @@
 """The automatic start of a late start (sampling.t_start=auto) and the automatic time grid (sampling.spacing=auto).
 
-The sampler generates images from several candidate starts with the same noise and the network under evaluation. The
-chosen start is the one whose images are nearest to the data in mean and standard deviation along each of the data's
-principal axes: of the features of the data set's own classifier, or of the pixels where there is no classifier.
-Standard deviations need fewer samples than covariances; noisy axes are down-weighted. The noise differs from the noise
-of the evaluation.
+The sampler generates images from several candidate starts, with the same noise and with the network under evaluation.
+The chosen start is the one whose images are nearest to the data. The distance compares means and standard deviations
+along the principal axes of the data: of the features of the data set's classifier, or of the pixels if there is no
+classifier. Standard deviations need fewer samples than covariances. Axes with large sampling error have small weight.
+The noise differs from the noise of the evaluation.
 """
 
 from collections.abc import Callable
@@ -25,28 +25,28 @@ from sampling.generate import generate, prior
 from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
 
-SHARE = 0.15  # of the evaluation's network calls
-CHUNK_LIMITS = (8, 512)  # images in a chunk; a small evaluation pays more than SHARE for the minimum
-COARSE = np.linspace(0.15, 0.85, 8)  # first candidates, one chunk each, as fractions of the schedule
-FINE = np.arange(-3, 4) * 0.025  # second candidates around the best of the first, two chunks each
-CHUNKS = len(COARSE) + 2 * len(FINE) - 1  # drawn in all: one chunk of the best first candidate is used again
-NOISE_FLOOR = 0.003  # see `_distance`; a compromise for DDPM and DDIM on digits at 300 to 7,500 images
-GRID_IMAGES = 32  # images whose trajectories determine an automatic grid
+SHARE = 0.15  # the network calls of the search, as a fraction of the calls of the evaluation
+CHUNK_LIMITS = (8, 512)  # images in a chunk; in a small evaluation, the minimum makes the fraction larger than SHARE
+COARSE = np.linspace(0.15, 0.85, 8)  # the first candidates, one chunk each, as fractions of T - 1
+FINE = np.arange(-3, 4) * 0.025  # the second candidates, two chunks each, relative to the best first candidate
+CHUNKS = len(COARSE) + 2 * len(FINE) - 1  # total number of chunks; the best first candidate's chunk is used again
+NOISE_FLOOR = 0.003  # see `_distance`; chosen for DDPM and DDIM on digits with 300 to 7,500 images
+GRID_IMAGES = 32  # number of images whose trajectories determine an automatic grid
 
 
 class Axes(NamedTuple):
-    """The data along the eigenvectors of their covariance."""
+    """Mean and standard deviation of the data along each eigenvector of their covariance."""
 
     means: Float[np.ndarray, "axes"]
     spreads: Float[np.ndarray, "axes"]  # standard deviations
 
 
 Extract = Callable[[Images], Float[np.ndarray, "batch axes"]]
-"""Maps x_0 on the devices to coordinates along the data's axes."""
+"""Maps x_0, which is on the devices, to coordinates along the axes of the data."""
 
 
 class Candidate(NamedTuple):
-    """One start that was tried."""
+    """One start that the search has tried."""
 
     t_start: int
     images: int
@@ -54,15 +54,15 @@ class Candidate(NamedTuple):
 
 
 class AutoStart(NamedTuple):
-    """The chosen start and grid, and the search behind them."""
+    """The chosen grid, which begins at the chosen start, and how it was found."""
 
     timesteps: Int32[np.ndarray, "steps"]
-    candidates: list[Candidate]  # empty where the start was given
+    candidates: list[Candidate]  # empty if the config gives the start
     network_calls: int
-    share: float  # network_calls divided by those of the evaluation
+    share: float  # network_calls divided by the network calls of the evaluation
 
     def facts(self) -> dict[str, Any]:
-        """The entry "auto_start" of result.json."""
+        """Returns the entry "auto_start" of result.json."""
         return {
             "t_start": int(self.timesteps[0]),
             "timesteps": self.timesteps.tolist(),
@@ -96,17 +96,19 @@ def choose(
     image_shape: ImageShape,
     axes: tuple[Extract, Axes] | None,
 ) -> AutoStart:
-    """The time grid of config.sampling where its start, its spacing or both are automatic.
+    """Chooses the time grid for a config whose start, spacing or both are automatic.
 
-    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. axes:
-    the data's axes, needed for an automatic start. The result is a deterministic function of the weights and the
-    config.
+    The result is a deterministic function of the weights and the config.
+
+    gaussian: the Gaussian of the data, for an automatic grid.
+    mixture: the distribution of late starts.
+    axes: the axes of the data, for an automatic start.
     """
     settings = config.sampling
     num = config.eval.num_samples
     nfe = sampling.nfe(settings.sampler, settings.n_steps)
     size = _chunk_size(config, nfe)
-    first_chunk = ceil_div(num, size)  # the evaluation uses the noise of the chunks before it
+    first_chunk = ceil_div(num, size)  # the evaluation uses the noise of all earlier chunks
     times = fine_times(denoiser.schedule.num_timesteps)
     calls = 0
     errors = None
@@ -142,7 +144,7 @@ def choose(
 
 
 def _chunk_size(config: ConfigDict, nfe: int) -> int:
-    """Images per chunk, so that the search costs SHARE of the evaluation's network calls, within CHUNK_LIMITS."""
+    """Returns the images per chunk, in CHUNK_LIMITS, with which the search costs SHARE of the evaluation's calls."""
     calls_per_image = 0
     if chooses_start(config):
         calls_per_image += CHUNKS * nfe
@@ -153,11 +155,10 @@ def _chunk_size(config: ConfigDict, nfe: int) -> int:
 
 
 def _distance(images: Float[np.ndarray, "n axes"], data: Axes) -> float:
-    """The Fréchet distance between images and data, axis by axis, each axis weighted by its signal-to-noise ratio.
+    """Returns a weighted sum, over the axes, of the squared Fréchet distances between images and data along each axis.
 
-    The squared difference of the means has a sampling error of an axis's variance over n. Where that error equals
-    NOISE_FLOOR times the variance of a leading axis (the mean variance, weighted by variance), the axis has half its
-    weight.
+    Along an axis with variance v, the squared difference of the means of n images has a sampling error of v / n. An
+    axis has half its weight if this error is NOISE_FLOOR times the mean of all variances, weighted by the variances.
     """
     variances = data.spreads**2
     sampling_error = variances / len(images)
@@ -170,9 +171,9 @@ def _distance(images: Float[np.ndarray, "n axes"], data: Axes) -> float:
 def _search(
     draw: Callable[[int, int], np.ndarray], data: Axes, least: int, last: int
 ) -> tuple[int, list[Candidate], int]:
-    """The best start from least to last, all candidates, and the number of chunks drawn.
+    """Returns the best start from `least` to `last`, all candidates, and the number of chunks drawn.
 
-    draw(t_start, k) returns the coordinates of chunk k from a start.
+    draw: called as draw(t_start, k); returns the coordinates of the images of chunk k, sampled from this start.
     """
     drawn: dict[tuple[int, int], np.ndarray] = {}
     candidates: list[Candidate] = []

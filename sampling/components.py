@@ -1,9 +1,10 @@
-"""The fit of a mixture of Gaussians to images: one component per class, or per cluster of k-means.
+"""Fits a mixture of Gaussians to images, with one component per class or per cluster of k-means.
 
-The images are assigned to components by their labels or by k-means. All means and covariances are then computed in one
-pass over the images, in the coordinates of the data's own Gaussian (see `late_start.DataMixture`). The covariance of a
-component is shrunk towards the covariance within all components, with the intensity of Ledoit and Wolf (2004). Without
-this, samples of a component of few images would be copies of these images.
+The images are assigned to components by their labels or by k-means. The means and covariances of all components are
+then computed along the eigenvectors of the data's Gaussian (see `late_start.DataMixture`). This takes one pass over the
+images, or two if directions must be added to the eigenvectors. If there are several components, each covariance is
+shrunk towards the pooled covariance within components, with the intensity of Ledoit and Wolf (2004). Without shrinkage,
+the samples of a component with few images would be copies of these images.
 """
 
 import math
@@ -18,26 +19,28 @@ from tqdm import tqdm
 from core.shapes import HostPixels
 from sampling.late_start import DataGaussian, DataMixture
 
-FEWEST = 10  # images of a cluster; smaller clusters are dissolved
-CLUSTER_DIRECTIONS = 50  # leading directions of the data in which k-means measures distances
-LARGEST_ROTATIONS = 2**24  # numbers in all rotations of a mixture: 67 MB in float32
-LARGEST_COORDINATES = 2**28  # numbers in the coordinates of all images: 1 GB in float32
-ROUNDING_VARIANCE = 1 / 12  # of a pixel that is rounded to one of 256 grey levels
-ROWS = 1024  # images per matrix product
+FEWEST = 10  # the smallest number of images in a cluster; smaller clusters are dissolved
+CLUSTER_DIRECTIONS = 50  # number of leading eigenvectors along which k-means measures distances
+LARGEST_ROTATIONS = 2**24  # limit of the total size of the components' eigenvector matrices: 67 MB in float32
+LARGEST_COORDINATES = 2**28  # limit of the total size of the images' coordinates: 1 GB in float32
+ROUNDING_VARIANCE = 1 / 12  # variance of the error of rounding a pixel to an integer grey level
+CHUNK_SIZE = 1024  # images per matrix product
 
 
 def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.ndarray, "images"]:
-    """The cluster of each image, from 0 on, by k-means in CLUSTER_DIRECTIONS leading directions with a fixed seed.
+    """Assigns each image to a cluster (0, 1, ...) by k-means along CLUSTER_DIRECTIONS eigenvectors, with a fixed seed.
 
-    gaussian: that of the pixels. Each cluster has at least FEWEST images. Smaller ones are dissolved: their images
-    join the nearest of the others. There may therefore be fewer than `count` clusters.
+    Each cluster has at least FEWEST images. Smaller clusters are dissolved: each of their images joins the nearest of
+    the other clusters. So there may be fewer than `count` clusters.
+
+    gaussian: the Gaussian of the data in grey levels (0 to 255).
     """
     from sklearn.cluster import MiniBatchKMeans  # scikit-learn takes a second to import
 
     basis = gaussian.eigenvectors[:, :CLUSTER_DIRECTIONS]
     rows = [(vectors - gaussian.mean) @ basis for _, vectors in _chunks(images, "projections")]
     coordinates = np.concatenate(rows).astype(np.float32)
-    kmeans = MiniBatchKMeans(count, random_state=0, n_init=3, batch_size=4 * ROWS).fit(coordinates)
+    kmeans = MiniBatchKMeans(count, random_state=0, n_init=3, batch_size=4 * CHUNK_SIZE).fit(coordinates)
     sizes = np.bincount(kmeans.labels_, minlength=count)
     large = sizes >= min(FEWEST, sizes.max())
     nearest = kmeans.transform(coordinates)[:, large].argmin(axis=1)
@@ -45,14 +48,15 @@ def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.n
 
 
 def fit_mixture(gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]) -> DataMixture:
-    """The mixture whose component c is fitted to the images with assignment c.
+    """Fits the mixture whose component c is the Gaussian of the images with assignment c.
 
-    gaussian: that of the pixels of all images. Its eigenvectors are the mixture's. If they do not span the image space,
-    directions are added until they contain the means of all components. The images are read once, or twice if
-    directions are added. assignment: from 0 to K - 1.
+    gaussian: the Gaussian of all images, in grey levels (0 to 255). The mixture uses its eigenvectors. If they do not
+      span the whole image space, orthonormal directions are added so that the span includes all component means. The
+      images are read once, or twice if directions are added.
+    assignment: the component of each image, from 0 to K - 1.
 
-    Components have full covariances in as many leading directions as LARGEST_ROTATIONS and LARGEST_COORDINATES allow,
-    and diagonal ones in the others. Raises ValueError for a component of fewer than 2 images.
+    Components have full covariances along as many leading directions as LARGEST_ROTATIONS and LARGEST_COORDINATES
+    allow, and diagonal covariances along the others. Raises ValueError for a component with fewer than 2 images.
     """
     counts = np.bincount(assignment)
     if counts.min() < 2:
@@ -86,9 +90,9 @@ def fit_mixture(gaussian: DataGaussian, images: HostPixels, assignment: Int[np.n
 class _Sums(NamedTuple):
     """Sums over the images of each component. Coordinates are relative to an origin."""
 
-    first: Float[np.ndarray, "components k"]  # of coordinates
-    second: Float[np.ndarray, "components k"]  # of squared coordinates
-    squares: Float[np.ndarray, "components"]  # of squared distances from the origin, in all directions
+    first: Float[np.ndarray, "components k"]  # sums of the coordinates
+    second: Float[np.ndarray, "components k"]  # sums of the squared coordinates
+    squares: Float[np.ndarray, "components"]  # sums of the squared distances from the origin, in the whole image space
     leading: Float32[np.ndarray, "images block"]  # the leading coordinates of each image
 
 
@@ -100,7 +104,7 @@ def _sums(
     basis: Float[np.ndarray, "d k"],
     block: int,
 ) -> _Sums:
-    """One pass over the images."""
+    """Computes the sums in one pass over the images."""
     count = assignment.max() + 1
     first = np.zeros((count, basis.shape[1]))
     second = np.zeros_like(first)
@@ -109,7 +113,7 @@ def _sums(
     for rows, vectors in _chunks(images, "components"):
         centred = vectors - origin
         coordinates = centred @ basis
-        members = _members(assignment[rows], count)
+        members = _one_hot(assignment[rows], count)
         first += members @ coordinates
         second += members @ coordinates**2
         squares += members @ (centred**2).sum(axis=1)
@@ -120,21 +124,22 @@ def _sums(
 def _basis(
     gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]
 ) -> Float[np.ndarray, "d k"]:
-    """The eigenvectors of the Gaussian, and directions that the means of the components have outside their span."""
+    """Returns the eigenvectors, and an orthonormal basis of the part of the component means outside their span."""
     vectors = np.asarray(gaussian.eigenvectors)
     if vectors.shape[1] == len(vectors):
         return vectors
     counts = np.bincount(assignment)
     means = np.zeros((len(counts), len(vectors)))
     for rows, pixels in _chunks(images, "means"):
-        means += _members(assignment[rows], len(counts)) @ (pixels - gaussian.mean) / counts[:, None]
+        means += _one_hot(assignment[rows], len(counts)) @ (pixels - gaussian.mean) / counts[:, None]
     outside = means - means @ vectors @ vectors.T
     directions, lengths, _ = np.linalg.svd(outside.T, full_matrices=False)
-    return np.concatenate([vectors, directions[:, lengths > 1e-6]], axis=1)  # in grey levels; 0 but for rounding
+    significant = lengths > 1e-6  # lengths are in grey levels; smaller ones are rounding errors
+    return np.concatenate([vectors, directions[:, significant]], axis=1)
 
 
 def _block_size(num_images: int, num_components: int, rank: int) -> int:
-    """The number of leading directions in which the components have full covariances."""
+    """Returns the number of leading directions along which the components have full covariances."""
     if num_components == 1:
         return 0
     affordable = min(math.isqrt(LARGEST_ROTATIONS // num_components), LARGEST_COORDINATES // num_images)
@@ -144,10 +149,12 @@ def _block_size(num_images: int, num_components: int, rank: int) -> int:
 def _shrinkage(
     parts: Sequence[Float32[np.ndarray, "_ block"]], pooled: Float[np.ndarray, "block block"]
 ) -> Float[np.ndarray, "components"]:
-    """The intensity, from 0 to 1, of shrinking the covariance of each part towards the pooled covariance.
+    """Returns the intensity, from 0 to 1, with which each component's covariance is shrunk towards the pooled one.
 
-    parts: centred coordinates. In coordinates that make the pooled covariance the identity, this is the problem of
-    Ledoit and Wolf.
+    The coordinates are first transformed so that the pooled covariance is the identity, which is the shrinkage target
+    of Ledoit and Wolf.
+
+    parts: for each component, the centred coordinates of its images.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -161,20 +168,23 @@ def _shrunk(
     counts: Int[np.ndarray, "components"],
     shrinkage: Float[np.ndarray, "components"],
 ) -> Float[np.ndarray, "components *rest"]:
-    """Covariances, or variances, of sums of squares about the components' means, shrunk towards the pooled one."""
+    """Turns scatter matrices (or sums of squares) about the component means into covariances (or variances).
+
+    These are shrunk towards the pooled covariance (or variance).
+    """
     column = (-1,) + (1,) * (scatters.ndim - 1)
     pooled = scatters.sum(axis=0) / (counts.sum() - len(counts))
     own = scatters / (counts - 1).reshape(column)
     return own + shrinkage.reshape(column) * (pooled - own)
 
 
-def _members(assignment: Int[np.ndarray, "rows"], count: int) -> Float[np.ndarray, "{count} rows"]:
-    """1 where the component of an image is that of the row, else 0."""
+def _one_hot(assignment: Int[np.ndarray, "rows"], count: int) -> Float[np.ndarray, "{count} rows"]:
+    """Returns a one-hot matrix: 1 where the image of the column belongs to the component of the row, else 0."""
     return (assignment == np.arange(count)[:, None]).astype(np.float64)
 
 
 def _chunks(images: HostPixels, name: str) -> Iterator[tuple[slice, Float[np.ndarray, "rows d"]]]:
-    """One pass over the images, with a progress bar: pairs of rows and their images as vectors."""
-    for start in tqdm(range(0, len(images), ROWS), name):
-        rows = slice(start, start + ROWS)
+    """Yields pairs of (rows, the images of these rows as vectors) for all images, with a progress bar."""
+    for start in tqdm(range(0, len(images), CHUNK_SIZE), name):
+        rows = slice(start, start + CHUNK_SIZE)
         yield rows, images[rows].reshape(len(images[rows]), -1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""DDIM and DDPM: one update with a variable amount of fresh noise (Song et al. 2021, "Denoising diffusion ...")."""
+"""DDIM and DDPM: one update formula in which eta sets the amount of fresh noise (Song et al. 2021, DDIM)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ def ddim(
     keys: Keys | None = None,
     eta: float = 0.0,
 ) -> tuple[Images, Records]:
-    """Song et al. (2021), equation 12, with the noise of equation 16 scaled by eta.
+    """Samples with equation 12 of Song et al. (2021), with the noise of equation 16 scaled by eta.
 
-    eta = 0 is DDIM and needs no keys. eta = 1 is DDPM's ancestral sampling (Ho et al. 2020, algorithm 2, with the
-    posterior variance) on any grid.
+    With eta = 0 this is DDIM, which needs no keys. With eta = 1 it is the ancestral sampling of DDPM (Ho et al. 2020,
+    algorithm 2, with the posterior variance) on any grid.
     """
     schedule = denoiser.schedule
 
@@ -29,7 +29,7 @@ def ddim(
         (x0, eps), record = evaluate(denoiser, callback, x, t)
         forgotten = jnp.sqrt(-jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(s)))
         kept = schedule.signal(t) * schedule.sigma(s) / (schedule.signal(s) * schedule.sigma(t))
-        # kept^2 + (forgotten / sigma_t)^2 = 1. This form takes no difference of nearly equal numbers.
+        # kept^2 + (forgotten / sigma_t)^2 = 1. Neither is computed as a difference of nearly equal numbers.
         x = schedule.signal(s) * x0 + schedule.sigma(s) * jnp.sqrt(1 - eta**2 + (eta * kept) ** 2) * eps
         if eta:
             x += eta * schedule.sigma(s) / schedule.sigma(t) * forgotten * image_noise(keys, i, x)
@@ -47,5 +47,5 @@ def ddpm(
     *,
     keys: Keys,
 ) -> tuple[Images, Records]:
-    """Ancestral sampling, Ho et al. (2020), algorithm 2, with the posterior variance: `ddim` with eta = 1."""
+    """Ancestral sampling with the posterior variance (Ho et al. 2020, algorithm 2). This is `ddim` with eta = 1."""
     return ddim(denoiser, x, timesteps, callback, keys, eta=1.0)

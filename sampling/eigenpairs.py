@@ -1,4 +1,4 @@
-"""Leading eigenpairs of a covariance that is too large for memory, by randomised subspace iteration over a stream."""
+"""Leading eigenpairs of a covariance that does not fit in memory, by randomised subspace iteration over a stream."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Shaped
 
-PASSES = 6  # over the data; each pass except the last turns the subspace towards the leading eigenvectors
-OVERSAMPLING = 80  # dimensions of the subspace beyond the rank; with 64 an eigenvalue was 1% off
-ROWS = 256  # vectors per matrix product; with fewer, the product is limited by memory bandwidth
+PASSES = 6  # passes over the data; all but the last turn the subspace towards the leading eigenvectors
+OVERSAMPLING = 80  # dimensions of the subspace in addition to the rank; with 64, an eigenvalue was wrong by 1%
+ROWS = 256  # vectors per matrix product; with fewer, memory bandwidth limits the product
 
 Batches = Callable[[], Iterable[Shaped[np.ndarray, "..."]]]
-"""Called once per pass; returns batches of vectors, one per row, the same vectors at each call."""
+"""Called once per pass. Returns batches with one vector per row. Every call must return the same vectors."""
 
 
 class Eigenpairs(NamedTuple):
-    """The leading eigenpairs of a covariance, normalised by count - 1, with the mean and the full trace."""
+    """The mean, and the leading eigenpairs and the trace of the covariance, which is normalised by count - 1."""
 
     count: int
     mean: Float[np.ndarray, "dim"]
@@ -26,12 +26,12 @@ class Eigenpairs(NamedTuple):
 
 
 def leading_eigenpairs(vectors: Batches, dim: int, rank: int) -> Eigenpairs:
-    """The `rank` leading eigenpairs of the covariance of vectors of length `dim`, in PASSES passes over the vectors.
+    """Computes the `rank` leading eigenpairs of the covariance of vectors of length `dim`, in PASSES passes.
 
-    Algorithms 4.4 and 5.3 of Halko, Martinsson and Tropp (2011, arXiv 0909.4061), applied to the covariance. The mean
-    and the trace are exact. Needs memory for two blocks of rank + OVERSAMPLING float64 vectors, for a third one at the
-    end, and for ROWS vectors. Raises ValueError for a rank outside 1 .. min(dim, count - 1), vectors of another length,
-    NaN or infinity.
+    The method is algorithms 4.4 and 5.3 of Halko, Martinsson and Tropp (2011, arXiv 0909.4061), applied to the
+    covariance. The mean and the trace are exact. It needs memory for two blocks of rank + OVERSAMPLING float64 vectors
+    (three at the end) and for ROWS vectors. Raises ValueError for a rank outside 1 .. min(dim, count - 1), vectors of
+    another length, NaN or infinity.
     """
     if not 1 <= rank <= dim:
         raise ValueError(f"rank={rank} must be from 1 to the image dimension {dim}")
@@ -57,10 +57,10 @@ def leading_eigenpairs(vectors: Batches, dim: int, rank: int) -> Eigenpairs:
 def _covariance_times(
     basis: Float[np.ndarray, "dim size"], vectors: Batches, shift: Float[np.ndarray, "dim"] | None
 ) -> tuple[int, Float[np.ndarray, "dim"], float, Float[np.ndarray, "dim size"]]:
-    """One pass over the vectors: (count, mean, trace of the covariance, covariance @ basis).
+    """Returns (count, mean, trace of the covariance, covariance @ basis) after one pass over the vectors.
 
-    Sums are taken about `shift`, or about the mean of the first rows if it is None, so that a mean far from zero costs
-    no digits.
+    The sums are relative to `shift`, or to the mean of the first rows if `shift` is None, so that a mean far from zero
+    causes no loss of precision.
     """
     count = 0
     total = np.zeros(len(basis))
@@ -85,12 +85,12 @@ def _covariance_times(
 
 
 def _rows(batches: Iterable[Shaped[np.ndarray, "..."]], dim: int) -> Iterator[Shaped[np.ndarray, "rows dim"]]:
-    """At most ROWS vectors at a time, checked."""
+    """Yields the vectors, at most ROWS at a time, after checking them."""
     for batch in batches:
         if batch.ndim != 2 or batch.shape[1] != dim:
             raise ValueError(f"expected vectors [B, {dim}], got {list(batch.shape)}")
         for start in range(0, len(batch), ROWS):
             rows = batch[start : start + ROWS]
             if not np.isfinite(rows).all():
-                raise ValueError("the vectors hold NaN or infinity")
+                raise ValueError("the vectors contain NaN or infinity")
             yield rows

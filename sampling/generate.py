@@ -1,4 +1,4 @@
-"""Batches of generated images. Image i depends on the seed and i only, not on batch size or number of devices."""
+"""Generates images in batches. Image i depends only on the seed and i, not on batch size or number of devices."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -32,19 +32,19 @@ def generate(
     batch_size: int,
     first: int = 0,
 ) -> Iterator[tuple[Images, int]]:
-    """Predicted x_0 of `num` images by the sampler of config.sampling: pairs (batch on the devices, count).
+    """Samples images with the sampler of config.sampling. Yields pairs (batch of x_0 on the devices, count).
 
     Args:
       config: sampler, clipping, baseline and seed are read.
-      denoiser: one compilation serves all its weights and all starts.
-      mixture: the distribution of late starts, also used for the solvers' history. None: start from pure noise.
+      denoiser: the network and its schedule. New weights or starts do not need a new compilation.
+      mixture: the distribution of late starts, also used for the history of multistep solvers. None: pure noise.
       timesteps: the grid of the sampler, descending; see `grid_of`.
       image_shape: (height, width, channels).
-      num: number of images, counted from index 0.
+      num: the images have the indices first .. num - 1.
       batch_size: rounded up to a multiple of the number of devices.
-      first: images before this index are skipped; the rest are bit-identical.
+      first: images before this index are skipped. The other images are bit-identical to those of a run with first=0.
 
-    The last batch has full size, so that nothing is compiled again; its images beyond `count` are to be dropped.
+    The last batch has full size, so that nothing is compiled again. Callers must drop its images beyond `count`.
     """
     batch_size = round_up(min(batch_size, num))
     run = _batch_sampler(config, denoiser, mixture, timesteps)
@@ -62,7 +62,7 @@ def _batch_sampler(
     timesteps: Timesteps,
     callback: Callback | None = None,
 ) -> Callable[[Images, Keys, Components | None], Any]:
-    """A function from pure noise, keys and components to what `sampling.sample` returns for config.sampling."""
+    """Returns a function of (noise, keys, components) that runs `sampling.sample` as config.sampling says."""
     settings = config.sampling
     if mixture is not None and settings.baseline == "isotropic":
         mixture = replicate(mixture.isotropic())
@@ -88,14 +88,14 @@ def _batch_sampler(
 
 
 def _clip_range(config: ConfigDict) -> tuple[float, float] | None:
-    """The range that predicted x_0 are clipped to, if config.sampling.clip_x0 is set."""
+    """Returns the range to which predicted x_0 are clipped, or None if config.sampling.clip_x0 is false."""
     if not config.sampling.clip_x0:
         return None
     return (-1.0, 1.0) if config.data.centered else (0.0, 1.0)
 
 
 def uses_history(config: ConfigDict) -> bool:
-    """Whether the solver of config.sampling uses the Gaussian's prediction above its late start."""
+    """Whether the solver of config.sampling uses a history: predictions of the Gaussian at times above t_start."""
     settings = config.sampling
     if not settings.gls or settings.baseline == "no_history":
         return False
@@ -103,10 +103,11 @@ def uses_history(config: ConfigDict) -> bool:
 
 
 def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timesteps:
-    """The time grid of config.sampling, descending.
+    """Returns the time grid of config.sampling, descending.
 
-    It begins at t_start with a late start. From pure noise it begins at T - 1, or, for the baseline "leading", at
-    T - T / n_steps, rounded down: at 666, 800 and 900 for 3, 5 and 10 of 1,000 times, as in the paper.
+    With a late start the grid begins at t_start. From pure noise it begins at T - 1, or, for the baseline "leading", at
+    T - T / n_steps, rounded down. For T = 1,000 and 3, 5 and 10 steps this is 666, 800 and 900. The paper's runs from
+    pure noise seem to begin there.
     """
     settings = config.sampling
     num_timesteps = schedule.num_timesteps
@@ -117,7 +118,7 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timestep
 
 
 def _components(mixture: DataMixture | None, seed: int, first: int, batch_size: int) -> Components | None:
-    """The component of each image from index `first` on, on the devices; None without a late start."""
+    """Returns the component of each image from index `first` on, on the devices, or None without a late start."""
     if mixture is None:
         return None
     sequence = component_sequence(np.asarray(mixture.weights), seed, first, batch_size)
@@ -127,12 +128,12 @@ def _components(mixture: DataMixture | None, seed: int, first: int, batch_size: 
 def component_sequence(
     weights: Float[np.ndarray, "components"], seed: int, first: int, count: int
 ) -> Int32[np.ndarray, "{count}"]:
-    """The components of the images with indices first .. first + count - 1.
+    """Returns the components of the images with indices first .. first + count - 1.
 
-    The component of an image depends on the seed, its index and the weights only. The sequence is stratified: among the
-    first N images, component c occurs N weights[c] times, up to a difference of less than 2. The j-th occurrence of
-    component c is at the time (j + u) / weights[c], with u uniform in [0, 1), and the images take the occurrences in
-    the order of their times.
+    The component of an image depends only on the seed, its index and the weights. The sequence is stratified: among the
+    first N images, component c occurs N weights[c] times, with an error of less than 2. To construct it, the j-th
+    occurrence of component c gets the position (j + u) / weights[c], with u uniform in [0, 1). All occurrences are then
+    sorted by position, and image i takes the i-th.
     """
     if len(weights) == 1:
         return np.zeros(count, np.int32)
@@ -147,7 +148,7 @@ def component_sequence(
 
 
 def prior(seed: int, first: int, batch_size: int, image_shape: ImageShape) -> tuple[Images, Keys]:
-    """Pure noise for the images from index `first` on, and the keys for the noise that their sampler draws."""
+    """Returns pure noise for the images from index `first` on, and the keys for the noise that the sampler draws."""
     indices = np.arange(first, first + batch_size, dtype=np.uint32)[own_rows(batch_size)]
     noise_rng = key_for(seed, "noise")
     sampler_rng = key_for(seed, "sampler")
@@ -181,7 +182,7 @@ def record_trajectory(
     image_shape: ImageShape,
     num: int,
 ) -> tuple[Float[np.ndarray, "nfe"], Float[np.ndarray, "nfe num height width channels"]]:
-    """The times of all network evaluations and the x_0 predicted at each, for the first `num` images."""
+    """Returns the times of all network evaluations, and the x_0 predicted at each, for the first `num` images."""
     size = round_up(num)
     run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
     noise, keys = prior(config.seed, 0, size, image_shape)

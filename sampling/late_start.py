@@ -1,9 +1,10 @@
-"""The distribution of late starts: a Gaussian, or a mixture of Gaussians, fitted to the data, at every noise level.
+"""The distribution of late starts at every noise level: a Gaussian, or a mixture of Gaussians, fitted to the data.
 
-If the data have mean m and covariance S, then x_t has mean sqrt(ab) m and covariance ab S + (1 - ab) I. One
-eigendecomposition S = U L U^T, from one pass or a few passes over the data, therefore serves all t. If the data are a
-mixture of such Gaussians, for example one per class, then x_t is a mixture with the same weights. `DataMixture` draws
-from it and has its exact noise prediction. `DataGaussian` is the fit to all data, and the mixture of one component.
+If the data have mean m and covariance S, then x_t has mean sqrt(ab) m and covariance ab S + (1 - ab) I, where ab is
+alpha_bar. So one eigendecomposition S = U L U^T, from one pass or a few passes over the data, is enough for all t. If
+the data are a mixture of Gaussians, for example one per class, then x_t is a mixture with the same weights.
+`DataMixture` samples this mixture and computes its exact noise prediction. `DataGaussian` is one Gaussian fitted to all
+data, and equals a mixture with one component.
 """
 
 import dataclasses
@@ -32,11 +33,11 @@ Batches = Iterable[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 Components = Int[Array | np.ndarray, "batch"]
 """The component of each image, from 0 to K - 1."""
 
-EXACT_UP_TO = 4096  # the largest image dimension whose covariance is formed, in 134 MB
-# Alternatives to the usual starts: pure noise at T - T/n, `analytic_first_step`, `DataMixture.isotropic`, and a late
-# start without a history for multistep solvers.
+EXACT_UP_TO = 4096  # the largest image dimension for which the covariance matrix is formed (134 MB)
+# Values of sampling.baseline. "leading" starts from pure noise at T - T/n. "afs" uses `analytic_first_step`.
+# "isotropic" uses `DataMixture.isotropic`. "no_history" is a late start whose multistep solver has no history.
 BASELINES = ("leading", "afs", "isotropic", "no_history")
-# Values of sampling.components; the others are numbers of clusters.
+# Values of sampling.components; all other values are numbers of clusters.
 ONE = "1"
 LABELS = "labels"
 LOG_2_PI = math.log(2 * math.pi)
@@ -44,7 +45,7 @@ ARRAYS = ("mean", "eigenvectors", "eigenvalues", "residual_variance", "image_sha
 
 
 def forms_covariance(dim: int) -> bool:
-    """Whether the covariance of images of this dimension is formed; if not, a rank is needed."""
+    """Whether the covariance matrix of images of this dimension is formed. If not, `DataGaussian.fit` needs a rank."""
     return dim <= EXACT_UP_TO
 
 
@@ -53,7 +54,7 @@ def forms_covariance(dim: int) -> bool:
 class DataGaussian:
     """A Gaussian with covariance U diag(L) U^T + r (I - U U^T), fitted to images.
 
-    A Gaussian that draws starts for a network is in the network's range.
+    To draw starts for a network, the Gaussian must be in the network's range of values (see `scaled`).
 
     Attributes:
       mean: [d] with d = height * width * channels.
@@ -71,18 +72,19 @@ class DataGaussian:
 
     @classmethod
     def fit(cls, batches: Batches, rank: int | None = None) -> "DataGaussian":
-        """The Gaussian of images in batches of shape [batch, height, width, channels], with `rank` eigenpairs.
+        """Fits the Gaussian to batches of images [batch, height, width, channels], with `rank` eigenpairs.
 
-        Up to d = EXACT_UP_TO the covariance is formed in one pass; without a rank all eigenpairs are kept. Above,
-        `eigenpairs.leading_eigenpairs` takes several passes and memory for about 2 * rank images: a rank is then
-        required, and batches must be a list or a function that returns an iterator for each pass. The rest of the
-        trace becomes the residual variance.
+        Up to d = EXACT_UP_TO the covariance matrix is formed in one pass, and all eigenpairs are kept if no rank is
+        given. For larger d a rank is required. Then `eigenpairs.leading_eigenpairs` takes several passes and memory for
+        about 2 * rank images, and batches must be a list, or a function that returns an iterator for each pass. The
+        rest of the trace becomes the residual variance.
 
-        uint8 pixels are summed fastest and without rounding; `scaled` converts the result to the network's range.
+        Sums of uint8 pixels are the fastest and have no rounding errors. `scaled` converts the result to the network's
+        range.
 
         Raises ValueError for fewer than 2 images, images of different shapes or not [H, W, C], values that are not
-        finite (the message has the batch, from 0), a rank that is not from 1 to d and below the number of images, and
-        batches that cannot be read again.
+        finite (the message has the number of the batch, from 0), a rank outside 1 .. d or not below the number of
+        images, and batches that cannot be read again.
         """
         stream = iter(batches() if callable(batches) else batches)
         first = next(stream, None)
@@ -107,7 +109,7 @@ class DataGaussian:
 
     @classmethod
     def from_moments(cls, moments: Moments, image_shape: ImageShape, rank: int | None = None) -> "DataGaussian":
-        """The Gaussian with the accumulated moments. Raises ValueError for a rank as `fit` does."""
+        """Makes the Gaussian that has these moments. Raises ValueError for a rank as `fit` does."""
         dim = moments.dim
         if rank is not None and not 1 <= rank <= min(dim, moments.count - 1):
             raise ValueError(
@@ -116,9 +118,9 @@ class DataGaussian:
         covariance = moments.cov
         leading = slice(None, -(rank or dim) - 1, -1)
         trace = np.trace(covariance)
-        # Divide and conquer for all pairs is several times faster than scipy's method for a subset of the pairs.
+        # "evd" computes all pairs and is several times faster than scipy's method for a subset of the pairs.
         values, vectors = scipy.linalg.eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)
-        values = np.maximum(values[leading], 0)  # rounding can leave a null direction slightly below zero
+        values = np.maximum(values[leading], 0)  # rounding can make a zero eigenvalue negative
         return cls._of_pairs(moments.mean, values, vectors[:, leading], trace, image_shape)
 
     @classmethod
@@ -129,7 +131,7 @@ class DataGaussian:
 
     @property
     def captured(self) -> float:
-        """The fraction of the variance that the kept eigenpairs explain, from 0 to 1."""
+        """Returns the fraction of the variance that the kept eigenpairs explain, from 0 to 1."""
         inside = np.sum(self.eigenvalues)
         return float(inside / self._trace) if inside else 1.0  # identical images have no variance
 
@@ -139,7 +141,7 @@ class DataGaussian:
         return np.sum(self.eigenvalues) + self.residual_variance * outside
 
     def scaled(self, scale: float, shift: float) -> "DataGaussian":
-        """The Gaussian of scale * x + shift, where x has this Gaussian."""
+        """Returns the Gaussian of scale * x + shift, where x has this Gaussian."""
         return dataclasses.replace(
             self,
             mean=scale * self.mean + shift,
@@ -148,7 +150,7 @@ class DataGaussian:
         )
 
     def mixture(self) -> "DataMixture":
-        """The mixture of one component, this Gaussian."""
+        """Returns the mixture whose only component is this Gaussian."""
         return DataMixture(
             mean=self.mean,
             eigenvectors=self.eigenvectors,
@@ -161,29 +163,30 @@ class DataGaussian:
         )
 
     def sample(self, noise: Images, alpha_bar: ArrayLike) -> Images:
-        """x_t with exactly this Gaussian's mean and covariance at alpha_bar, a scalar or one per image.
+        """Maps standard normal noise to samples of x_t for data with this Gaussian.
 
-        The symmetric root of the covariance is used, so the result is deterministic in the noise. For Gaussian data it
-        is the map of the probability-flow ODE from pure noise, so the same noise gives comparable images from every
-        start.
+        x_t has exactly the mean and covariance of the noised Gaussian at alpha_bar, a scalar or one per image. The
+        result is a deterministic function of the noise, because the symmetric root of the covariance is used. For
+        Gaussian data this is the map of the probability-flow ODE from pure noise, so the same noise gives comparable
+        images from every start.
         """
         return self.mixture().sample(noise, _first(noise), alpha_bar)
 
     def eps(self, x: Images, alpha_bar: ArrayLike) -> Images:
-        """The exact noise prediction at x for data with this Gaussian: -sqrt(1 - ab) times the score."""
+        """Returns the exact noise prediction at x for data with this Gaussian: -sqrt(1 - ab) times the score."""
         return self.mixture().eps(x, alpha_bar)
 
     def predictions(self, noise: Images, alpha_bar: ArrayLike) -> tuple[Images, Images]:
-        """The exact predictions (x_0, eps) at the point x_t = sample(noise, alpha_bar), for a scalar alpha_bar.
+        """Returns the exact predictions (x_0, eps) at the point x_t = sample(noise, alpha_bar), for a scalar alpha_bar.
 
-        They stand for the network's predictions above a late start.
+        They replace the network's predictions at times above t_start.
         """
         return self.mixture().predictions(noise, _first(noise), alpha_bar)
 
     def carried(self, displacement: Images, alpha_bar: ArrayLike) -> Images:
-        """A displacement of x_t, propagated to clean data by the probability flow of this Gaussian.
+        """Propagates a displacement of x_t to clean data by the probability flow of this Gaussian.
 
-        Along an eigenvector of variance L it is multiplied by sqrt(L / (ab L + 1 - ab)).
+        Along an eigenvector with variance L, the displacement is multiplied by sqrt(L / (ab L + 1 - ab)).
         """
         ab = _column(alpha_bar, displacement.dtype)
         tiny = jnp.finfo(ab.dtype).tiny  # makes 0/0 equal 1 at alpha_bar = 1
@@ -192,7 +195,7 @@ class DataGaussian:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays, for `of_arrays`."""
+        """Returns all fields as arrays, for `of_arrays`."""
         return {name: np.asarray(getattr(self, name)) for name in ARRAYS}
 
     def save(self, path: Path) -> None:
@@ -206,7 +209,7 @@ class DataGaussian:
 
     @classmethod
     def of_arrays(cls, stored: Mapping[str, np.ndarray], path: Path) -> "DataGaussian":
-        """The Gaussian of arrays that were read from a file; the path is used in error messages."""
+        """Makes a Gaussian of arrays that were read from a file. `path` is for error messages."""
         shape = tuple(stored["image_shape"].ravel().tolist())
         dim = math.prod(shape)
         rank = stored["eigenvalues"].size
@@ -221,12 +224,12 @@ class DataGaussian:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataMixture:
-    """A mixture of K Gaussians with shared eigenvectors, fitted to images: what late starts are drawn from.
+    """A mixture of K Gaussians in shared coordinates, fitted to images. Late starts are drawn from it.
 
-    An image x has the coordinates y = U^T (x - mean). In component c their mean is means[c]. Their covariance is
+    An image x has the coordinates y = U^T (x - mean). In component c, the mean of y is means[c]. The covariance of y is
     rotations[c] diag(variances[c, :r]) rotations[c]^T in the first r directions, and diag(variances[c, r:]) in the
-    others. Outside the span of U the variance is residual_variances[c], about the mean. One Gaussian is the case K = 1
-    with r = 0. The memory is d k + K (r^2 + 2 k) numbers.
+    others. In directions outside the span of U, x has the variance residual_variances[c] around `mean`. A single
+    Gaussian is the case K = 1, r = 0. The mixture takes memory for d k + K (r^2 + 2 k) numbers.
 
     Attributes:
       mean: [d], the mean of all data, with d = height * width * channels.
@@ -250,11 +253,11 @@ class DataMixture:
 
     @property
     def num_components(self) -> int:
-        """K."""
+        """Returns K."""
         return len(self.weights)
 
     def scaled(self, scale: float, shift: float) -> "DataMixture":
-        """The mixture of scale * x + shift, where x has this mixture."""
+        """Returns the mixture of scale * x + shift, where x has this mixture."""
         return dataclasses.replace(
             self,
             mean=scale * self.mean + shift,
@@ -264,7 +267,7 @@ class DataMixture:
         )
 
     def isotropic(self) -> "DataMixture":
-        """The mixture in which each component has the same variance in every direction, its mean variance."""
+        """Returns the mixture in which every component has its mean variance in all directions."""
         dim, rank = self.eigenvectors.shape
         mean_variances = (self.variances.sum(axis=1) + (dim - rank) * self.residual_variances) / dim
         return dataclasses.replace(
@@ -274,7 +277,7 @@ class DataMixture:
         )
 
     def restricted(self, components: Sequence[int]) -> "DataMixture":
-        """The mixture of these components only, with weights in the same proportions."""
+        """Returns the mixture of only these components, with weights in the same proportions."""
         chosen = np.asarray(components)
         weights = self.weights[chosen]
         return dataclasses.replace(
@@ -287,20 +290,21 @@ class DataMixture:
         )
 
     def sample(self, noise: Images, component: Components, alpha_bar: ArrayLike) -> Images:
-        """x_t of each image's component, at alpha_bar, a scalar or one per image.
+        """Maps standard normal noise to a sample of x_t from the component of each image.
 
-        The symmetric root of the component's covariance is used. The result is deterministic in noise and component,
-        and is the map of the component's probability-flow ODE from pure noise.
+        alpha_bar is a scalar or one per image. The result is a deterministic function of noise and component, because
+        the symmetric root of the component's covariance is used. It is the map of the component's probability-flow ODE
+        from pure noise.
         """
         ab = _column(alpha_bar, noise.dtype)
         spread = self.transform(noise, component, lambda variance: jnp.sqrt(ab * variance + (1 - ab)))
         return per_image(jnp.sqrt(ab[:, 0]), noise) * self.component_means(noise.dtype)[component] + spread
 
     def predictions(self, noise: Images, component: Components, alpha_bar: ArrayLike) -> tuple[Images, Images]:
-        """The component's exact predictions (x_0, eps) at x_t = sample(noise, component, alpha_bar).
+        """Returns the exact predictions (x_0, eps) of each component at x_t = sample(noise, component, alpha_bar).
 
-        They stand for the network's predictions above a late start. They are computed from the noise rather than from
-        x_t, so that x_0 loses no digits where alpha_bar is small.
+        They replace the network's predictions at times above t_start. They are computed from the noise instead of x_t,
+        so that x_0 is accurate even if alpha_bar is small.
         """
         ab = _column(alpha_bar, noise.dtype)
         x0 = self.transform(
@@ -310,10 +314,10 @@ class DataMixture:
         return self.component_means(noise.dtype)[component] + x0, eps
 
     def eps(self, x: Images, alpha_bar: ArrayLike) -> Images:
-        """The exact noise prediction at x for data with this mixture: -sqrt(1 - ab) times the score.
+        """Returns the exact noise prediction at x for data with this mixture: -sqrt(1 - ab) times the score.
 
-        It is the mean of the components' noise predictions, weighted by their posterior probabilities at x. alpha_bar
-        is a scalar or one per image.
+        This is the mean of the components' noise predictions, weighted by the posterior probabilities of the components
+        at x. alpha_bar is a scalar or one per image.
         """
         place = self._place(x, alpha_bar)
 
@@ -335,12 +339,12 @@ class DataMixture:
         return flat.reshape(x.shape)
 
     def log_joint(self, x: Images, alpha_bar: ArrayLike) -> Float[Array, "batch components"]:
-        """log(weight) + log(density at x) of each component of x_t. Their logsumexp is the log density of x_t."""
+        """Returns log(weight) + log(density at x) for each component of x_t. Their logsumexp is log p(x_t)."""
         place = self._place(x, alpha_bar)
         return jax.lax.map(lambda component: _evaluate(component, place)[0], self._components(x.dtype)).T
 
     def transform(self, images: Images, component: Components, function: Callable[[Array], Array]) -> Images:
-        """Multiplies each image by f(S), with S the covariance of its component; f maps variances [batch, :]."""
+        """Multiplies each image by f(S), where S is the covariance of its component. f maps variances [batch, :]."""
         dtype = images.dtype
         flat = images.reshape(len(images), -1)
         basis = jnp.asarray(self.eigenvectors, dtype)
@@ -351,18 +355,18 @@ class DataMixture:
         return (outside * flat + _product(coordinates, basis.T)).reshape(images.shape)
 
     def component_means(self, dtype: jnp.dtype) -> Float[Array, "components height width channels"]:
-        """The mean image of each component."""
+        """Returns the mean image of each component."""
         basis = jnp.asarray(self.eigenvectors, dtype)
         flat = jnp.asarray(self.mean, dtype) + _product(jnp.asarray(self.means, dtype), basis.T)
         return flat.reshape(-1, *self.image_shape)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays, for `of_arrays`."""
+        """Returns all fields as arrays, for `of_arrays`."""
         return {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def of_arrays(cls, stored: Mapping[str, np.ndarray], path: Path) -> "DataMixture":
-        """The mixture of arrays that were read from a file; the path is used in error messages."""
+        """Makes a mixture of arrays that were read from a file. `path` is for error messages."""
         names = [field.name for field in dataclasses.fields(cls)]
         shape = tuple(stored["image_shape"].ravel().tolist())
         count = stored["weights"].size
@@ -378,12 +382,12 @@ class DataMixture:
         return cls(*(stored[name] for name in names[:-1]), image_shape=shape)
 
     def _components(self, dtype: jnp.dtype) -> "Component":
-        """The parameters of all components, stacked."""
+        """Returns the parameters of all components, stacked."""
         fields = (self.weights, self.means, self.rotations, self.variances, self.residual_variances)
         return Component(*(jnp.asarray(field, dtype) for field in fields))
 
     def _place(self, x: Images, alpha_bar: ArrayLike) -> "Place":
-        """x relative to the mean of x_t, in coordinates and outside of them."""
+        """Splits x, relative to the mean of x_t, into coordinates along the eigenvectors and the rest."""
         ab = _column(alpha_bar, x.dtype)
         basis = jnp.asarray(self.eigenvectors, x.dtype)
         centred = x.reshape(len(x), -1) - jnp.sqrt(ab) * jnp.asarray(self.mean, x.dtype)
@@ -392,7 +396,7 @@ class DataMixture:
         return Place(ab, inside, centred - _product(inside, basis.T) if rank < dim else None)
 
     def _rotated(self, coordinates: Array, component: Components, *, back: bool = False) -> Array:
-        """The coordinates in each component's own eigenvectors, or back from there."""
+        """Rotates coordinates to the eigenvectors of each image's component, or back."""
         rotations = jnp.asarray(self.rotations, coordinates.dtype)
         block = rotations.shape[-1]
         if not block:
@@ -410,7 +414,7 @@ class DataMixture:
 
 
 class Component(NamedTuple):
-    """The parameters of a component of a DataMixture, or of all, stacked."""
+    """The parameters of one component of a DataMixture, or of all components, stacked."""
 
     weight: Float[Array, "..."]
     mean: Float[Array, "... k"]
@@ -420,17 +424,18 @@ class Component(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Points x_t, relative to their mean over all components."""
+    """Points x_t relative to sqrt(alpha_bar) times the mean of all data."""
 
     alpha_bar: Float[Array, "#batch 1"]
-    inside: Float[Array, "batch k"]  # coordinates
-    outside: Float[Array, "batch d"] | None  # the part outside the span of the eigenvectors; None if they span all
+    inside: Float[Array, "batch k"]  # coordinates along the eigenvectors
+    outside: Float[Array, "batch d"] | None  # the part outside the span of the eigenvectors; None if k = d
 
 
 def _evaluate(component: Component, place: Place) -> tuple[Array, Array, Array]:
-    """For one component at points x_t: log(weight) + log(density), and its noise prediction.
+    """Returns log(weight) + log(density) of one component at points x_t, and its noise prediction in two parts.
 
-    The prediction is in coordinates, [batch, k], with the factor of `place.outside`, [batch or 1, 1].
+    The parts are the coordinates of the prediction along the eigenvectors, [batch, k], and the factor of
+    `place.outside` that gives the rest of the prediction, [batch or 1, 1].
     """
     ab = place.alpha_bar
     block = len(component.rotation)
@@ -445,17 +450,17 @@ def _evaluate(component: Component, place: Place) -> tuple[Array, Array, Array]:
         terms += (squares / residual + directions * (jnp.log(residual) + LOG_2_PI))[:, 0]
     eps = jnp.sqrt(1 - ab) * own / variances
     inside = jnp.concatenate([_product(eps[:, :block], component.rotation.T), eps[:, block:]], axis=1)
-    terms = jnp.minimum(terms, jnp.finfo(terms.dtype).max / 4)  # finite where clean data do not vary
+    terms = jnp.minimum(terms, jnp.finfo(terms.dtype).max / 4)  # keeps terms finite in directions with variance 0
     return jnp.log(component.weight) - terms / 2, inside, jnp.sqrt(1 - ab) / residual
 
 
 def _noised(variance: jax.Array, alpha_bar: jax.Array) -> jax.Array:
-    """The variance of a direction of x_t; kept above 0 where clean data do not vary."""
+    """Returns the variance of x_t in a direction where the data have `variance`. It is kept above 0."""
     return alpha_bar * variance + (1 - alpha_bar) + jnp.finfo(alpha_bar.dtype).tiny
 
 
 def _product(left: Array, right: Array) -> Array:
-    """The matrix product in full precision, which a TPU would otherwise round to bfloat16."""
+    """Returns the matrix product in full precision. By default a TPU would round to bfloat16."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -464,12 +469,12 @@ def _column(alpha_bar: ArrayLike, dtype: jnp.dtype) -> Float[Array, "#batch 1"]:
 
 
 def _first(images: Images) -> Components:
-    """Component 0 for each image."""
+    """Returns component 0 for each image."""
     return jnp.zeros(len(images), jnp.int32)
 
 
 def _vectors(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Batches of images as vectors. Raises ValueError for a different shape or a value that is not finite."""
+    """Yields batches of images as vectors. Raises ValueError for a different shape or a value that is not finite."""
     for i, batch in enumerate(batches):
         if batch.shape[1:] != shape:
             raise ValueError(f"batch {i}: images of shape {list(batch.shape[1:])} after images of shape {list(shape)}")
@@ -479,10 +484,11 @@ def _vectors(batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[
 
 
 def analytic_first_step(denoiser: Denoiser, t_first: ArrayLike) -> Denoiser:
-    """The denoiser with its prediction at times from t_first on replaced by sigma_t x, exact for unit Gaussian data.
+    """Returns a denoiser that predicts sigma_t x at times t >= t_first, without calling the network.
 
-    This is AFS, Dockhorn et al. (2022, GENIE, arXiv 2210.05475). With t_first the first time of a grid it saves one
-    network evaluation. All images of a batch must share their time, as they do in `sample`.
+    This prediction is exact for unit Gaussian data. The method is AFS, Dockhorn et al. (2022, GENIE, arXiv 2210.05475).
+    If t_first is the first time of a grid, it saves one network evaluation. All images of a batch must be at the same
+    time, as they are in `sample`.
     """
 
     def analytic(x, t):

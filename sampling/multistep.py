@@ -1,13 +1,14 @@
 """Multistep solvers of the probability-flow ODE: DPM-Solver++, UniPC, iPNDM and DEIS, one evaluation a step.
 
 DPM-Solver++ and UniPC extrapolate the predicted x_0 in lambda = log(signal / sigma). iPNDM and DEIS extrapolate the
-predicted noise in t. Each solver computes its table of weights from the grid, for all steps at once. Orders rise from 1
-as predictions accumulate. In lambda they also fall to 1 at the end, as the authors advise, since the last step ends at
-lambda = infinity.
+predicted noise in t. Each solver first computes its weights for all steps from the grid. The order of the steps rises
+from 1 as predictions accumulate. For the solvers in lambda it also falls to 1 at the end, as their authors advise,
+because the last step ends at lambda = infinity.
 
-With a late start, the first step need not have order 1. Above the start the data's Gaussian or mixture stands for the
-network, and its prediction is known in closed form (`DataMixture.predictions`). This prediction is called a history;
-with its change above the start, the first step has order 2.
+With a late start, the first step can have order 2, because at times above t_start the predictions of the data's
+Gaussian or mixture are known in closed form (`DataMixture.predictions`). They are called the history. The solver takes
+the difference between the history at a time above t_start and at t_start, and adds it to the network's first prediction
+(see `common.joined`).
 """
 
 import functools
@@ -36,7 +37,7 @@ from sampling.common import (
     weighted_sum,
 )
 
-GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)  # exact to rounding for e^h up to h = 20; a schedule spans 10
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)  # exact up to rounding for steps h <= 20; a schedule has length 10
 
 
 def dpmpp(
@@ -47,12 +48,12 @@ def dpmpp(
     callback: Callback | None = None,
     history: History | None = None,
 ) -> tuple[Images, Records]:
-    """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2; order 3 is (3M) as in diffusers.
+    """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2. With order=3 it is (3M), as in diffusers.
 
-    A step of length h in lambda is x_s = sigma_s / sigma_t x + signal_s (phi_1 m_0 + first and second differences of
-    the predictions m_0, m_1, m_2 of x_0, newest first). (3M) multiplies the second difference by phi_3, which is half
-    the coefficient of the Taylor series. It therefore converges at order 2 as well, with a smaller error; with 2 phi_3
-    it would converge at order 3.
+    m_0, m_1, m_2 are the predictions of x_0, newest first. A step of length h in lambda is x_s = sigma_s / sigma_t x +
+    signal_s (phi_1 m_0 + multiples of first and second differences of m_0, m_1, m_2). In (3M) the factor of the second
+    difference is phi_3, half the coefficient of the Taylor series. So (3M) converges at order 2, like (2M), with a
+    smaller error. With 2 phi_3 it would converge at order 3.
     """
     schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
@@ -85,11 +86,12 @@ def unipc(
 ) -> tuple[Images, Records]:
     """UniPC in its data-prediction form with B_2(h), Zhao et al. (2023, arXiv 2302.04867).
 
-    The predictor UniP integrates the polynomial through the last predictions of x_0. After the network has been
-    evaluated at the predicted point, the corrector UniC repeats the same step with the new prediction included. This
-    needs no further evaluation. The paper's linear system for the weights is equivalent to integrating the Lagrange
-    basis against signal_s e^(lambda - lambda_s). For two predictions the authors use the weight 1/2 instead of the
-    solution; that is equivalent to evaluating the line through them at the middle of the step.
+    The predictor UniP integrates the polynomial through the last predictions of x_0. The network is evaluated at the
+    predicted point. The corrector UniC then repeats the step with the new prediction included, without another
+    evaluation. The paper's linear system for the weights is equivalent to integrating the Lagrange basis with the
+    weight function signal_s e^(lambda - lambda_s). For two predictions the authors use the weight 1/2 instead of the
+    solution of this system. This is equivalent to evaluating the line through the two predictions at the middle of the
+    step.
     """
     schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
@@ -101,7 +103,7 @@ def unipc(
     masses = schedule.signal(times[1:])[:, None] * h * (GAUSS_LEGENDRE[1] / 2) * jnp.exp(h * (nodes - 1))
 
     def adams(newest):
-        """Weights of the predictions at the ends of the last steps; newest = 1 includes the end of this step."""
+        """Returns the weights of the predictions, with newest = 1 including the prediction at the end of the step."""
         counts = falling_orders(order, len(times), len(known)) + newest
         points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
         basis = lagrange(looking_back(lambdas, len(h), length=order + 1, newest=newest), counts, points)
@@ -133,7 +135,7 @@ def ipndm(
     callback: Callback | None = None,
     history: History | None = None,
 ) -> tuple[Images, Records]:
-    """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM that starts with lower orders instead of Runge-Kutta."""
+    """iPNDM, Zhang and Chen (2022, arXiv 2204.13902): PNDM with first steps of lower order instead of Runge-Kutta."""
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
     known = known_eps(history, denoiser.schedule, t=times[0], s=next_times[0])
@@ -151,8 +153,8 @@ def deis_3(
 ) -> tuple[Images, Records]:
     """tAB3-DEIS, Zhang and Chen (2022, arXiv 2204.13902).
 
-    x_s / signal_s = x_t / signal_t + the integral from t to s of eps d(sigma / signal), with eps the cubic in t through
-    the last four predictions. The integral is a sum over the schedule's own steps of length 1.
+    x_s / signal_s = x_t / signal_t + the integral from t to s of eps d(sigma / signal), where eps is the cubic in t
+    through the last four predictions. The integral is computed as a sum over the steps of length 1 in the schedule.
     """
     schedule = denoiser.schedule
     times, next_times = intervals(timesteps, x.dtype)
@@ -171,17 +173,23 @@ def deis_3(
 
 
 def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}"]:
-    """The order of each step, 1, 2, .. highest, highest, ..: limited by the number of predictions made or known."""
+    """Returns the order of each step: the number of predictions made or known so far, at most `highest`."""
     return np.minimum(highest, known + 1 + np.arange(n_steps))
 
 
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
-    """The order of each step but the last, which has order 1: as `rising_orders`, but falling to .. 3, 2 at the end."""
+    """Returns the order of each step except the last: as `rising_orders`, but falling to .. 3, 2 at the end.
+
+    The last step has order 1.
+    """
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
 def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Images]:
-    """The change of x_0 from the start to a step above it, as long in lambda as the first; empty without a history."""
+    """Returns the history's x_0 one step above t_start minus that at t_start, or an empty list without a history.
+
+    The step is as long in lambda as the first step of the grid.
+    """
     if history is None:
         return []
     [[start, above]] = looking_back(lambdas, 1, 2)
@@ -193,7 +201,10 @@ def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Im
 def known_eps(
     history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
 ) -> list[Images]:
-    """The change of the noise from t to the length of the step from t to s above it, at most to T - 1; may be empty."""
+    """Returns the history's eps at t + (t - s) minus that at t, or an empty list without a history.
+
+    The time t + (t - s) is limited to T - 1.
+    """
     if history is None:
         return []
     above = jnp.minimum(t + (t - s), schedule.num_timesteps - 1)
@@ -205,7 +216,7 @@ def known_eps(
 def ending_in_x0(
     x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
 ) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
-    """Adds the last step, which returns the newest prediction of x_0, to the table of all other steps."""
+    """Appends the last step, which returns the newest prediction of x_0, to the weights of all other steps."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 

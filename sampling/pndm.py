@@ -13,15 +13,15 @@ OPENING_STEPS = 3
 def pndm(
     denoiser: Denoiser, x: Images, timesteps: Timesteps, callback: Callback | None = None
 ) -> tuple[Images, Records]:
-    """Liu et al. (2022), algorithm 2 (F-PNDM): three pseudo Runge-Kutta steps, then pseudo linear multistep.
+    """Liu et al. (2022), algorithm 2 (F-PNDM): three pseudo Runge-Kutta steps, then pseudo linear multistep steps.
 
-    As in the authors' code, alpha_bar is read at t truncated towards zero at half steps, while the network is
-    evaluated at the half step itself.
+    At half steps, as in the authors' code, alpha_bar is read at t truncated towards zero, but the network is evaluated
+    at the exact t.
     """
     schedule = denoiser.schedule
 
     def runge_kutta(x, row):
-        """Four evaluations: at t, twice at the half step, and at s."""
+        """Takes one step, with four evaluations: at t, twice at the half step, and at s."""
         t, s = row
         half = (t + s) / 2
 
@@ -55,5 +55,5 @@ def pndm(
 
 
 def pndm_nfe(n_steps: int) -> int:
-    """Network evaluations of n_steps steps: four for each opening step, then one a step."""
+    """Returns the number of network evaluations: four for each Runge-Kutta step, and one for each later step."""
     return n_steps + 3 * min(n_steps, OPENING_STEPS)

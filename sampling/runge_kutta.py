@@ -20,10 +20,10 @@ def heun(
 ) -> tuple[Images, Records]:
     """Heun's second-order method, Karras et al. (2022, arXiv 2206.00364), algorithm 1.
 
-    The ODE is d(x / signal) = eps d(sigma / signal), so Euler's step is `transfer` with eps at its start, and the
-    second-order step is `transfer` with the mean of eps at its two ends. The last step, to clean data, is Euler's, as
-    in the paper: 2 n - 1 evaluations. One scan runs over the evaluations rather than the steps, so that the network is
-    compiled once: even evaluations take an Euler step, odd ones repeat that step with the mean slope.
+    The ODE is d(x / signal) = eps d(sigma / signal). So an Euler step is `transfer` with eps at the start of the step,
+    and a Heun step is `transfer` with the mean of eps at both ends. The last step, to clean data, is an Euler step, as
+    in the paper. This makes 2 n - 1 evaluations. The scan runs over evaluations instead of steps, so that the network
+    is compiled once: even evaluations take an Euler step, odd ones repeat that step with the mean slope.
     """
     times, next_times = intervals(timesteps, x.dtype)
     x_weights, eps_weights = transfer(denoiser.schedule, times, next_times)
@@ -45,20 +45,20 @@ def heun(
 
 
 def heun_nfe(n_steps: int) -> int:
-    """Network evaluations of n_steps steps: two a step, and one for the last."""
+    """Returns the number of network evaluations: two for each step, and one for the last step."""
     return 2 * n_steps - 1
 
 
 def ode(
     denoiser: Denoiser, x: Images, timesteps: Timesteps, callback: Callback | None = None
 ) -> tuple[Images, Records]:
-    """The limit of every deterministic sampler as steps are added between the first and the last time of the grid.
+    """Solves the probability-flow ODE with adaptive steps. Every deterministic sampler converges to this result.
 
-    Solves the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, equation 13) in lambda = log(signal / sigma),
-    dx / dlambda = sigma (sigma x - eps), from timesteps[0] to timesteps[-1] by Dormand and Prince's method of order 5,
-    and returns the x_0 predicted there. Times in between are not used. The local error is kept below 3e-5 in float32
-    and 4e-11 in float64. Each image takes its own steps, so the result does not depend on the rest of the batch.
-    Raises ValueError for a callback, since images do not share their times.
+    The ODE (Song et al. 2021, arXiv 2011.13456, equation 13) in lambda = log(signal / sigma) is
+    dx / dlambda = sigma (sigma x - eps). It is solved from timesteps[0] to timesteps[-1] with the method of Dormand and
+    Prince of order 5, and the x_0 predicted at timesteps[-1] is returned. Times in between are not used. The local
+    error is kept below 3e-5 in float32 and 4e-11 in float64. The step sizes are chosen for each image, so the result
+    does not depend on the rest of the batch. Raises ValueError for a callback, because the images have different times.
     """
     if callback is not None:
         raise ValueError("sampler 'ode' is adaptive: its images do not share their times, so it takes no callback")
@@ -68,7 +68,7 @@ def ode(
 
 
 def probability_flow(denoiser: Denoiser) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """dx / dlambda of one image [height, width, channels] as a function of lambda and the image."""
+    """Returns dx / dlambda of one image [height, width, channels] as a function of lambda and the image."""
 
     def velocity(half_log_snr, image):
         sigma = jnp.sqrt(jax.nn.sigmoid(-2 * half_log_snr))
@@ -81,7 +81,7 @@ def integrate(
     velocity: Callable[[jax.Array, State], State], state: State, start: Float[Array, ""], end: Float[Array, ""]
 ) -> State:
     """Integrates the state, an array or a tree, from lambda = start to end; velocity takes (lambda, state)."""
-    import diffrax  # here: its import takes a third of a second, and only this function needs it
+    import diffrax  # imported here because it takes a third of a second and only this function needs it
 
     tolerance = float(jnp.finfo(start.dtype).eps) ** (2 / 3)
     solution = diffrax.diffeqsolve(

@@ -16,7 +16,7 @@ from sampling.late_start import DataMixture
 
 FORMAT = "gaussian late start"
 VERSION = 1
-ARRAYS = ("mean", "eigenvectors", "weights", "means", "rotations", "variances", "residual_variances")  # of the mixture
+ARRAYS = ("mean", "eigenvectors", "weights", "means", "rotations", "variances", "residual_variances")  # of DataMixture
 
 GRID = {
     "timestep_spacing": "linspace",
@@ -36,7 +36,7 @@ def _scheduler(class_name: str | None, sampler: str, options: dict[str, Any], sc
     return {"class": class_name, "sampler": sampler, "options": options, **scale}
 
 
-# How diffusers follows our samplers. Entries with the same `sampler` give the same image.
+# The schedulers of diffusers that take the same steps as our samplers. Entries with equal `sampler` give equal images.
 SCHEDULERS = {
     "ddim": _scheduler(None, "ddim", {}, VARIANCE_PRESERVING),
     "dpmpp_1": _scheduler("DPMSolverMultistepScheduler", "ddim", {**DPM, "solver_order": 1}, VARIANCE_PRESERVING),
@@ -52,11 +52,11 @@ SCHEDULERS = {
     "unipc_3": _scheduler("UniPCMultistepScheduler", "unipc_3", {**UNIPC, "solver_order": 3}, VARIANCE_PRESERVING),
     "heun": _scheduler("HeunDiscreteScheduler", "heun", {**GRID, "clip_sample": False}, VARIANCE_EXPLODING),
 }
-PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction, in diffusers' words
+PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction: its name in diffusers
 
 
 def require_followed(sampler: str) -> None:
-    """Raises UserError for a sampler that no scheduler of diffusers follows at the times of a late start."""
+    """Raises UserError if no scheduler of diffusers can take the sampler's steps at the times of a late start."""
     if sampler not in SCHEDULERS:
         names = dict.fromkeys(row["sampler"] for row in SCHEDULERS.values())
         raise UserError(f"no scheduler of diffusers follows --sampler={sampler}; choose from {', '.join(names)}")
@@ -77,14 +77,14 @@ def save(
     """Writes a start file, atomically.
 
     Args:
-      path: ends in .safetensors.
-      mixture: in the range of the network.
+      path: the name must end in .safetensors.
+      mixture: the mixture, in the range of the network.
       timesteps: the grid of the sampler, descending.
       sampler: the sampler that the user chose, one of SCHEDULERS.
-      with_history: whether multistep solvers use the mixture's prediction above the start.
+      with_history: whether multistep solvers use the mixture's prediction at a time above t_start.
       prediction: config.model.prediction.
-      value_range: of the network's images.
-      origin: what the mixture and the network are.
+      value_range: the range of the network's images.
+      origin: further entries of the header, which describe the mixture and the network.
     """
     logs = np.asarray(schedule.log_alpha_bars, np.float64)[timesteps + 1]
     sigmas = np.sqrt(np.expm1(-logs))
@@ -111,7 +111,7 @@ def save(
 
 
 def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, Any]:
-    """SCHEDULERS with the options that depend on the network, and whether each uses the history in this many steps."""
+    """Returns SCHEDULERS with the network's prediction type, and with whether each uses a history for n_steps."""
     common = {"prediction_type": PREDICTION_TYPES[prediction]}
     return {
         name: {
@@ -124,6 +124,6 @@ def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, 
 
 
 def _history(sigmas: Float[np.ndarray, "steps"]) -> dict[str, float]:
-    """The noise level above the start, at the distance of the first step in log(sigma)."""
+    """Returns the noise level of the history: above t_start, at the distance of the first step in log(sigma)."""
     sigma = sigmas[0] ** 2 / sigmas[1]
     return {"sigma": sigma, "alpha_bar": 1 / (1 + sigma**2)}

@@ -1,4 +1,4 @@
-"""Time grids: the times at which a sampler evaluates the network, integers but for `sigma_rho`."""
+"""Time grids: the times at which a sampler evaluates the network. They are integers, except for `sigma_rho`."""
 
 import re
 
@@ -9,17 +9,17 @@ from core.schedules import NoiseSchedule, rho_sigmas
 
 
 def linear(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
-    """Equal steps in t, truncated to integers: the paper's grid."""
+    """Equal steps in t, truncated to integers, as in the paper."""
     return np.floor(np.linspace(0, t_start, n_steps))
 
 
 def quadratic(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
-    """Equal steps in sqrt(t): DDIM's grid for CIFAR-10 (Song et al. 2021, appendix D.2)."""
+    """Equal steps in sqrt(t), as DDIM uses for CIFAR-10 (Song et al. 2021, appendix D.2)."""
     return np.linspace(0, np.sqrt(t_start), n_steps) ** 2
 
 
 def logsnr(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
-    """Equal steps in log(signal / sigma): the grid of DPM-Solver (Lu et al. 2022, arXiv 2206.00927)."""
+    """Equal steps in log(signal / sigma), as DPM-Solver uses (Lu et al. 2022, arXiv 2206.00927)."""
     if schedule is None:
         raise ValueError("spacing 'logsnr' needs the noise schedule")
     if t_start >= schedule.num_timesteps:
@@ -30,17 +30,18 @@ def logsnr(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[
 
 
 def trailing(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
-    """Equal steps in t that end at t = -1 (Lin et al. 2024, table 2), so the last step is as long as the others.
+    """Equal steps in t, including the last step to t = -1 (Lin et al. 2024, table 2).
 
-    The last time is therefore about (t_start + 1) / n_steps - 1 instead of 0.
+    So the smallest time of the grid is about (t_start + 1) / n_steps - 1 instead of 0.
     """
     return t_start - np.rint(np.arange(n_steps) * (t_start + 1) / n_steps)[::-1]
 
 
 def sigma_rho(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Float[np.ndarray, "{n_steps}"]:
-    """Equal steps in sigma ** (1 / 7), sigma = noise / signal (Karras et al. 2022, equation 5). These times are real.
+    """Equal steps in sigma ** (1 / 7), where sigma = noise / signal (Karras et al. 2022, equation 5).
 
-    On the schedule "edm", whose sigmas are 0.002 at t = 0 and 80 at t = T - 1, it is the grid of their sampler.
+    These times are not rounded to integers. On the schedule "edm", with sigma = 0.002 at t = 0 and 80 at t = T - 1,
+    this is the grid of the sampler of Karras et al.
     """
     if schedule is None:
         raise ValueError("spacing 'sigma_rho' needs the noise schedule")
@@ -48,24 +49,25 @@ def sigma_rho(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Flo
     sigmas = np.sqrt(np.expm1(-logs))
     wanted = rho_sigmas(sigmas[1], sigmas[t_start + 1], n_steps)
     times = np.interp(np.log1p(wanted**2), -logs, np.arange(-1, len(logs) - 1))
-    times[[0, -1]] = 0, t_start  # free of rounding
+    times[[0, -1]] = 0, t_start  # removes rounding errors
     return times
 
 
 AUTO_START = -1  # sampling.t_start of an automatic start, see `auto_start`
 AUTO_SPACING = "auto"  # sampling.spacing of an automatic grid, see `auto_grid`
 SPACINGS = {"linear": linear, "quadratic": quadratic, "logsnr": logsnr, "trailing": trailing, "sigma_rho": sigma_rho}
-REAL_SPACINGS = ("sigma_rho",)  # whose times are not rounded to integers
+REAL_SPACINGS = ("sigma_rho",)  # the spacings whose times are not rounded to integers
 
 
 def time_grid(
     n_steps: int, t_start: int, spacing: str = "linear", schedule: NoiseSchedule | None = None
 ) -> Int32[np.ndarray, "{n_steps}"] | Float[np.ndarray, "{n_steps}"]:
-    """Strictly descending times from t_start to 0, integers but for `sigma_rho`. With n_steps = 1 the only is t_start.
+    """Returns strictly descending times from t_start to 0, or to a time above 0 for `trailing`.
 
-    The step from the last time ends at t = -1, clean data. Where a spacing gives an integer twice, the nearest unused
-    integer is taken instead. `trailing` ends above 0. `logsnr` and `sigma_rho` need the schedule. Raises ValueError for
-    an unknown spacing, a missing schedule, and more steps than there are integers from 0 to t_start.
+    The times are integers, except for `sigma_rho`. With n_steps = 1 the only time is t_start. After the last time of
+    the grid, a sampler takes one more step, to clean data (t = -1). Where a spacing gives an integer twice, the nearest
+    unused integer is taken instead. `logsnr` and `sigma_rho` need the schedule. Raises ValueError for an unknown
+    spacing, a missing schedule, and more steps than there are integers from 0 to t_start.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"spacing {spacing!r} is not known; choose from {', '.join(SPACINGS)}")
@@ -81,11 +83,11 @@ def time_grid(
     return (np.minimum(unused, t_start + 1 - n_steps) + rank)[::-1].astype(np.int32)
 
 
-MOST_STARTS = 10_000  # in one range
+MOST_STARTS = 10_000  # the most times in a range of starts
 
 
 def starts_of(entry: int | str) -> list[int]:
-    """The starts of one entry of config.sweep.t_starts: a time, a range "first:last:step", or "auto" (AUTO_START).
+    """Expands one entry of config.sweep.t_starts: a time, a range "first:last:step", or "auto" (AUTO_START).
 
     Raises ValueError for any other entry, times below 1, and ranges of more than MOST_STARTS times.
     """

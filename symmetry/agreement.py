@@ -1,6 +1,6 @@
-"""Agreement of the network with a Gaussian or a mixture of the data, and what x_t reveals of its component, over time.
+"""Compares the network with a Gaussian or a mixture of the data at each time. A late start is accurate where they agree.
 
-Where the agreement is close, a late start from the Gaussian or the mixture is accurate.
+`revealed_components` measures what x_t tells about the component of its image.
 """
 
 import jax
@@ -21,12 +21,14 @@ def gaussian_agreement(
     times: Real[Array | np.ndarray, "times"],
     rng: RandomKey,
 ) -> Float[Array, "times"]:
-    """The fraction of the network's eps that the Gaussian's eps does not explain, at each time.
+    """Returns, for each time, the fraction of the network's eps that the Gaussian's eps does not explain.
 
-    It is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2 over x_t of images x0 in the network's range, with
-    the same noise at all times. A mixture may take the place of the Gaussian. The fraction is 0 for a network trained
-    on data of the given distribution, and grows as the data's distribution differs from it. One network evaluation of
-    the batch per time.
+    The fraction is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2, summed over x_t of all images x0. It is 0
+    for a perfect network on Gaussian data, and larger if the distribution of the data is less Gaussian. The noise in
+    x_t is the same at all times. The network is evaluated once per time, on the whole batch. A mixture may take the
+    place of the Gaussian.
+
+    x0: images in the network's range.
     """
     schedule = denoiser.schedule
     noise = jax.random.normal(rng, x0.shape, x0.dtype)

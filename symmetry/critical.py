@@ -1,8 +1,8 @@
-"""Critical times from the eigenvalues of the data's covariance, by three rules in closed form.
+"""Critical times from the eigenvalues of the data's covariance, with three rules in closed form.
 
 A critical time is the time at which the central fixed point of generation becomes unstable along an eigenvector. The
-rules hold for an eigenvalue l of the data's second-moment matrix about the fixed point. With data centred at their
-mean (see `symmetry`) that matrix is the covariance, and l is an element of `DataGaussian.eigenvalues`.
+rules take an eigenvalue l of the data's matrix of second moments about the fixed point. If the data are centred at
+their mean (see `symmetry`), this matrix is the covariance, and l is an element of `DataGaussian.eigenvalues`.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,32 @@ from numpy.typing import ArrayLike
 from core.diffusion import NoiseSchedule
 
 Values = Float[np.ndarray, "..."] | np.float64
-"""Values of the shape of the argument; NumPy returns a scalar for a scalar."""
+"""Values with the shape of the argument. NumPy returns a scalar for a scalar."""
 
 
 def equal_norm(variance: Values) -> Values:
-    """The critical alpha_bar of data of equal norm (Raya and Ambrogioni 2023): sqrt(1 + l^2) - l for variance l.
+    """Returns the critical alpha_bar, sqrt(1 + l^2) - l, for data of equal norm (Raya and Ambrogioni 2023).
 
-    There the Hessian of the potential at the centre, beta [(1 + ab) / (2 (1 - ab)) - ab l / (1 - ab)^2], is zero. It
-    is computed without a difference of nearly equal numbers.
+    l is the variance. At this alpha_bar, the Hessian of the potential at the centre,
+    beta [(1 + ab) / (2 (1 - ab)) - ab l / (1 - ab)^2], is zero. The formula avoids a difference of nearly equal
+    numbers.
     """
     return 1 / (variance + np.sqrt(1 + variance**2))
 
 
 def gaussian(variance: Values) -> Values:
-    """The critical alpha_bar of Gaussian data: 1 / (l - 1) for variance l; NaN for l < 2.
+    """Returns the critical alpha_bar of Gaussian data: 1 / (l - 1) for variance l; NaN for l < 2.
 
-    At a larger alpha_bar the drift x / 2 - x / (ab l + 1 - ab) points away from the centre. The marginal is Gaussian at
-    all times, so an unstable fixed point does not prove that a Gaussian start at that time is wrong.
+    At a larger alpha_bar, the drift x / 2 - x / (ab l + 1 - ab) points away from the centre. But for Gaussian data x_t
+    is Gaussian at all times. So an unstable fixed point does not prove that a Gaussian start at that time is wrong.
     """
     return 1 / np.where(variance >= 2, variance - 1, np.nan)
 
 
 def speciation(variance: Values) -> Values:
-    """The alpha_bar at which the variance ab l of the signal reaches 1: 1 / l for variance l; NaN for l < 1.
+    """Returns the alpha_bar at which the variance ab l of the signal reaches 1: 1 / l for variance l; NaN for l < 1.
 
-    The speciation time of Biroli et al. (2024, "Dynamical regimes of diffusion models").
+    This is the speciation time of Biroli et al. (2024, "Dynamical regimes of diffusion models").
     """
     return 1 / np.where(variance >= 1, variance, np.nan)
 
@@ -54,9 +55,10 @@ NAMES = {"equal_norm": "equal norm", "gaussian": "Gaussian", "speciation": "spec
 
 
 def critical_alpha_bars(eigenvalues: ArrayLike, rule: str) -> Values:
-    """The alpha_bar of each eigenvalue's critical time, in (0, 1], by one of RULES; NaN if it has none.
+    """Returns alpha_bar, in (0, 1], at the critical time of each eigenvalue; NaN for an eigenvalue without one.
 
-    eigenvalues: at least 0, of any shape. Raises ValueError for an unknown rule.
+    eigenvalues: at least 0, of any shape.
+    rule: one of RULES. Raises ValueError for another.
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not known; choose from {', '.join(RULES)}")
@@ -64,32 +66,32 @@ def critical_alpha_bars(eigenvalues: ArrayLike, rule: str) -> Values:
 
 
 def critical_times(eigenvalues: ArrayLike, schedule: NoiseSchedule, rule: str) -> Float[np.ndarray, "..."]:
-    """The time t of `critical_alpha_bars` on a schedule, a real number from -1 to T - 1; NaN if there is none.
+    """Returns the times t of `critical_alpha_bars` on a schedule, real numbers from -1 to T - 1, or NaN.
 
-    A critical time beyond the end of the schedule is given as T - 1.
+    Critical times beyond the end of the schedule are returned as T - 1.
     """
     return times_of(critical_alpha_bars(eigenvalues, rule), schedule)
 
 
 def leading_times(eigenvalues: ArrayLike, schedule: NoiseSchedule) -> dict[str, float]:
-    """The critical time of the largest eigenvalue by each rule, with the rule's name, to be marked in figures."""
+    """Returns the critical time of the largest eigenvalue for each rule, by the rule's name, to mark in figures."""
     leading = np.max(eigenvalues)
     return {NAMES[rule]: float(critical_times(leading, schedule, rule)) for rule in RULES}
 
 
 def times_of(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> Float[np.ndarray, "..."]:
-    """The times t, real numbers from -1 to T - 1, of these alpha_bars: the inverse of `schedule.alpha_bar`."""
+    """Returns the times t, real numbers from -1 to T - 1, of these alpha_bars. Inverse of `schedule.alpha_bar`."""
     ab = np.asarray(alpha_bars, np.float64)
     with jax.enable_x64(True), np.errstate(divide="ignore"):  # alpha_bar = 1 has infinite log SNR
         return np.asarray(schedule.time_at(jnp.asarray(np.log(ab) - np.log1p(-ab)) / 2))
 
 
 def continuous_times(alpha_bars: ArrayLike, schedule: NoiseSchedule) -> Values:
-    """The times s of these alpha_bars in the variance-preserving SDE of Song et al. (2021), on a linear schedule.
+    """Returns the times s of these alpha_bars in the variance-preserving SDE of Song et al. (2021).
 
-    There ab(s) = exp(-B s - (B' - B) s^2 / 2), where B and B' are T times the schedule's first and last beta. s is 0
-    for clean data and slightly above 1 at t = T - 1. It differs slightly from (t + 1) / T, since a product of 1 - beta
-    decreases faster than that of exp(-beta).
+    The schedule must be linear. In the SDE, ab(s) = exp(-B s - (B' - B) s^2 / 2), where B and B' are T times the first
+    and the last beta of the schedule. s is 0 for clean data and slightly above 1 at t = T - 1. It differs slightly from
+    (t + 1) / T, because the product of all 1 - beta decreases faster than the product of all exp(-beta).
     """
     betas = np.asarray(schedule.betas, np.float64)
     first = schedule.num_timesteps * betas[0]

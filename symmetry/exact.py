@@ -1,4 +1,4 @@
-"""Exact diffusion models of points and of mixtures of isotropic Gaussians: score, potential and fixed points."""
+"""Exact diffusion models of points and of mixtures of isotropic Gaussians: their score, potential and fixed points."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ Point = Float[Array, "dim"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """Data distributed as sum_k w_k N(m_k, v_k I); v_k = 0 is a point.
+    """The data distribution sum_k w_k N(m_k, v_k I). A component with v_k = 0 is a point.
 
-    At alpha_bar the noised data are a mixture of the same kind: with means sqrt(ab) m_k and variances ab v_k + 1 - ab.
-    `eps` takes batches of x and alpha_bar. Elsewhere x is one vector, and alpha_bar is a scalar in (0, 1). beta is the
-    rate of the diffusion at that time; fixed points do not depend on it.
+    At alpha_bar the noised data are a mixture of the same kind, with means sqrt(ab) m_k and variances ab v_k + 1 - ab.
+    `eps` takes batches of x and alpha_bar. In the other methods x is one vector, and alpha_bar is a scalar in (0, 1).
+    beta is the rate of the diffusion at that time. Fixed points do not depend on beta.
 
     Attributes:
       means: [components, dim].
@@ -37,34 +37,37 @@ class Mixture:
 
     @classmethod
     def points(cls, points: npt.ArrayLike) -> "Mixture":
-        """Equally likely points, one per row. Raises ValueError unless the array is two-dimensional."""
+        """Makes the mixture of equally likely points, one per row. Raises ValueError if the array is not 2-D."""
         points = np.asarray(points)
         if points.ndim != 2:
             raise ValueError(f"expected points [K, d], got an array of shape {list(points.shape)}")
         return cls(points, np.zeros(len(points)), np.full(len(points), 1 / len(points)))
 
     def log_density(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, ""]:
-        """log p_t(x), normalised."""
+        """Returns log p_t(x), normalised."""
         return jax.nn.logsumexp(self._log_joint(x, alpha_bar))
 
     def responsibilities(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components"]:
-        """The posterior probability of each component, given the noised value x."""
+        """Returns the posterior probability of each component, given the noised value x."""
         return jax.nn.softmax(self._log_joint(x, alpha_bar))
 
     def score(self, x: Point, alpha_bar: ArrayLike) -> Point:
-        """The gradient of log p_t at x."""
+        """Returns the gradient of log p_t at x."""
         return self.responsibilities(x, alpha_bar) @ self._component_scores(x, alpha_bar)
 
     def potential(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Float[Array, ""]:
-        """u(x) = -beta (|x|^2 / 4 + log p_t(x)); the drift of generation is minus its gradient."""
+        """Returns u(x) = -beta (|x|^2 / 4 + log p_t(x)). The drift of generation is minus the gradient of u."""
         return -beta * (x @ x / 4 + self.log_density(x, alpha_bar))
 
     def drift(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Point:
-        """The drift of generation, beta (x / 2 + score)."""
+        """Returns the drift of generation, beta (x / 2 + score)."""
         return beta * (x / 2 + self.score(x, alpha_bar))
 
     def hessian(self, x: Point, alpha_bar: ArrayLike, beta: ArrayLike = 1.0) -> Float[Array, "dim dim"]:
-        """The Hessian of the potential at x. A fixed point of the drift is a minimum if it is positive definite."""
+        """Returns the Hessian of the potential at x.
+
+        A fixed point of the drift is a minimum of the potential if the Hessian there is positive definite.
+        """
         weights = self.responsibilities(x, alpha_bar)
         scores = self._component_scores(x, alpha_bar)
         score = weights @ scores
@@ -72,14 +75,14 @@ class Mixture:
         return beta * (curvature * jnp.eye(x.size) + jnp.outer(score, score) - (weights * scores.T) @ scores)
 
     def eps(self, x: Float[Array, "batch ..."], alpha_bar: Float[Array, "batch"]) -> Float[Array, "batch ..."]:
-        """The exact noise prediction for each x, which has `dim` values in any shape."""
+        """Returns the exact noise prediction for each x, which has `dim` values in any shape."""
         scores = jax.vmap(self.score)(x.reshape(len(x), -1), alpha_bar)
         return (-jnp.sqrt(1 - alpha_bar)[:, None] * scores).reshape(x.shape)
 
     def minima(self, alpha_bar: float) -> Float[np.ndarray, "minima dim"]:
-        """The minima of the potential that descent reaches from the components' means and from the origin.
+        """Returns the minima of the potential that descent reaches from the component means and from the origin.
 
-        Computed in float64. Minima closer to each other than 1e-5 count as one.
+        The computation is in float64. Minima that are closer than 1e-5 to each other count as one.
         """
         with jax.enable_x64(True):
             mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
@@ -92,11 +95,11 @@ class Mixture:
         return found
 
     def splitting_alpha_bars(self) -> Float[np.ndarray, "dim"]:
-        """The alpha_bar at which each eigenvalue of the Hessian at the origin turns negative, by root finding.
+        """Finds the alpha_bar at which each eigenvalue of the Hessian at the origin turns negative.
 
-        Computed in float64. Ascending: the direction that becomes unstable first in generation comes first. NaN for an
-        eigenvalue that stays positive. The origin is a fixed point at all times if the means have equal norm and their
-        weighted sum is zero.
+        The roots are found in float64. They are ascending: the first direction to become unstable in generation comes
+        first. The result is NaN for an eigenvalue that stays positive. The origin is a fixed point at all times if the
+        means have equal norm and their weighted sum is zero.
         """
         with jax.enable_x64(True):
             mixture = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self)
@@ -107,18 +110,18 @@ class Mixture:
         return alpha_bar * jnp.asarray(self.variances) + 1 - alpha_bar
 
     def _component_scores(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components dim"]:
-        """The score of each noised component."""
+        """Returns the score of each noised component."""
         return (jnp.sqrt(alpha_bar) * jnp.asarray(self.means) - x) / self._noised_variances(alpha_bar)[:, None]
 
     def _log_joint(self, x: Point, alpha_bar: ArrayLike) -> Float[Array, "components"]:
-        """log w_k N(x; sqrt(ab) m_k, (ab v_k + 1 - ab) I) of each component."""
+        """Returns log w_k N(x; sqrt(ab) m_k, (ab v_k + 1 - ab) I) for each component."""
         variances = self._noised_variances(alpha_bar)
         squares = ((x - jnp.sqrt(alpha_bar) * jnp.asarray(self.means)) ** 2).sum(axis=1)
         return jnp.log(jnp.asarray(self.weights)) - (squares / variances + x.size * jnp.log(2 * np.pi * variances)) / 2
 
 
 def _sign_change(mixture: Mixture, direction: int) -> float:
-    """The alpha_bar at which an eigenvalue of the Hessian at the origin turns negative; NaN if it stays positive."""
+    """Finds the alpha_bar at which an eigenvalue of the Hessian at the origin turns negative; NaN if there is none."""
 
     def curvature(alpha_bar: float) -> float:
         return float(_curvatures(mixture, alpha_bar)[direction])
@@ -132,18 +135,19 @@ def _sign_change(mixture: Mixture, direction: int) -> float:
 
 @jax.jit
 def _curvatures(mixture: Mixture, alpha_bar: ArrayLike) -> Float[Array, "dim"]:
-    """The eigenvalues of the Hessian at the origin, ascending."""
+    """Returns the eigenvalues of the Hessian at the origin, ascending."""
     return jnp.linalg.eigvalsh(mixture.hessian(jnp.zeros_like(mixture.means[0]), alpha_bar))
 
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0, None))
 def _descend(mixture: Mixture, x: Point, alpha_bar: ArrayLike) -> tuple[Point, Bool[Array, ""]]:
-    """(the fixed point that descent from x reaches, whether it is a minimum of the potential).
+    """Returns (the fixed point that descent from x reaches, whether it is a minimum of the potential).
 
-    Majorise-minimise: x <- sqrt(ab) sum_k a_k m_k / (sum_k a_k - 1/2), a_k = responsibility_k / noised variance_k. With
-    the responsibilities held fixed, a quadratic upper bound of the potential touches it at x. The step goes to the
-    minimum of this bound, so the potential never increases, and the fixed points of the step are those of the drift.
+    The method is majorise-minimise: x <- sqrt(ab) sum_k a_k m_k / (sum_k a_k - 1/2), where a_k is responsibility_k /
+    noised variance_k. Freezing the responsibilities gives a quadratic that bounds the potential from above and equals
+    it at x. The step goes to the minimum of this quadratic, so the potential never increases. The fixed points of the
+    step are those of the drift.
     """
 
     def step(state):

@@ -1,7 +1,7 @@
-"""The figures of an analysis, one function draw_... for each.
+"""The figures of an analysis, with one function draw_... for each.
 
-Each saves a PNG at `path` and has three parameters: the path, the data, and the times to be marked, which not all
-figures use. The data are the result of one of `measurements`, or for `draw_scores` the results of runs.
+Each function saves a PNG at `path`. Its parameters are the path, the data, and the times to be marked, which not all
+figures use. The data are the result of one of `measurements`. For `draw_scores` they are the results of runs.
 """
 
 import textwrap
@@ -25,7 +25,7 @@ COLOURS = dict(zip(RULES, ("tab:red", "tab:green", "tab:purple"), strict=True))
 class Marks(NamedTuple):
     """Times that are marked in the figures."""
 
-    critical: plots.Times  # in all figures over time
+    critical: plots.Times  # critical times, marked in all figures over time
     auto: Sequence[Result] = ()  # runs with an automatic start, marked in the figure of the agreement
     scored: Sequence[Result] = ()  # runs whose best starts are marked in the figure of the splits
 
@@ -38,7 +38,7 @@ def over_time(axis: Any, marks: Marks, *, ylabel: str, last: ArrayLike) -> None:
 
 
 def draw_potential(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """The potential of one pair, and below it the mean over all pairs; one column per time."""
+    """Draws the potential of one pair, and below it the mean over all pairs, with one column per time."""
     times = arrays["t_shown"]
     angle = arrays["angle"]
     u = arrays["potential"]
@@ -57,14 +57,14 @@ def draw_potential(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_strips(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Predicted images along the path between two states; one row per time."""
+    """Draws predicted images along the path between two states, with one row per time."""
     columns = np.linspace(0, len(arrays["angle"]) - 1, 16).round().astype(int)
     rows = zip(arrays["t_shown"], arrays["strips"], strict=True)
     plots.save_comparison(path, [(f"t = {t}", strip[columns]) for t, strip in rows])
 
 
 def draw_pixels(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Single pixels of all trajectories; one panel per pixel, coloured by the sign of the final value."""
+    """Draws single pixels of all trajectories, with one panel per pixel. Colours show the sign of the final value."""
     pixels = arrays["pixels"]
     times = arrays["t"]
     with plots.panels(path, (9.0, 3.4), columns=len(pixels), sharey=True, layout="constrained") as axes:
@@ -79,12 +79,12 @@ def draw_pixels(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_scores(path: Path, results: Sequence[Result], marks: Marks) -> None:
-    """Scores of runs against their start."""
+    """Draws the scores of runs against their start."""
     figures.draw_scores(path, results, marks.critical)
 
 
 def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """The distance of images from late starts to full sampling, one line per number of steps."""
+    """Draws the distance between late-start images and images of full DDIM, with one line per number of steps."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for n_steps, curve in zip(arrays["n_steps"], arrays["distance"].T, strict=True):
@@ -97,7 +97,7 @@ def draw_same_noise(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Correlations of noised images with both ends of their trajectories: thin lines are images, thick lines means."""
+    """Draws correlations of noised images with both ends of their trajectories. Thick lines are means over images."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for name, colour, label in (("with_start", "tab:blue", "x_0"), ("with_end", "tab:orange", "x_T")):
@@ -108,7 +108,7 @@ def draw_correlation(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """The unexplained fraction of eps over time, with a star on the curve at every automatic start."""
+    """Draws the unexplained fraction of eps over time, with a star on the curve at every automatic start."""
     times = arrays["t"]
     unexplained = arrays["unexplained"]
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
@@ -150,9 +150,10 @@ def best_starts(results: Sequence[Result], components: str) -> list[int]:
 
 
 def automatic_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
-    """The automatic starts of runs in tuples, in order of n_steps. The keys are labels for the legend.
+    """Groups the automatic starts of runs by sampler. The keys are labels for the legend.
 
-    Samplers with the same start for every n_steps share one entry. The label names them and each start's n_steps.
+    A value has one start for each n_steps, in ascending order of n_steps. Samplers with equal values share one entry,
+    whose label names these samplers and the n_steps of each start.
     """
     by_sampler: dict[str, dict[int, int]] = {}
     for run in sorted(runs, key=lambda run: run["n_steps"]):
@@ -169,7 +170,7 @@ def automatic_starts(runs: Sequence[Result]) -> dict[str, tuple[int, ...]]:
 
 
 def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """The eigenvalues of the data's covariance against their critical times, one colour per rule."""
+    """Draws the eigenvalues of the data's covariance against their critical times, with one colour per rule."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         for rule, colour in COLOURS.items():
@@ -183,7 +184,7 @@ def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Growth rates over time; the axis ends at -1, because near data they fall as 1 / (1 - ab)."""
+    """Draws growth rates over time. The axis ends at -1, because near data the rates fall like 1 / (1 - ab)."""
     with plots.panels(path, (9.0, 3.8), columns=2, sharey=True, layout="constrained") as axes:
         at_images = arrays["growth_images"].mean(axis=1)
         for axis, curves, title in (
@@ -199,7 +200,7 @@ def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_u_turn(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """The share of images that keep their class, against the time that they are noised to."""
+    """Draws the fraction of images that keep their class against the time to which they are noised."""
     with plots.panels(path, plots.WIDE, layout="constrained") as axes:
         [[axis]] = axes
         axis.plot(arrays["t"], arrays["stayed"], "o-", markersize=4)

@@ -1,4 +1,4 @@
-"""Measurements of symmetry breaking in one network, as named arrays. `figures` draws them."""
+"""Measurements of symmetry breaking in one network. Each returns named arrays, which `figures` draws."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,15 +20,15 @@ from symmetry import stability
 from symmetry.agreement import gaussian_agreement, largest_variance_of_means, revealed_components
 from symmetry.critical import RULES, continuous_times, critical_alpha_bars, critical_times, times_of
 
-ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # of a path between two images; 0 is one image, pi / 2 the other
+ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # positions on a path from one image (0) to another (pi / 2)
 PAIRS = 16
 LEVELS = 7  # number of times at which the potential and the interpolations are shown
-PROBED = 8  # images at which the Jacobian is computed
+PROBED = 8  # number of images at which the Jacobian is computed
 PIXELS = 3
 UTURN_STEPS = 20
-LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # late starts compared with full sampling, as fractions of the schedule
+LATE_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # the late starts that are compared with full DDIM, as fractions of T
+LATE_STEPS = (10, 50, 0)  # numbers of steps from a late start; 0: one step for every time from the start down
 SPLIT_RULE = "speciation"  # the rule of `critical` for mixtures
-LATE_STEPS = (10, 50, 0)  # number of steps from a late start; 0: one step for every time below it
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 """The result of a measurement."""
@@ -41,32 +41,32 @@ class Subject(NamedTuple):
 
     denoiser: Denoiser
     gaussian: DataGaussian
-    mixtures: Mapping[str, DataMixture]  # by their values of sampling.components
-    x0: Images  # of the training split, in the network's range
+    mixtures: Mapping[str, DataMixture]  # the keys are values of sampling.components
+    x0: Images  # training images, in the network's range
     centered: bool  # whether the network's range is [-1, 1]
     predict: Callable[[Pixels], Int[np.ndarray, "batch"]] | None  # the classifier, if there is one
     rng: RandomKey
     num_times: int
     num_eigenvalues: int
-    n_steps: int  # of the generated trajectories
+    n_steps: int  # number of steps of the generated trajectories
 
     @property
     def mean(self) -> Image:
-        """The mean image of the data, in the network's range."""
+        """Returns the mean image of the data, in the network's range."""
         return jnp.asarray(self.gaussian.mean, jnp.float32).reshape(self.gaussian.image_shape)
 
     @property
     def last_time(self) -> int:
-        """T - 1."""
+        """Returns T - 1."""
         return self.denoiser.schedule.num_timesteps - 1
 
     def times(self) -> Float[np.ndarray, "times"]:
-        """Equally spaced times, as many as num_times says, descending from T - 1; the last is one step above 0."""
+        """Returns num_times equally spaced times, descending from T - 1. The last is one step above 0."""
         return np.linspace(self.last_time, self.last_time / self.num_times, self.num_times).round()
 
 
 def cascade(subject: Subject) -> Arrays:
-    """The critical alpha_bar, t and continuous time s of every eigenvalue of the data's covariance, by each rule."""
+    """Computes the critical alpha_bar, t and continuous time s of every eigenvalue of the covariance, for each rule."""
     schedule = subject.denoiser.schedule
     eigenvalues = np.asarray(subject.gaussian.eigenvalues)
     arrays = {"eigenvalues": eigenvalues}
@@ -79,10 +79,10 @@ def cascade(subject: Subject) -> Arrays:
 
 
 def growth(subject: Subject) -> Arrays:
-    """Growth rates of displacements over time, and the times at which they become positive.
+    """Computes growth rates of displacements over time, and the times at which the rates become positive.
 
-    They are the leading eigenvalues of the drift's Jacobian at the central fixed point and at noised images. The
-    critical times of the leading eigenvalues of the data's covariance are given for comparison.
+    The growth rates are the leading eigenvalues of the drift's Jacobian, at the central fixed point and at noised
+    images. The result also has the critical times of the leading eigenvalues of the data's covariance, for comparison.
     """
     denoiser = subject.denoiser
     times = subject.times()
@@ -108,7 +108,7 @@ def growth(subject: Subject) -> Arrays:
 
 
 def agreement(subject: Subject) -> Arrays:
-    """The fraction of the network's eps that the Gaussian's eps does not explain, over time."""
+    """Computes, over time, the fraction of the network's eps that the Gaussian's eps does not explain."""
     times = subject.times()
     return {"t": times, "unexplained": _unexplained(subject, subject.gaussian, times)}
 
@@ -157,17 +157,17 @@ def _unexplained(
 
 
 def generation(subject: Subject) -> Arrays:
-    """Trajectories of DDIM from pure noise, single pixels of them, and the potential between pairs of them.
+    """Generates trajectories of DDIM from pure noise, and computes the potential between pairs of them.
 
     Returns:
       t: the times of a trajectory, descending to -1.
       pixels: the pixels with the largest variance over the generated images.
-      normalised: [times, trajectories, pixels], the pixels minus their mean, in units of their standard deviation.
+      normalised: [times, trajectories, pixels], the pixels minus their mean, divided by their standard deviation.
       t_shown: the times of the remaining arrays.
       states: [t_shown, trajectories, height, width, channels], x_t.
       angle: ANGLES, positions on the path between the two trajectories of a pair (see `_along_paths`).
-      potential: [t_shown, pairs, angles], the potential per unit of beta, 0 at the first trajectory of the pair. It is
-        the line integral of minus the drift.
+      potential: [t_shown, pairs, angles], the line integral of minus the drift, for beta = 1. It is 0 at the first
+        trajectory of the pair.
       strips: [t_shown, angles, height, width, channels], the network's predictions of x_0 along the first pair's path.
     """
     timesteps = time_grid(subject.n_steps, subject.last_time)
@@ -202,7 +202,7 @@ _ddim = jax.jit(functools.partial(sampling.sample, "ddim"), static_argnames="cal
 def _ddim_states(
     denoiser: Denoiser, x: Images, timesteps: Timesteps
 ) -> Float[Array, "steps+1 batch height width channels"]:
-    """x at each of the timesteps and at t = -1."""
+    """Returns x at each of the timesteps and at t = -1."""
     x0, states = _ddim(denoiser, x, timesteps, callback=_current_x)
     return jnp.concatenate([states, x0[None]])
 
@@ -214,7 +214,7 @@ def _current_x(evaluation: Evaluation) -> Images:
 def _pixel_paths(
     states: Float[np.ndarray, "times batch height width channels"],
 ) -> tuple[Int[np.ndarray, "pixels"], Float[np.ndarray, "times batch pixels"]]:
-    """The PIXELS pixels with the largest final variance, standardised over the batch at each time."""
+    """Returns the PIXELS pixels with the largest final variance, and their values standardised over the batch."""
     flat = states.reshape(*states.shape[:2], -1)
     pixels = np.argsort(flat[-1].std(axis=0))[-PIXELS:]
     values = flat[:, :, pixels]
@@ -222,7 +222,7 @@ def _pixel_paths(
 
 
 def _integrated(slopes: Float[np.ndarray, "*batch angles"]) -> Float[np.ndarray, "*batch angles"]:
-    """The integral of slopes over ANGLES by the trapezoidal rule, 0 at angle 0."""
+    """Integrates slopes over ANGLES by the trapezoidal rule. The integral is 0 at angle 0."""
     steps = (slopes[..., 1:] + slopes[..., :-1]) / 2 * np.diff(ANGLES)
     integral = np.concatenate([np.zeros_like(slopes[..., :1]), steps.cumsum(axis=-1)], axis=-1)
     return integral - integral[..., [np.abs(ANGLES).argmin()]]
@@ -232,10 +232,10 @@ def _integrated(slopes: Float[np.ndarray, "*batch angles"]) -> Float[np.ndarray,
 def _along_paths(
     denoiser: Denoiser, mean: Image, t: Int[Array, ""], states: Images
 ) -> tuple[Float[Array, "pairs angles"], Float[Array, "pairs angles height width channels"]]:
-    """(angular derivative of the potential, predicted x_0) on the paths between pairs of states at time t.
+    """Returns (angular derivative of the potential, predicted x_0) on the paths between pairs of states at time t.
 
-    State i is paired with state i + pairs. In y = x - sqrt(ab) mean the path is cos(a) y1 + sin(a) y2, with both ends
-    scaled to the same norm, so that the mean and the variance of x do not change along it.
+    State i is paired with state i + pairs. With y = x - sqrt(ab) mean, the path is cos(a) y1 + sin(a) y2. Both ends are
+    scaled to the same norm, so that the mean and the variance of x do not change along the path.
     """
     schedule = denoiser.schedule
     ends = (states - schedule.signal(t) * mean).reshape(2, -1, 1, *mean.shape)
@@ -251,9 +251,9 @@ def _along_paths(
 
 
 def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
-    """The distance between images from late starts and the images of full DDIM from the same noise.
+    """Computes the distance between images from late starts and images of full DDIM from the same noise.
 
-    Full DDIM has one step for every time of the schedule.
+    Full DDIM starts from pure noise and takes one step for every time of the schedule.
 
     Returns:
       t_start: the late starts.
@@ -279,10 +279,10 @@ def same_noise(subject: Subject, count: int = 2 * PAIRS) -> Arrays:
 
 
 def correlation(subject: Subject) -> Arrays:
-    """The correlation over pixels of a noised image x_t with x_0 and with x_T, along noised trajectories.
+    """Computes, along noising trajectories, the correlation over pixels of x_t with x_0 and with the last x_t.
 
     Returns:
-      t: ascending from -1.
+      t: the times, ascending from -1.
       with_start: [t, images], the correlation with x_0.
       with_end: [t, images], the correlation with the last x_t.
     """
@@ -302,7 +302,7 @@ def correlation(subject: Subject) -> Arrays:
 def _noising(
     schedule: NoiseSchedule, x0: Images, times: Real[Array, "times"], rng: RandomKey
 ) -> Float[Array, "times+1 batch height width channels"]:
-    """One noised trajectory per image: x0, and the states at ascending times."""
+    """Returns one noising trajectory per image: x0, and the states at ascending times."""
 
     def step(x, row):
         i, s, t = row
@@ -316,13 +316,13 @@ def _noising(
 
 
 def u_turn(subject: Subject) -> Arrays:
-    """The share of images that keep their class when they are noised to t and denoised again by DDIM.
+    """Computes the fraction of images that keep their class when they are noised to t and denoised again by DDIM.
 
     Without a classifier the result is empty.
 
     Returns:
-      t: ascending.
-      stayed: the share at each t.
+      t: the times, ascending.
+      stayed: the fraction at each t.
       num_images: the number of images.
       chance: the probability that two random images have the same class.
     """

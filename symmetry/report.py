@@ -13,9 +13,9 @@ class Entry(NamedTuple):
     """One section of the report."""
 
     title: str
-    explanation: str  # about two lines
+    explanation: str  # about two lines of text
     picture: Path | None  # a PNG; None if it could not be drawn
-    numbers: Path  # the file that holds the picture's data
+    numbers: Path  # the file with the data of the picture
 
 
 STYLE = """
@@ -31,7 +31,7 @@ pre { overflow-x: auto; background: #f4f4f4; padding: 0.8rem; font-size: 0.85rem
 def write(path: Path, title: str, introduction: str, table: str, entries: Sequence[Entry]) -> None:
     """Writes the page, with the pictures embedded in it.
 
-    The page holds the title, the introduction, a table of plain text, and the entries. Texts are escaped.
+    The page has the title, the introduction, a table of plain text, and the entries. Texts are escaped.
     """
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>", f"<pre>{html.escape(table)}</pre>"]
     for entry in entries:

@@ -1,10 +1,10 @@
-"""Stability of a trained network's fixed points: the central fixed point over time, and growth rates about it.
+"""Stability of a trained network: follows its central fixed point over time, and computes growth rates there.
 
 All quantities are for y = x - sqrt(ab) m, where m is the mean of the data. A fixed point is a zero of the drift
-y / 2 - eps / sigma. Near pure noise there is a single one, close to y = 0. The drift's Jacobian is
-(P - (1 + ab) / 2) / sigma^2 with P = I - sigma d eps / dx; for a perfect network P is ab / (1 - ab) times the
+y / 2 - eps / sigma. Near pure noise there is a single fixed point, close to y = 0. The Jacobian of the drift is
+(P - (1 + ab) / 2) / sigma^2, where P = I - sigma d eps / dx. For a perfect network, P is ab / (1 - ab) times the
 covariance of x_0 given x. The largest eigenvalues of P are computed by Lanczos's method from Jacobian-vector products,
-without forming a matrix. P is used because its leading eigenvalues are well separated, while most eigenvalues of the
+without forming a matrix. P is used because its leading eigenvalues are well separated, but most eigenvalues of the
 Jacobian are close to -1/2.
 """
 
@@ -27,27 +27,27 @@ from core.shapes import Images, RandomKey
 ITERATIONS = 100
 NEWTON_STEPS = 20
 LANCZOS_BASIS = 40  # the Krylov space for k eigenvalues has dimension LANCZOS_BASIS + 5 k
-SETTLED = 1e-4  # largest residual, the drift's root mean square, at which a point counts as a fixed point
+SETTLED = 1e-4  # a point is a fixed point if the root mean square of the drift there is below this
 GMRES = lineax.GMRES(rtol=0, atol=0, restart=20, max_steps=2)
-"""One cycle of 20 directions without a tolerance; lineax counts the initial residual as the first of the two steps."""
+"""One cycle of 20 directions without a tolerance. lineax counts the initial residual as the first of the two steps."""
 
 Image = Float[Array, "height width channels"]
 Rows = Float[Array, "batch dim"]
 """Images as vectors, one per row."""
 
 OnImages = Callable[[Images], Images]
-"""A function of images that treats each image by itself."""
+"""A function of a batch of images that acts on each image separately."""
 
 Linear = Callable[[Rows], Rows]
-"""A linear function of vectors that treats each vector by itself."""
+"""A linear function of a batch of vectors that acts on each vector separately."""
 
 
 class Followed(NamedTuple):
     """A fixed point at several times."""
 
     points: Float[Array, "times height width channels"]  # y
-    residuals: Float[Array, "times"]  # root mean square of the drift; no fixed point was found if above SETTLED
-    growth: Float[Array, "times eigenvalues"]  # leading eigenvalues of the drift's Jacobian, beta = 1, descending
+    residuals: Float[Array, "times"]  # root mean square of the drift; above SETTLED, no fixed point was found
+    growth: Float[Array, "times eigenvalues"]  # leading eigenvalues of the drift's Jacobian for beta = 1, descending
     asymmetry: Float[Array, "times"]  # |M - M^T| / |M + M^T| of P in the Krylov space; 0 if eps / sigma is a gradient
 
 
@@ -55,14 +55,15 @@ class Followed(NamedTuple):
 def follow(
     denoiser: Denoiser, mean: Image, times: Real[Array, "times"], num_eigenvalues: int, rng: RandomKey
 ) -> Followed:
-    """Follows the central fixed point through descending times, beyond the time at which it becomes unstable.
+    """Follows the central fixed point through descending times, also after it has become unstable.
 
-    The first time must be one at which the fixed point is stable and close to the mean of the data. There it is found
-    by fixed-point iteration from the mean. At each time the fixed point is then computed by Newton's method, whose
-    linear systems GMRES solves. Newton's method starts from the fixed point at the previous time, and the search for
+    At the first time, the fixed point must be stable and close to the mean of the data. It is found there by
+    fixed-point iteration from the mean. At each time, the fixed point is then computed by Newton's method, which solves
+    linear systems with GMRES. Newton's method starts from the fixed point at the previous time, and the search for
     eigenvectors starts from the eigenvectors at the previous time.
 
-    mean: the mean of the data, in the network's range. num_eigenvalues: at most the number of values of an image.
+    mean: the mean of the data, in the network's range.
+    num_eigenvalues: at most the number of values of an image.
     """
     denoiser = denoiser.astype(mean.dtype)
     schedule = denoiser.schedule
@@ -86,10 +87,10 @@ def follow(
 def typical_growth(
     denoiser: Denoiser, x0: Images, times: Real[Array, "times"], num_eigenvalues: int, rng: RandomKey
 ) -> Float[Array, "times batch eigenvalues"]:
-    """The leading eigenvalues of the drift's Jacobian at noised images x0, per unit of beta, descending.
+    """Computes the leading eigenvalues of the drift's Jacobian at noised images, for beta = 1, descending.
 
-    The network is trained on inputs like these, while the fixed point has far less noise than any input in training.
-    For Gaussian data the eigenvalues are the same at both. The noise is the same at all times.
+    The network is trained on inputs like noised images. The fixed point, however, has far less noise than any training
+    input. For Gaussian data the eigenvalues at both are equal. The noise is the same at all times.
     """
     denoiser = denoiser.astype(x0.dtype)
     schedule = denoiser.schedule
@@ -110,11 +111,13 @@ def typical_growth(
 def critical_times(
     times: Real[np.ndarray, "times"], growth: Float[Array | np.ndarray, "times eigenvalues"]
 ) -> Float[np.ndarray, "eigenvalues"]:
-    """For each column of growth, the upper end of the longest interval of times with growth > 0.
+    """Returns, for each column of growth, the upper end of the longest interval of times with growth > 0.
 
-    times descend. Growth is interpolated by cubic splines, but not across rows with NaN. The result is NaN for a column
-    that is nowhere positive. It is NaN as well if growth is positive at the highest time of the spline and the longest
-    interval ends there, because the true upper end is then unknown.
+    Growth is interpolated by cubic splines, but not across rows with NaN. The result is NaN if growth is nowhere
+    positive. It is also NaN if the longest interval ends at the highest time of a spline, because the true upper end is
+    then unknown.
+
+    times: descending.
     """
     times = np.asarray(times, np.float64)[::-1]
     growth = np.asarray(growth, np.float64)[::-1]
@@ -125,7 +128,7 @@ def critical_times(
 
 
 def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
-    """The upper end of the longest interval on which a spline is positive; NaN if none, or if the spline ends there."""
+    """Returns the upper end of the longest interval where a spline is positive; NaN as for `critical_times`."""
     intervals = []
     for growth in pieces:
         ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
@@ -137,12 +140,15 @@ def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
 
 
 def _eps_at(denoiser: Denoiser, offset: ArrayLike, t: Float[Array, ""]) -> OnImages:
-    """The network's eps at time t as a function of y = x - offset."""
+    """Returns the network's eps at time t as a function of y = x - offset."""
     return lambda y: denoiser.eps(offset + y, t)
 
 
 def _iterate(eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images) -> Images:
-    """The stable fixed point of the drift near y, by iterating y <- 2 (y - sigma eps) / (1 + ab), damped by half."""
+    """Finds the stable fixed point of the drift near y.
+
+    The iteration is y <- 2 (y - sigma eps) / (1 + ab), where each step is taken by half.
+    """
 
     def step(_, y):
         return y / 2 + (y - schedule.sigma(t) * eps(y)) / (1 + schedule.alpha_bar(t))
@@ -155,16 +161,16 @@ class _NewtonState(NamedTuple):
     y: Images  # the point with the smallest residual so far
     residual: Float[Array, ""]
     change: Images  # the full Newton step from y
-    length: Float[Array, ""]  # the fraction of it to be tried next
+    length: Float[Array, ""]  # the fraction of the full step that is tried next
 
 
 def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
-    """(the zero of the drift near y, or the best point if none is reached; its residual), by damped Newton steps.
+    """Searches a zero of the drift near y with damped Newton steps. Returns (the best point found, its residual).
 
-    A step that increases the residual is rejected, and the next is a quarter as long. y is a batch of one image.
+    A step that increases the residual is rejected, and the next step is a quarter as long. y is a batch of one image.
 
     Optimistix is not used, for two reasons. Its Newton solver has no line search, so its steps can lead away from the
-    fixed point that is followed. Its solvers stop when a step is short, but the residual can still be large then.
+    fixed point that is followed. And its solvers stop when a step is short, although the residual can still be large.
     """
 
     def step(state: _NewtonState) -> _NewtonState:
@@ -200,11 +206,11 @@ def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
 def _leading_growth(
     eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images, start: Rows, count: int
 ) -> tuple[Float[Array, "batch count"], Rows, Float[Array, "batch"]]:
-    """(growth, sum of the eigenvectors, asymmetry) of the symmetric part of the drift's Jacobian at each y.
+    """Returns (growth, sum of the eigenvectors, asymmetry) of the symmetric part of the drift's Jacobian at each y.
 
-    The true score is a gradient, so its Jacobian is symmetric, and the asymmetric part is an error of the network. The
-    growth is computed from the eigenvalues of P in its Krylov space of `start` (Rayleigh-Ritz), which needs only
-    Jacobian-vector products. A vector-Jacobian product takes ten times as long in a loop on CPUs, since XLA's
+    The true score is a gradient, so its Jacobian is symmetric. An asymmetric part is an error of the network. The
+    growth is computed from the eigenvalues of P in the Krylov space of P and `start` (Rayleigh-Ritz). This needs only
+    Jacobian-vector products. In a loop on a CPU, vector-Jacobian products would take ten times as long, because XLA's
     transposed convolutions are slow there.
     """
     _, derivative = jax.linearize(eps, y)
@@ -223,23 +229,23 @@ def _leading_growth(
 
 
 def _frobenius(matrices: Float[Array, "batch size size"]) -> Float[Array, "batch"]:
-    """The Frobenius norm of each matrix."""
+    """Returns the Frobenius norm of each matrix."""
     return jnp.linalg.norm(matrices, axis=(1, 2))
 
 
 def _krylov(
     apply: Linear, start: Rows, size: int
 ) -> tuple[Float[Array, "batch size dim"], Float[Array, "batch size dim"]]:
-    """(an orthonormal basis of span(start, apply(start), apply(apply(start)), ...), apply of each basis vector).
+    """Returns an orthonormal basis of span(start, apply(start), apply(apply(start)), ...), and `apply` of the basis.
 
-    A small random vector is added at each step, so that the basis is complete if that space has fewer dimensions.
+    A small random vector is added at each step, so that the basis is complete even if that space has fewer dimensions.
     """
     noise = 1e-5 * jax.random.normal(jax.random.key(0), (size, *start.shape), start.dtype) / np.sqrt(start.shape[1])
 
     def step(carry, i):
         basis, vectors = carry
         vectors = _unit(vectors) + noise[i]
-        for _ in range(2):  # the second pass removes rounding errors, which are large if the first leaves little
+        for _ in range(2):  # the second pass removes rounding errors, which are large if the rest is a short vector
             vectors -= jnp.einsum("bk,bkd->bd", jnp.einsum("bkd,bd->bk", basis, vectors), basis)
         vectors = _unit(vectors)
         images = apply(vectors)
@@ -251,5 +257,5 @@ def _krylov(
 
 
 def _unit(vectors: Rows) -> Rows:
-    """The vectors, scaled to norm 1; a zero vector stays zero."""
+    """Scales the vectors to norm 1. A zero vector stays zero."""
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)

@@ -1,4 +1,4 @@
-"""The analysis of one trained network (--mode=analyze): measurements, figures, scored runs, and a report of all."""
+"""The analysis of one trained network (--mode=analyze): measurements, figures, scored runs, and a report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,10 @@ from symmetry.measurements import Arrays, Subject
 class Figure(NamedTuple):
     """A figure of the report."""
 
-    name: str  # of the PNG, without its ending
+    name: str  # name of the PNG, without the extension
     title: str
     explanation: str
-    draw: Callable[[Path, Any, figures.Marks], None]  # draws the result of an experiment, or scored runs
+    draw: Callable[[Path, Any, figures.Marks], None]  # draws the result of a measurement, or scored runs
 
 
 EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
@@ -40,8 +40,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "cascade",
             "Spectrum and critical times",
-            "Each dot is one eigenvector of the data's covariance: its variance, and the time at which it becomes "
-            "unstable by each of three rules. Directions of large variance become unstable first. No network is used.",
+            "Each dot is one eigenvector of the data's covariance. It shows the variance, and the time at which this "
+            "direction becomes unstable, for each of three rules. Directions of large variance become unstable first. "
+            "No network is used.",
             figures.draw_cascade,
         ),
     ),
@@ -50,8 +51,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "growth",
             "Measured instability",
             "The leading eigenvalues of the drift's Jacobian. Where one is positive, small differences between images "
-            "grow. Left: at the network's central fixed point (gaps: none found). The network was not trained on such "
-            "inputs, so these numbers mean little. Right: at noised images, on which it was trained.",
+            "grow. Left: at the network's central fixed point (in gaps, none was found). The network was not trained "
+            "on such inputs, so these numbers mean little. Right: at noised images, on which it was trained.",
             figures.draw_growth,
         ),
     ),
@@ -59,9 +60,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "agreement",
             "Is the marginal still Gaussian?",
-            "The share of the network's noise prediction that the Gaussian with the data's mean and covariance does "
-            "not explain. At times where it is small, a late start from that Gaussian costs little. Stars are the "
-            "starts that t_start = auto chose.",
+            "The fraction of the network's noise prediction that the Gaussian with the data's mean and covariance "
+            "does not explain. At times where it is small, a late start from that Gaussian costs little quality. Stars "
+            "are the starts that t_start = auto chose.",
             figures.draw_agreement,
         ),
     ),
@@ -80,16 +81,16 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "potential",
             "The potential between two images",
-            "The integral of minus the drift along a path between two generated trajectories at the same time; mean "
-            "and variance are constant on the path, and the scales differ between panels. At early times the "
+            "The integral of minus the drift along a path between two generated trajectories at the same time. Mean "
+            "and variance are constant on the path. The scales differ between panels. Early in generation the "
             "potential is nearly flat. Later each image has its own valley.",
             figures.draw_potential,
         ),
         Figure(
             "strips",
             "Interpolations",
-            "The network's predictions of x_0 along the path of the first pair. At early times all are the same blur. "
-            "Later the two sides are different images.",
+            "The network's predictions of x_0 along the path of the first pair. Early in generation all predictions "
+            "are the same blur. Later the two sides are different images.",
             figures.draw_strips,
         ),
         Figure(
@@ -104,8 +105,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "same_noise",
             "Same noise, same picture",
-            "The distance between images from late starts and images from the same noise by DDIM with one step for "
-            "every time. The grey line is the distance between images from different noises.",
+            "The distance between images from late starts and images of DDIM with one step for every time, both from "
+            "the same noise. The grey line is the distance between images from different noise.",
             figures.draw_same_noise,
         ),
     ),
@@ -123,8 +124,8 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "u_turn",
             "U-turn: is the class decided?",
             "Images are noised to t and denoised again, and a classifier checks whether the class is still the same. "
-            "Where the probability falls to chance, x_t holds no information about the class, so generation decides "
-            "the class below that time.",
+            "Where the probability is at chance level, x_t has no information about the class, so generation decides "
+            "the class at lower t.",
             figures.draw_u_turn,
         ),
     ),
@@ -135,33 +136,34 @@ SCORES = (
     Figure(
         "full_length",
         "Scores of full-length samplers",
-        "Scores with one step for every t, from pure noise (dashed) and from late starts: the error of the Gaussian "
-        "without the error of few steps. Starts before the critical time do not change the score. Later ones raise it.",
+        "Scores with one step for every t, from pure noise (dashed) and from late starts. They show the error of the "
+        "Gaussian without the error of few steps. Starts before the critical time do not change the score. Later "
+        "starts make it worse.",
         figures.draw_scores,
     ),
     Figure(
         "scores",
         "Scores of few steps",
-        "Scores with n steps. From pure noise (dashed) most steps are spent before the critical time. The best start "
-        "is near the critical time, and later for fewer steps.",
+        "Scores with n steps. From pure noise (dashed), most steps are before the critical time. The best start is "
+        "near the critical time, and later if there are fewer steps.",
         figures.draw_scores,
     ),
 )
 
 
 INTRODUCTION = (
-    "Time runs from noise at the left to data at the right. Vertical lines mark the time at which the data's direction "
-    "of largest variance becomes unstable, by three rules. The table compares these rules with the network, direction "
-    "by direction: the times at which the eigenvalues of its drift's Jacobian become positive, at its fixed point and "
-    "at noised images."
+    "Time runs from noise at the left to data at the right. Vertical lines mark the time at which the direction of "
+    "largest variance becomes unstable, for three rules. The table compares these rules with the network, for each "
+    "direction. For the network it has the times at which the eigenvalues of the drift's Jacobian become positive, at "
+    "the fixed point and at noised images."
 )
 
 
 def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple[str, Path]:
-    """Analyzes the network of the workdir: figures, numbers and a report in workdir/analysis.
+    """Analyzes the network of the workdir, and writes figures, numbers and a report to workdir/analysis.
 
-    Stored experiments and runs with the same settings are reused, also the scored runs of an evaluation or a sweep in
-    workdir/eval_folder. Returns the table of critical times and the report's path.
+    Stored measurements and runs with the same settings are reused, also the scored runs of an evaluation or a sweep in
+    workdir/eval_folder. Returns the table of critical times and the path of the report.
     """
     settings = config.analysis
     folder = workdir / "analysis"
@@ -198,7 +200,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple
 
 
 def _training_images(config: ConfigDict) -> Images:
-    """analysis.num_images training images, evenly spaced over the split, in the network's range."""
+    """Returns analysis.num_images training images, evenly spaced over the split, in the network's range."""
     images = datasets.spread(datasets.load(config, "train").images, config.analysis.num_images)
     return datasets.to_network_range(jnp.asarray(images), config.data.centered)
 
@@ -206,17 +208,17 @@ def _training_images(config: ConfigDict) -> Images:
 def run(
     subject: Subject, scored: Mapping[str, Sequence[Result]], *, key: Mapping[str, Any], folder: Path, title: str
 ) -> str:
-    """Runs every experiment that is not stored with the same key, draws its figures, and writes report.html.
+    """Runs every measurement that is not stored with the same key, draws all figures, and writes report.html.
+
+    Returns the table of critical times.
 
     scored: scored runs of this network, by the name of the figure of SCORES that draws them. A figure without runs is
-    left out. The entry "auto" holds runs with an automatic start, which are marked. Returns the table of critical
-    times.
+      left out. The entry "auto" has runs with an automatic start, which are marked in figures.
     """
     stored_key = json.dumps(key, sort_keys=True)
-    marks = figures.Marks(
-        leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule), scored["auto"], scored["scores"]
-    )
-    shown = []  # the arguments of _draw: all numbers are on disk before a figure is drawn
+    critical = leading_times(subject.gaussian.eigenvalues, subject.denoiser.schedule)
+    marks = figures.Marks(critical, auto=scored["auto"], scored=scored["scores"])
+    shown = []  # the arguments of _draw, which is called after all numbers are on disk
     table = ""
     for experiment, drawn in tqdm(EXPERIMENTS.items(), desc="analyze", unit="experiment"):
         numbers = folder / f"{experiment.__name__}.npz"
@@ -240,19 +242,19 @@ def run(
 
 
 def _stored(path: Path, key: str) -> Arrays | None:
-    """The stored arrays of an experiment with the same key, or None."""
+    """Returns the stored arrays of a measurement if they have the same key, else None."""
     arrays = files.read_npz(path, required={"question"}) if path.exists() else {"question": ""}
     return arrays if str(arrays["question"]) == key else None
 
 
 def _draw(figure: Figure, content: Arrays | Sequence[Result], numbers: Path, marks: figures.Marks) -> report.Entry:
-    """Draws a figure beside its numbers, the file that holds its data, and returns its section of the report."""
+    """Draws a figure into the folder of `numbers`, the file with its data. Returns its section of the report."""
     picture = numbers.with_name(f"{figure.name}.png")
     drawn = plots.attempt(figure.draw, picture, content, marks)
     return report.Entry(figure.title, figure.explanation, picture if drawn else None, numbers)
 
 
-COMPARED = {  # columns of the table of critical times: the array of `measurements.growth`, and the heading
+COMPARED = {  # the columns of the table of critical times: an array of `measurements.growth`, and its heading
     "eigenvalues": "variance",
     **{f"t_{rule}": NAMES[rule] for rule in RULES},
     "t_fixed_point": "fixed point",
@@ -261,7 +263,7 @@ COMPARED = {  # columns of the table of critical times: the array of `measuremen
 
 
 def critical_times_table(arrays: Arrays) -> str:
-    """A row for each leading direction: its variance, three predicted critical times and two measured ones.
+    """Makes a table with the variance, three predicted and two measured critical times of each leading direction.
 
     arrays: the result of `measurements.growth`.
     """
@@ -272,7 +274,7 @@ def critical_times_table(arrays: Arrays) -> str:
 
 
 def _listed(values: Float[np.ndarray, "values"]) -> list[float | None]:
-    """The values as a list, with None for NaN, which JSON does not have."""
+    """Returns the values as a list, with None for NaN, because JSON has no NaN."""
     return [None if np.isnan(value) else float(value) for value in values]
 
 
@@ -281,7 +283,7 @@ PAPER_SAMPLING = {"baseline": "", "spacing": "linear", "clip_x0": False}
 
 
 def _run_config(config: ConfigDict) -> ConfigDict:
-    """The config of an analysis's runs, which are scored if eval.enable_fid and analysis.score_samples allow it."""
+    """Returns the config of the runs of an analysis. They are scored if eval.enable_fid and score_samples > 0."""
     run_config = without_scores(config, max(config.analysis.score_samples, 1))
     run_config.eval.enable_fid = config.eval.enable_fid and config.analysis.score_samples > 0
     run_config.sampling.update(gls=True, n_steps=1, t_start=run_config.model.num_scales - 1, **PAPER_SAMPLING)
@@ -290,13 +292,13 @@ def _run_config(config: ConfigDict) -> ConfigDict:
 
 
 def _few_step_runs(run_config: ConfigDict) -> list[ConfigDict]:
-    """Runs with the largest n_steps of config.sweep, from pure noise and from each start that is not automatic."""
+    """Lists runs with the largest n_steps of config.sweep, from pure noise and from each start except "auto"."""
     starts = [t_start for t_start in expand_starts(run_config.sweep.t_starts) if t_start != AUTO_START]
     return sweep_configs(run_config, (max(run_config.sweep.n_steps),), starts)
 
 
 def _full_length_runs(run_config: ConfigDict) -> list[ConfigDict]:
-    """One step for every t: from pure noise, and from each of analysis.score_starts."""
+    """Lists runs with one step for every t, from pure noise and from each of analysis.score_starts."""
     last = run_config.model.num_scales - 1
     starts = [(last, False), *[(t_start, True) for t_start in run_config.analysis.score_starts]]
     runs = []
@@ -309,7 +311,7 @@ def _full_length_runs(run_config: ConfigDict) -> list[ConfigDict]:
 
 
 def _automatic_starts(config: ConfigDict, run_config: ConfigDict, context: EvalContext) -> list[Result]:
-    """Automatic starts for an evaluation of config.eval.num_samples images, in the form that result.json has."""
+    """Chooses automatic starts for an evaluation of config.eval.num_samples images, in the form of result.json."""
     found = []
     for sampler in SCORED:
         run = run_config.copy_and_resolve_references()
@@ -322,7 +324,7 @@ def _automatic_starts(config: ConfigDict, run_config: ConfigDict, context: EvalC
 
 
 def _scored(runs: Sequence[ConfigDict], context: EvalContext, folder: Path, *, name: str) -> list[Result]:
-    """The results of runs, each drawn and scored unless it is stored; none where nothing is scored."""
+    """Returns the results of runs, which are drawn and scored unless they are stored. Empty if nothing is scored."""
     if context.features is None:
         return []
     found = []
@@ -334,6 +336,6 @@ def _scored(runs: Sequence[ConfigDict], context: EvalContext, folder: Path, *, n
 
 
 def _stored_scores(config: ConfigDict, network: RunSettings, folder: Path) -> list[Result]:
-    """The stored results of DDPM and DDIM from an eval or a sweep with the settings of the paper."""
+    """Returns the stored results of DDPM and DDIM from an evaluation or a sweep with the settings of the paper."""
     settings = network | PAPER_SAMPLING | {"seed": config.seed, "num_samples": config.eval.num_samples}
     return [result for result in all_finished(settings, folder) if result["sampler"] in SCORED]

@@ -13,9 +13,9 @@ MAX_BYTES_KEPT = 2**28
 
 
 def pytest_configure():
-    """Compiled programs are kept for all processes of this session and of later ones: many tests use the same."""
+    """Keeps compiled programs on disk, because many tests of this and later sessions use the same programs."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return  # set by the user, or for this process by the one that started it
+        return  # set by the user or by the parent process
     programs = folder_of_this_cpu() / "tests"
     if programs.exists() and sum(path.stat().st_size for path in programs.iterdir()) > MAX_BYTES_KEPT:
         shutil.rmtree(programs)
@@ -23,13 +23,13 @@ def pytest_configure():
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
-    # A test that kills a process may leave half a program behind; JAX then compiles it again.
+    # A test that kills a process may leave an incomplete program file. JAX then compiles the program again.
     os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
 
 
 @pytest.fixture
 def config(tmp_path):
-    """Real digits and a network of one level: every mode in seconds. Statistics go to the test's own folder."""
+    """Returns a config for digits with a network of one level. Every mode takes seconds, in the test's folder."""
     config = digits.get_config()
     config.assets_dir = str(tmp_path / "assets")
     config.data.cache_dir = str(tmp_path / "decoded")
@@ -45,8 +45,8 @@ def config(tmp_path):
 
 @pytest.fixture(scope="session")
 def train_once(tmp_path_factory):
-    """train_once(config, workdir) -> workdir, as after run_lib.train, which runs once a session for each config."""
-    import run_lib  # takes seconds, which most sessions of one file can save
+    """Returns train_once(config, workdir), which trains a workdir. A config is trained only once per session."""
+    import run_lib  # takes seconds, and many tests do not need it
     from training import checkpoints
 
     finished = {}
@@ -73,7 +73,7 @@ def rng():
 
 @pytest.fixture
 def shipped_classifier(config):
-    """The classifier of the repository in the test's own assets, so that none is trained."""
+    """Copies the repository's classifier to the test's assets, so that no classifier is trained."""
     source = REPOSITORY / "assets/classifier/digits_8.npz"
     target = REPOSITORY / config.assets_dir / "classifier" / source.name
     target.parent.mkdir(parents=True)

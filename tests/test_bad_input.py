@@ -1,4 +1,4 @@
-"""Wrong inputs in every mode: an exit code that is not 0, one line that says what is wrong, and nothing touched."""
+"""Wrong inputs in every mode end with an exit code that is not 0 and one line about the error, and change no file."""
 
 import ctypes
 import gzip
@@ -33,7 +33,7 @@ IDX = f"{OWN} --config.data.dataset=mnist --config.data.image_size=28 --config.d
 NPY = f"{OWN} --config.data.dataset=custom --config.data.num_channels=3 --config.data.path={{w}}"
 TFDS = f"{OWN} --config.data.dataset=cifar10 --config.data.num_channels=3 --config.data.data_dir={{w}}"
 
-WRONG_AT_ONCE = {  # before what is slow to import
+WRONG_AT_ONCE = {  # found before slow imports
     # flags
     f"--mode=tarin {TINY}": "should be one of",
     f"{TRAIN} --num=abc": "num",
@@ -59,8 +59,8 @@ WRONG_AT_ONCE = {  # before what is slow to import
     f"{LATE} --config.sampling.classes=(3,)": "needs sampling.components='labels'",
     f"{SWEEP} --config.sweep.components=('1','x')": "it must be a list of 0 or more, each '1', 'labels'",
     f"{EVAL} --gls --config.sampling.baseline=leading": "does not take --gls",
-    f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start from clean images",
-    # places that are not on this machine, and homes that are not known
+    f"{EVAL} --n_steps=1 --config.sampling.baseline=leading": "it would start at t = 0",
+    # places that are not on this machine, and unknown home folders
     f"--mode=train {TINY} --workdir=gs://bucket/run": "--workdir=gs://bucket/run is a URL",
     f"{EVAL} --eval_folder=s3://bucket/eval": "--eval_folder=s3://bucket/eval is a URL",
     f"{EXPORT} --dest=hdfs://host/x": "--dest=hdfs://host/x is a URL",
@@ -118,7 +118,7 @@ WRONG_AT_ONCE = {  # before what is slow to import
     "--mode=train --config={w}/sections.py --workdir={w}/new": "the config has no field",
 }
 WRONG = {
-    # what only some modes ask
+    # requirements of single modes
     f"{EVAL} --config.eval.num_samples=1": "at least 2",
     f"{SWEEP} --config.eval.enable_fid=false": "needs eval.enable_fid",
     f"{SWEEP} --config.sampling.baseline=afs": "a sweep takes sweep.baselines",
@@ -185,12 +185,12 @@ WRONG = {
     f"--mode=train {TINY} --workdir=/dev/full": "/dev/full",
     f"{EXPORT.replace('{w}/out', '/proc/out')}": "/proc",
 }
-WRONG_PICTURES = {  # found when all pictures are tried, below a progress bar
+WRONG_PICTURES = {  # found while all pictures are decoded, with a progress bar
     f"{NPY}/phone": "HEIC is not read; convert it to PNG or JPEG",
     f"--mode=score {TINY} --workdir={{w}}_score --source={{w}}/phone": "1 of 1 pictures cannot be used",
 }
 
-NEEDS_RIGHTS = {  # to write
+NEEDS_RIGHTS = {  # places without permission to write
     AGAIN: "ermission denied",
     TRAIN: "ermission denied",
     STATS: "ermission denied",
@@ -205,7 +205,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A finished run with statistics, and every kind of file that is not what it should be."""
+    """Makes a finished run with statistics, and wrong files of every kind."""
     w = tmp_path_factory.mktemp("world")
     config = tiny.get_config()
     config.assets_dir = str(w / "assets")
@@ -313,11 +313,11 @@ def run_main(arguments, log, rights=True, at_once=False):
         none = (ctypes.c_uint32 * 6)()
         assert ctypes.CDLL(None).capset(version_3, none) == 0
     if at_once:
-        sys.modules["run_lib"] = None  # to import it is an ImportError
+        sys.modules["run_lib"] = None  # importing it raises ImportError
     import main
 
-    logging.set_verbosity(logging.FATAL)  # as main.py does where it is the program
-    sys.argv = ["main.py", *arguments]  # where ml_collections looks for overrides
+    logging.set_verbosity(logging.FATAL)  # as main.py does when it is run as the program
+    sys.argv = ["main.py", *arguments]  # ml_collections reads overrides from here
     try:
         main.main(sys.argv)
     except SystemExit as ended:
@@ -326,7 +326,7 @@ def run_main(arguments, log, rights=True, at_once=False):
 
 
 def fails_in_one_line(arguments, says, log, pictures=False, **how):
-    """Checks the exit code and the output of `run_main` in a child process, where all slow imports are done already."""
+    """Checks the exit code and output of `run_main` in a child process, which has all slow modules imported already."""
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     process = PROCESSES.Process(target=run_main, args=(arguments, log), kwargs=how)
@@ -336,7 +336,7 @@ def fails_in_one_line(arguments, says, log, pictures=False, **how):
     assert process.exitcode == 2, said
     assert says in said
     if pictures:
-        said = said[said.index("main.py: ") :]  # after the bar of the pictures that were tried
+        said = said[said.index("main.py: ") :]  # after the progress bar of the pictures
     assert said.startswith("main.py: ") and said.count("\n") == 1
 
 
@@ -349,7 +349,7 @@ def ends_in_one_line(arguments, says, world, tmp_path, **how):
 
 @pytest.mark.parametrize("arguments", WRONG_AT_ONCE)
 def test_wrong_flags_and_fields_are_told_before_long_imports(arguments, world, tmp_path):
-    """Catches a typing error that is reported only after seconds, or with another message than below."""
+    """Catches a mistake that is reported only after seconds, or with a wrong message."""
     ends_in_one_line(arguments, WRONG_AT_ONCE[arguments], world, tmp_path, at_once=True)
 
 
@@ -371,7 +371,7 @@ def read_only(world):
 
 @pytest.mark.parametrize("arguments", WRONG_PICTURES)
 def test_unusable_pictures_end_in_one_line_and_touch_nothing(arguments, world, tmp_path):
-    """Catches the same where pictures are decoded first."""
+    """Catches the same for mistakes that are found by decoding pictures."""
     ends_in_one_line(arguments, WRONG_PICTURES[arguments], world, tmp_path, pictures=True)
 
 

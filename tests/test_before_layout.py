@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote are read as before: workdirs, statistics, results and weights (tests/data)."""
+"""Files of an earlier version can still be read: workdirs, statistics, results and weights (tests/data)."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ STORED = files.REPOSITORY / "tests/data/before_layout"
 
 @pytest.fixture
 def before(tmp_path, shipped_classifier, config):
-    """The stored config and a copy of the stored workdir; statistics and the shipped classifier lie in its assets."""
+    """Returns the stored config and a copy of the stored workdir, whose assets have statistics and the classifier."""
     stored = get_config()
     stored.assets_dir = config.assets_dir
     shutil.copytree(STORED / "assets", Path(stored.assets_dir), dirs_exist_ok=True)
@@ -38,7 +38,7 @@ def test_checkpoint_holds_the_weights_that_were_exported(before):
 
 
 def test_training_goes_on(before):
-    """Catches a train state, such as the optimiser's, that has another shape or other names."""
+    """Catches a train state, for example of the optimiser, with other shapes or names."""
     config, workdir = before
     config.training.update(n_iters=6, snapshot_freq=6)
     run_lib.train(config, workdir)
@@ -46,7 +46,7 @@ def test_training_goes_on(before):
 
 
 def test_finished_runs_are_not_drawn_again(before, monkeypatch):
-    """Catches a renamed setting or folder, after which a sweep of hours would start again."""
+    """Catches a renamed setting or folder, which would make a sweep of hours start again."""
     config, workdir = before
     monkeypatch.setattr(run_lib.evaluation, "generate", lambda *_, **__: pytest.fail("a finished run is drawn again"))
     results = run_lib.sweep(config, workdir)
@@ -66,7 +66,7 @@ def test_same_settings_give_the_same_scores_and_images(before):
 
 
 def test_runs_with_the_former_history_are_drawn_again(before):
-    """Catches a score of the history that did not join the network's prediction, taken for one of today's."""
+    """Catches the reuse of a score from the former history, which was not added to the network's prediction."""
     config, workdir = before
     config.sampling.update(sampler="unipc_3", n_steps=4, gls=True, t_start=400)
     run = EvalRun(config, load_context(config, workdir, [config]))
@@ -76,6 +76,6 @@ def test_runs_with_the_former_history_are_drawn_again(before):
 
 
 def test_statistics_are_read(before):
-    """Catches another name or version in the origin of statistics."""
+    """Catches a changed name or version in the origin of statistics."""
     config, _ = before
     assert statistics.load_gaussian(config).image_shape == (8, 8, 1)

@@ -143,7 +143,7 @@ def test_statistics_of_other_images_have_another_name(tmp_path):
 
 
 def numbered(count):
-    """Images with their index in the left column and 0 elsewhere."""
+    """Returns images with their index in the left column and 0 elsewhere."""
     images = np.zeros((count, 8, 8, 1), np.uint8)
     images[:, :, 0, 0] = np.arange(count)[:, None]
     return images
@@ -175,7 +175,7 @@ def be_process(monkeypatch, index, count):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("flip", [False, True])
 def test_processes_share_the_batch_of_one(config, count, flip, monkeypatch):
-    """Catches images that two processes or no process get, and flips that depend on the number of processes."""
+    """Catches images that two processes get or none, and flips that depend on the number of processes."""
     config.data.random_flip = flip
     images = numbered(20)
     whole = list(itertools.islice(datasets.train_batches(images, config, 3), 6))
@@ -211,7 +211,7 @@ def test_only_one_batch_is_prefetched(config, read):
 
 
 def test_spread_is_even_and_has_all_images_if_there_are_fewer():
-    """Catches the first images only, which may all be of one class, an image twice, and an index beyond the last."""
+    """Catches a subset of only the first images, a repeated image, and an index out of range."""
     images = np.arange(100)
     np.testing.assert_array_equal(datasets.spread(images, 4), [0, 33, 66, 99])
     np.testing.assert_array_equal(datasets.spread(images, 100), images)
@@ -227,7 +227,7 @@ def test_each_epoch_sees_each_image_once_in_its_own_order(config):
 
 
 def test_half_of_the_images_are_flipped_left_to_right(config):
-    """Catches a flip of the wrong axis or of the whole batch together, and a flip although random_flip is false."""
+    """Catches a flip along the wrong axis or of the whole batch, and a flip although random_flip is false."""
     config.training.batch_size = 200
     images = np.full((200, 8, 8, 1), 0, np.uint8)
     images[:, :, 0] = 255

@@ -1,6 +1,6 @@
-"""README.md and docs/ against the program: the flags of every command, the modules of every script, links, and length.
+"""Checks README.md and docs/: the flags of every command, the modules of every script, links, and length.
 
-bash runs the code blocks of each page with a function in place of python that prints its arguments. Nothing of the
+bash runs the code blocks of each page, where python is a function that prints its arguments. Nothing of the
 program runs except the parsing of flags and the validation of configs.
 """
 
@@ -21,10 +21,10 @@ PAGES = ["README.md", *sorted(str(path.relative_to(REPOSITORY)) for path in REPO
 REPRODUCE = "docs/reproduce.md"
 LINKED_PAGES = [*PAGES, "CONTRIBUTING.md", "assets/weights/README.md", "tests/data/README.md"]
 
-# Each command needs flags that have not been parsed yet, so each has a process of its own.
+# Flags can be parsed once per process, so each command has a separate process.
 PROCESSES = get_context("forkserver")
 
-# No command of a page exists except `python main.py`, which prints its arguments. read and loops are bash's own. srun
+# In the blocks, only `python main.py` exists, which prints its arguments. read and loops are built into bash. srun
 # runs its arguments, and gcloud runs what it would send to another machine.
 RECORDER = """
 PATH=/nonexistent
@@ -42,32 +42,32 @@ def read(page: str) -> str:
 
 
 def without_fences(text: str) -> str:
-    """A page without its fenced code blocks."""
+    """Returns a page without its fenced code blocks."""
     return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def bash_blocks(text: str) -> list[str]:
-    """The code blocks of a page that hold commands: those fenced as bash, and those indented by four spaces."""
+    """Returns the code blocks of a page that contain commands: fenced as bash, or indented by four spaces."""
     fenced = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     indented = re.findall(r"(?<=\n\n)(?: {4}.*\n)+", without_fences(text))
     return [*fenced, *indented]
 
 
 def commands(page: str) -> list[list[str]]:
-    """The arguments of every call of main.py in the blocks of a page, with loops unrolled."""
+    """Returns the arguments of every call of main.py in the blocks of a page, with loops unrolled."""
     script = RECORDER + "\n".join(bash_blocks(read(page)))
     done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     return [line.split("\037") for line in done.stdout.splitlines()]
 
 
 def accept(call: list[str]) -> None:
-    """Parses one call and validates its config, and those of all runs of a sweep. Raises UserError for a mistake."""
+    """Parses one call and validates its config and those of all runs of a sweep. Raises UserError for a mistake."""
     import main
     from configs.runs import expand_starts, sweep_configs
     from configs.validation import validate
 
     if not any(argument.startswith("--config=") for argument in call) and "--mode=verify" not in call:
-        # In place of the config that the workdir or the imported file would give.
+        # This replaces the config that the workdir or the imported file would give.
         call = [call[0], "--config=configs/ddpm/cifar10.py", *call[1:]]
     sys.argv = call  # ml_collections reads the overrides from here
     config = main.parse(call)
@@ -109,7 +109,7 @@ def test_commands_of_reproduce_are_accepted(mode):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != REPRODUCE and commands(page)])
 def test_commands_of_a_page_are_accepted(page):
-    """Catches the same on the other pages. Placeholders such as PATH stand where any value is allowed."""
+    """Catches the same on the other pages. Placeholders such as PATH are used where any value is allowed."""
     accept_all(commands(page))
 
 
@@ -155,7 +155,7 @@ def test_names_in_python_blocks_exist(page):
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub makes of the headings of a page."""
+    """Returns the anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -27,7 +27,7 @@ INCEPTION = Features(extract=None, dim=2048, name="inception", score_name="FID",
 
 
 def settings_of(config, **changes):
-    """The settings of a run with this config in CONTEXT, some of whose fields are changed."""
+    """Returns the settings of a run with this config in CONTEXT, after changing fields of CONTEXT."""
     return EvalRun(config, dataclasses.replace(CONTEXT, **changes)).settings
 
 
@@ -72,7 +72,7 @@ def test_settings_include_whether_the_solver_has_a_history(config, sampler, n_st
 
 
 def test_scores_of_other_weights_are_not_taken(config, tmp_path):
-    """Catches the scores of an old network used for one that was trained anew, in the same workdir to the same step."""
+    """Catches scores of an old network used for a new one in the same workdir, at the same step."""
     settings = settings_of(config)
     files.write_json(tmp_path / results.folder_name(settings) / "result.json", settings)
     assert results.finished(settings, tmp_path) == settings
@@ -80,7 +80,7 @@ def test_scores_of_other_weights_are_not_taken(config, tmp_path):
 
 
 def test_what_took_more_work_is_not_replaced(config):
-    """Catches a run that replaces another one with more images kept, a loss, bits per dimension or other labels."""
+    """Catches a run that replaces one with more saved images, a loss, bits per dimension or other labels."""
     config.eval.num_samples = 500
     names = [results.folder_name(settings_of(config))]
     for change in ({"eval_loss": 0.5}, {"bits_per_dim": {"ode": 4.0}}, {"labeller": Labeller(None, "faces:smiles")}):
@@ -91,7 +91,7 @@ def test_what_took_more_work_is_not_replaced(config):
 
 
 def test_given_starts_of_an_automatic_grid_have_different_folders(config):
-    """Catches a given start that the settings lose, or one folder for all starts, where only the grid is automatic."""
+    """Catches a start missing in the settings, or one folder for all starts, if only the grid is automatic."""
     config.sampling.update(n_steps=4, spacing="auto")
     assert settings_of(config)["t_start"] == 999
     config.sampling.update(gls=True, t_start=400)
@@ -115,7 +115,7 @@ def test_scores_of_other_features_or_statistics_have_different_folders(config):
 
 
 def test_analytic_first_step_is_not_a_network_evaluation(config):
-    """Catches AFS counted with as many evaluations as a full start, and an NFE for an adaptive sampler."""
+    """Catches AFS counted with as many evaluations as pure noise without AFS, and an NFE for an adaptive sampler."""
     config.sampling.update(sampler="ddim", n_steps=4)
     assert settings_of(config)["nfe"] == 4
     config.sampling.baseline = "afs"
@@ -126,7 +126,7 @@ def test_analytic_first_step_is_not_a_network_evaluation(config):
 
 @pytest.fixture
 def gaussian_path(config, rng):
-    """The file of a Gaussian of 99 images, for this config."""
+    """Writes the file of a Gaussian of 99 images for this config."""
     images = rng.integers(0, 256, (99, 8, 8, 1), np.uint8)
     return statistics.save_gaussian(config, DataGaussian.fit([images]), images)
 
@@ -151,7 +151,7 @@ def test_gaussian_of_other_images_is_refused(config, gaussian_path, monkeypatch,
 
 
 def test_file_of_a_gaussian_has_an_origin(config, gaussian_path):
-    """Catches a digest of other bytes than the images, and a file without an origin that is used."""
+    """Catches a digest that is not of the images, and the use of a file without an origin."""
     arrays = dict(np.load(gaussian_path))
     images = np.random.default_rng(0).integers(0, 256, (99, 8, 8, 1), np.uint8)
     origin = json.loads(str(arrays.pop("origin")))
@@ -159,11 +159,11 @@ def test_file_of_a_gaussian_has_an_origin(config, gaussian_path):
     np.savez(gaussian_path, **arrays)
     with pytest.raises(UserError, match="does not say which images.*run --mode=fid_stats again"):
         evaluation.load_gaussian(config)
-    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # the library needs no origin
+    assert DataGaussian.load(gaussian_path).image_shape == (8, 8, 1)  # as a library, no origin is needed
 
 
 def test_damaged_gaussian_is_refused(config, gaussian_path):
-    """Catches NaN and arrays that do not fit together, which would otherwise show only in wrong samples."""
+    """Catches NaN and inconsistent arrays, which would otherwise only give wrong samples."""
     whole = dict(np.load(gaussian_path))
     for name, broken in [("mean", whole["mean"] * np.nan), ("eigenvalues", np.ones(3)), ("image_shape", np.array("x"))]:
         np.savez(gaussian_path, **whole | {name: broken})

@@ -18,7 +18,7 @@ def no_windows():
 
 
 def test_one_dimensional_makes_the_papers_introduction(tmp_path):
-    """Would catch a missing picture, a well that never splits, or a late start that does not help."""
+    """Catches a missing picture, a well that never splits, or a late start that does not help."""
     one_dimensional.main(tmp_path)
     critical = json.loads((tmp_path / "critical.json").read_text())
     assert critical["theta_c"] == pytest.approx((2**0.5 - 1) ** 0.5, abs=1e-8)
@@ -36,18 +36,18 @@ def test_one_dimensional_makes_the_papers_introduction(tmp_path):
 
 
 def test_every_sampler_comes_nearer_to_a_foreign_models_data(capsys):
-    """Would catch axes in a different order, a Gaussian of other images, or a sampler missing from the table."""
+    """Catches axes in a wrong order, a Gaussian of other images, or a sampler missing from the table."""
     distances = foreign_eps_fn.main()
     assert distances.keys() == sampling.SAMPLERS.keys()
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table[2:-1]] == list(distances)
     full, late = distances.pop("ode")
-    assert max(full, late) < 0.06  # its steps are adaptive
+    assert max(full, late) < 0.06  # the sampler has adaptive steps
     assert all(late < full / 2 for full, late in distances.values())
 
 
 def test_notebook_runs_from_top_to_bottom():
-    """Would catch a cell that uses a removed name, and outputs stored in the file."""
+    """Catches a cell that uses a removed name, and outputs stored in the file."""
     cells = json.loads((REPOSITORY / "examples/one_dimensional.ipynb").read_text())["cells"]
     names = {}
     for cell in cells:

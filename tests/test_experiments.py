@@ -1,4 +1,4 @@
-"""Runs the experiments on a network of few weights."""
+"""Runs the experiments on a small network."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ from metrics import frechet
 
 @pytest.fixture
 def experiment(config, tmp_path, train_once, shipped_classifier, monkeypatch):
-    """An experiment of two cells, three solvers and two budgets, with few images."""
+    """Returns an experiment with two cells, three solvers, two budgets and few images."""
     config.training.n_iters = 1
     config.training.snapshot_sampling = False
     train_once(config, tmp_path / "run")
@@ -48,7 +48,7 @@ def read(path):
 
 
 def test_table_has_every_cell_on_the_same_noise(experiment, tmp_path):
-    """Would catch a search on the noise of the scores, the worst start in place of the best, and an inverted gain."""
+    """Catches a search on the noise of the scores, the worst start instead of the best, and an inverted gain."""
     fashion_mnist.make_table(experiment, tmp_path)
     rows = read(tmp_path / "table.csv")
     assert len(rows) == 2 * 3 * 3
@@ -71,7 +71,7 @@ def test_table_has_every_cell_on_the_same_noise(experiment, tmp_path):
 
 
 def test_limits_are_distances_between_samples(experiment, tmp_path):
-    """Would catch a distance to the data or to another sampler's limit, equal noise on both sides, and other images."""
+    """Catches a distance to the data or to the limit of another sampler, and equal noise on both sides."""
     fashion_mnist.make_limits(experiment, tmp_path)
     rows = read(tmp_path / "limits.csv")
     assert [(row["sampler"], row["start"]) for row in rows] == list(
@@ -92,7 +92,7 @@ def test_limits_are_distances_between_samples(experiment, tmp_path):
 
 
 def test_solvers_are_compared_at_equal_cost(experiment, tmp_path):
-    """Would catch more network evaluations than the budget allows, and a missing solver."""
+    """Catches more network evaluations than the budget allows, and a missing solver."""
     fashion_mnist.make_figures(experiment, tmp_path)
     *rows, long_run = read(tmp_path / "solvers.csv")
     assert (long_run["sampler"], long_run["n_steps"]) == ("ddpm", "20")
@@ -111,7 +111,7 @@ def test_solvers_are_compared_at_equal_cost(experiment, tmp_path):
 
 
 def test_steps_within_a_budget():
-    """Would catch one step too many or too few."""
+    """Catches one step too many or too few."""
     for name, solver in sampling.SAMPLERS.items():
         if solver.nfe(1):
             n_steps = fashion_mnist.steps_within(name, "linear", 15)
@@ -121,7 +121,7 @@ def test_steps_within_a_budget():
 
 
 def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path, monkeypatch):
-    """Would catch scores unlike those of eval, a search for another number of images, and the worst start as best."""
+    """Catches scores unlike those of eval, a search for another number of images, and the worst start as best."""
     starts = (300, 500, 700)
     monkeypatch.setattr(regret, "STARTS", starts)
     context = experiment.context
@@ -147,7 +147,7 @@ def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path,
 
 @pytest.fixture
 def emoji_run(config, tmp_path, monkeypatch):
-    """A config of few emoji of 8x8, and the workdir of a network of few weights that was trained on them."""
+    """Returns a config of a few emoji of 8x8, and the workdir of a small network that was trained on them."""
     emoji = emoji_config.get_config()
     emoji.model.update(config.model)
     emoji.training.update(config.training)
@@ -158,7 +158,7 @@ def emoji_run(config, tmp_path, monkeypatch):
     emoji.eval.enable_fid = False
     run_lib.train(emoji, tmp_path / "run")
     run_lib.fid_stats(emoji)
-    for name, value in {"CELLS": [("ddim", 2)], "STARTS": (None, 300), "LONG_RUN": ("ddim", 3)}.items():
+    for name, value in {"CELLS": [("ddim", 2)], "STARTS": (None, 300), "REFERENCE_RUN": ("ddim", 3)}.items():
         monkeypatch.setattr(diversity, name, value)
     for name, value in {"SAMPLES": 12, "RESAMPLED": 4, "TRAINING_IMAGES": 1280, "SEEDS": (1, 2)}.items():
         monkeypatch.setattr(diversity, name, value)
@@ -168,7 +168,7 @@ def emoji_run(config, tmp_path, monkeypatch):
 
 
 def test_shares_of_generated_emoji(emoji_run, tmp_path):
-    """Would catch a run that is missing, a share without an error, and shares that do not sum to 1."""
+    """Catches a run that is missing, a share without an error, and shares that do not sum to 1."""
     diversity.shares(*emoji_run, tmp_path)
     rows = read(tmp_path / "shares.csv")
     starts = [("2", "999"), ("2", "300"), ("3", "999")]
@@ -181,12 +181,12 @@ def test_shares_of_generated_emoji(emoji_run, tmp_path):
 
 
 def toned(shares, rng, count):
-    """Labels of people, drawn with these shares of the five skin tones."""
+    """Draws labels of people with these shares of the five skin tones."""
     return diversity.FIRST_TONE + rng.choice(5, count, p=shares)
 
 
 def test_shares_are_measured_through_a_classifier_that_errs(rng):
-    """Would catch shares as classified, errors that forget the confusion's, and tones that include people without."""
+    """Catches uncorrected shares, errors without that of the confusion, and people without a tone among the tones."""
     confusion = 0.7 * np.eye(5) + 0.3 * np.roll(np.eye(5), 1, axis=1)
 
     def classified(labels):
@@ -205,7 +205,7 @@ def test_shares_are_measured_through_a_classifier_that_errs(rng):
 
 
 def test_every_emoji_is_labelled_by_a_classifier_that_has_not_seen_it(emoji_run, tmp_path):
-    """Would catch a base in two folds, pictures that are shifted with their edges wrapped, and classifiers in a row."""
+    """Catches a base in two folds, shifts that wrap around the edges, and predictions of the wrong classifier."""
     labelled = diversity.load_labelled(emoji_run[0], tmp_path)
     emoji, images = read_emoji(REPOSITORY / "tests/data/emoji_font.ttf", 8)
     np.testing.assert_array_equal(labelled.images, images)
@@ -222,7 +222,7 @@ def test_every_emoji_is_labelled_by_a_classifier_that_has_not_seen_it(emoji_run,
 
 
 def test_copies_are_found(emoji_run, tmp_path, rng):
-    """Would catch a distance that loses small differences, and a training picture beside the wrong one."""
+    """Catches a distance that loses small differences, and a wrong training picture beside a picture."""
     training = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
     altered = training[[7, 3]]
     altered[1, 0, 0, 0] ^= 1
@@ -240,7 +240,7 @@ def test_copies_are_found(emoji_run, tmp_path, rng):
 
 
 def test_changes_that_features_are_tried_on(rng):
-    """Would catch a change that does nothing, an order that is not of growing severity, and labels that stay."""
+    """Catches a change without effect, a wrong order of severity, and a removal of labels that keeps them."""
     images, labels = rng.integers(0, 256, (60, 8, 8, 1), np.uint8), np.arange(60) % 10
     for family in ("noise", "blur", "pale"):
         changed = [change(images, labels, rng).astype(int) for change in features.FAMILIES[family].values()]
@@ -255,7 +255,7 @@ def test_changes_that_features_are_tried_on(rng):
 
 
 def test_features_are_compared_with_the_classifier(experiment, tmp_path, monkeypatch):
-    """Would catch a distance of unchanged pictures among the changed, and one network's distances for the other's."""
+    """Catches distances of unchanged pictures in the rows of changes, and distances in the wrong column."""
     monkeypatch.setattr(features, "SAMPLES", 20)
     monkeypatch.setattr(features, "CELLS", [("ddim", 2, None), ("ddim", 2, 500), ("ddim", 3, 300)])
     features.agree(experiment.config, tmp_path / "run", tmp_path)
@@ -269,7 +269,7 @@ def test_features_are_compared_with_the_classifier(experiment, tmp_path, monkeyp
 
 @pytest.fixture
 def mixtures(experiment, tmp_path, monkeypatch):
-    """The same network with two mixtures, two solvers' cells and few images."""
+    """Returns an experiment on a network with two mixtures, cells of two solvers and few images."""
     config = experiment.config.copy_and_resolve_references()
     config.sweep.components = ("1", "labels")
     run_lib.fid_stats(config)
@@ -307,7 +307,7 @@ def test_copies_are_measured_against_real_images(mixtures, tmp_path):
     mixture.make_copying(mixtures, tmp_path)
     lines = (tmp_path / "copying.txt").read_text(encoding="utf-8").splitlines()[2:]
     assert [line.split("  ")[0] for line in lines] == [
-        "real, held out",
+        "real",
         "many steps",
         "Gaussian, from 200",
         "labels, from 200",
@@ -318,7 +318,7 @@ def test_copies_are_measured_against_real_images(mixtures, tmp_path):
 
 
 def test_the_flow_of_one_gaussian_is_its_draw(mixtures, tmp_path):
-    """Catches a wrong step or end of the flow: for one Gaussian the draw is the flow's exact solution."""
+    """Catches a wrong step or end of the flow. For one Gaussian, a sample is the exact solution of the flow."""
     one = mixture.mixture_of(mixtures, "1")
     noise = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     drawn = one.sample(noise, np.zeros(3, int), 0.4)

@@ -1,4 +1,4 @@
-"""Modules import only from lower layers: the layers are computed, so a circle cannot hide."""
+"""Checks that modules import only from lower layers. The layers are computed from the imports."""
 
 import ast
 import graphlib
@@ -16,14 +16,14 @@ MOST_LAYERS = 9
 
 
 def code_files() -> dict[str, Path]:
-    """Every module of the program by its dotted name; a package is the module of its __init__.py."""
+    """Returns every module of the program by its dotted name. A package is the module of its __init__.py."""
     paths = [*REPOSITORY.glob("*.py"), *(path for entry in ENTRIES for path in (REPOSITORY / entry).rglob("*.py"))]
     names = {path: ".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths}
     return {name.removesuffix(".__init__"): path for path, name in names.items()}
 
 
 def imported(path: Path, known: set[str]) -> set[str]:
-    """The modules of the program that a file imports, wherever the import stands."""
+    """Returns the modules of the program that a file imports, at any place in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -36,7 +36,7 @@ def imported(path: Path, known: set[str]) -> set[str]:
 
 
 def graph(top: bool) -> dict[str, set[str]]:
-    """Which module imports which; with `top`, a package and all in it count as one module."""
+    """Returns the imports of each module. With `top`, a package and all its modules count as one module."""
     files = code_files()
     edges = {}
     for name, path in files.items():

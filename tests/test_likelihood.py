@@ -1,4 +1,4 @@
-"""Bits per dimension against values in closed form, for Gaussian data and for one pixel that is always black."""
+"""Bits per dimension, compared with closed forms for Gaussian data and for one pixel that is always black."""
 
 import json
 import os
@@ -32,14 +32,14 @@ def gaussian_eps(gaussian, schedule, x, t):
 
 
 def exact_denoiser(gaussian, schedule=SCHEDULE):
-    """The exact denoiser of Gaussian data; the Gaussian is a leaf, so one compilation serves all Gaussians."""
+    """Returns the exact denoiser of Gaussian data. The Gaussian is traced, so one compilation is enough."""
     return Denoiser(jax.tree_util.Partial(gaussian_eps, gaussian, schedule), schedule)
 
 
 def gaussian_images(centered, smallest, n=12_000):
-    """(uint8 images, the correlated Gaussian that they were rounded from, its entropy in bits per dimension).
+    """Returns uint8 images, the correlated Gaussian whose samples were rounded, and its entropy in bits per dimension.
 
-    Standard deviations are from `smallest` to a quarter, in units of half the range from black to white.
+    The standard deviations are from `smallest` to 1/4, in units of half the range from black to white.
     """
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.standard_normal((DIM, DIM)))
@@ -58,7 +58,7 @@ def mean_of(bits):
 
 
 def analytic_bits(images, gaussian, centered):
-    """-log2 of the Gaussian's probability of each image's bins, approximated by density times width, per dimension."""
+    """Returns -log2 of the probability of each image's bins, approximated by density times width, per dimension."""
     x = np.asarray(datasets.to_network_range(images, centered), np.float64).reshape(len(images), DIM)
     along = (x - gaussian.mean) @ gaussian.eigenvectors
     nats = 0.5 * (along**2 / gaussian.eigenvalues + np.log(2 * np.pi * gaussian.eigenvalues)).mean(axis=1)
@@ -66,7 +66,7 @@ def analytic_bits(images, gaussian, centered):
 
 
 def looseness(variances):
-    """The bound minus the entropy, for Gaussian data, in bits per dimension: the KL divergences of all reverse steps.
+    """Returns the bound minus the entropy for Gaussian data, in bits per dimension: the KL terms of all reverse steps.
 
     The exact variance of x_{t-1} given x_t is beta_t V_{t-1} / V_t, where V_t is the variance of x_t; the model's is
     beta_t.
@@ -79,7 +79,7 @@ def looseness(variances):
 
 @pytest.mark.parametrize(("centered", "smallest"), [(True, 0.24), (False, 0.05)])
 def test_both_methods_give_the_entropy_of_gaussian_data(centered, smallest):
-    """Catches a lost Jacobian, a wrong offset of the range, 256 bins for 255, a time shifted by one, a missing term.
+    """Catches a lost Jacobian, a wrong offset of the range, 256 bins instead of 255, a time off by one, a missing term.
 
     The exact code length of each image is known, and its mean is the entropy. The difference for each image does not
     depend on which images were drawn.
@@ -102,12 +102,12 @@ def test_both_methods_give_the_entropy_of_gaussian_data(centered, smallest):
 def test_each_image_has_the_density_of_data_with_the_noise_of_t_0():
     """Catches errors that cancel on average, and a bias other than the one that the module's docstring describes.
 
-    The data vary as little as the noise of t = 0.
+    The data have the variance of the noise at t = 0.
     """
     images, gaussian, _ = gaussian_images(True, smallest=0.01, n=40)
     offsets = []
 
-    def middle(key, shape, minval, maxval):  # the centre of the bin instead of a random place in it
+    def middle(key, shape, minval, maxval):  # the centre of the bin instead of a random point
         offsets.append((minval, maxval))
         return jnp.zeros(shape)
 
@@ -126,7 +126,7 @@ def test_each_image_has_the_density_of_data_with_the_noise_of_t_0():
 
 
 def test_bits_of_a_pixel_that_is_always_black():
-    """Catches numbers in the module's docstring that are wrong: 1.7 bits against 0.6 + 0.49 bits."""
+    """Catches wrong numbers in the module's docstring: 1.7 bits against 0.6 + 0.49 bits."""
     black = exact_denoiser(
         DataGaussian(np.full(DIM, -1.0), np.eye(DIM), np.zeros(DIM), residual_variance=0.0, image_shape=SHAPE)
     )
@@ -140,7 +140,7 @@ def test_bits_of_a_pixel_that_is_always_black():
 
 
 def test_hutchinson_is_unbiased():
-    """Catches a probe of a wrong variance, or one probe for all images, by the difference from the exact divergence."""
+    """Catches a probe with a wrong variance, or one probe for all images. The exact divergence is known."""
     images, gaussian, _ = gaussian_images(True, smallest=0.02, n=500)
     keys = jax.random.split(jax.random.key(2), len(images))
     denoiser = exact_denoiser(gaussian)
@@ -152,18 +152,18 @@ def test_hutchinson_is_unbiased():
 
 
 def test_hutchinson_in_float64():
-    """Catches a probe of another dtype than the image, which JAX refuses to differentiate along."""
+    """Catches a probe with another dtype than the image, which raises an error in JAX."""
     images, gaussian, _ = gaussian_images(True, smallest=0.02, n=2)
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(2), len(images))
-        jax.clear_caches()  # the constants of programs compiled before are float32
+        jax.clear_caches()  # earlier compiled programs have float32 constants
         bits = likelihood.ode_bits(exact_denoiser(gaussian), images, keys, centered=True)
     jax.clear_caches()
     assert bits.dtype == np.float64 and np.isfinite(bits).all()
 
 
 def test_terms_of_the_bound_on_gaussian_data():
-    """Catches errors in weight, variance or time that cancel in the sum: for variance s^2, each term is known."""
+    """Catches errors in weight, variance or time that cancel in the sum. For variance s^2, each term is known."""
     s2 = 0.02
     n = 2000
     gaussian = DataGaussian(np.zeros(DIM), np.eye(DIM), np.full(DIM, s2), residual_variance=0.0, image_shape=SHAPE)
@@ -187,7 +187,7 @@ def test_terms_of_the_bound_on_gaussian_data():
 @settings(max_examples=50, deadline=None)
 @given(mean=st.floats(-30, 30), scale=st.floats(1e-3, 10))
 def test_decoder_is_a_distribution_over_256_levels(centered, mean, scale):
-    """Catches bins that overlap or leave gaps, outer bins that are bounded, and a limit or NaN far from the mean."""
+    """Catches bins that overlap or leave gaps, bounded outer bins, and infinity or NaN far from the mean."""
     levels = jnp.arange(256, dtype=jnp.uint8)
     found = likelihood.log_probability(levels, mean=jnp.full(256, mean), scale=jnp.asarray(scale), centered=centered)
     logs = np.asarray(found, np.float64)
@@ -198,7 +198,7 @@ def test_decoder_is_a_distribution_over_256_levels(centered, mean, scale):
 
 
 def measured(config, batch_size):
-    """The means and standard errors of ten digits."""
+    """Returns the means and standard errors of ten digits."""
     config.eval.batch_size = batch_size
     images = datasets.load(config, "train").images[:10]
     gaussian = DataGaussian(
@@ -210,7 +210,7 @@ def measured(config, batch_size):
 
 
 def test_same_bits_for_any_batch_size_and_device_count(config, tmp_path):
-    """Catches noise that depends on the batch or device, padding that is counted, steps shared with other images."""
+    """Catches noise that depends on the batch or device, counted padding, and step sizes shared by images."""
     on_one_device = measured(config, 10)
     code = f"""
 import numpy as np, jax

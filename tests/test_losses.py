@@ -51,7 +51,7 @@ def test_learning_rate_warms_up_then_holds_or_falls_to_zero(config):
 
 @pytest.mark.parametrize("weighting", [0, 0.5, 1])
 def test_loss_is_weighted_by_a_power_of_alpha_bar(config, weighting):
-    """Catches a wrong power: a new network predicts v = 0, so its squared error of eps in grey images is ab^2."""
+    """Catches a wrong power. A new network predicts v = 0, so the squared error of its eps on grey images is ab^2."""
     config.model.prediction = "v"
     config.training.weighting = weighting
     graphdef, state = losses.create_state(config)
@@ -62,7 +62,7 @@ def test_loss_is_weighted_by_a_power_of_alpha_bar(config, weighting):
 
 @pytest.fixture
 def stepped(config):
-    """(the state before, the state after one step, its metrics, the config) on grey images."""
+    """Returns (the state before a step on grey images, the state after it, the metrics, the config)."""
     config.optim.update(warmup=0, schedule="constant", grad_clip=1e-3)
     graphdef, state = losses.create_state(config)
     before = jax.tree.map(np.asarray, state)
@@ -72,7 +72,7 @@ def stepped(config):
 
 
 def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
-    """Catches clipping after Adam, a lost bias correction or a wrong epsilon: the step is lr * g / (|g| + eps)."""
+    """Catches clipping after Adam, no bias correction or a wrong epsilon. The step is lr * g / (|g| + eps)."""
     before, after, metrics, config = stepped
     assert float(metrics["gradient_norm"]) > config.optim.grad_clip  # so the gradient is clipped
     clipped = [np.asarray(nu) ** 0.5 / (1 - 0.999) ** 0.5 for nu in jax.tree.leaves(after.opt_state[2].nu)]
@@ -83,7 +83,7 @@ def test_first_adam_step_has_the_size_of_the_learning_rate(stepped):
 
 
 def test_muon_step_is_orthogonal_for_kernels_and_adams_for_the_rest(config, rng):
-    """Catches a convolution updated by Adam, split into one matrix per pixel, or not scaled as Adam; an uphill step."""
+    """Catches a convolution updated by Adam, split per pixel, or scaled unlike Adam; and a step uphill."""
     config.optim.update(optimizer="Muon", lr=0.5, warmup=0, schedule="constant")
     shapes = {"convolution": (3, 3, 4, 8), "product": (6, 5), "bias": (8,)}
     gradient = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
@@ -99,7 +99,7 @@ def test_muon_step_is_orthogonal_for_kernels_and_adams_for_the_rest(config, rng)
 
 
 def test_ema_follows_its_ramp(stepped):
-    """Catches a wrong decay: it is min(ema_rate, (1 + k) / (10 + k)) with k counted from 1, as in the paper's code."""
+    """Catches a wrong decay. It should be min(ema_rate, (1 + k) / (10 + k)) with k from 1, as in the paper's code."""
     before, after, _, _ = stepped
     assert int(after.step) == 1
     triples = zip(*(jax.tree.leaves(tree) for tree in (before.ema, after.params, after.ema)), strict=True)
@@ -108,7 +108,7 @@ def test_ema_follows_its_ramp(stepped):
 
 
 def test_weight_decay_joins_the_gradient(config):
-    """Catches decoupled decay (AdamW): with a zero gradient, L2 decay as in the paper gives a full Adam step."""
+    """Catches decoupled decay (AdamW). With a zero gradient, L2 decay as in the paper gives a full Adam step."""
     config.optim.update(weight_decay=0.1, warmup=0, schedule="constant")
     optimizer = losses.make_optimizer(config)
     params = {"w": jnp.array([2.0, -3.0])}
@@ -121,7 +121,7 @@ def test_eval_loss_depends_on_weights_and_image_only(config):
     graphdef, state = losses.create_state(config)
     images = jnp.arange(4 * 64, dtype=jnp.uint8).reshape(4, 8, 8, 1)
     keys = jax.random.split(jax.random.key(1), 4)
-    params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # non-zero in the last layer, so that dropout would show
+    params = jax.tree.map(lambda leaf: leaf + 0.05, state.ema)  # the last layer is not 0, so dropout would show
     denoiser = make_denoiser(config, graphdef, params)
     found = losses.eval_loss(denoiser, images, keys, centered=True)
     compiled = losses.eval_loss._cache_size()
@@ -136,7 +136,7 @@ def test_eval_loss_depends_on_weights_and_image_only(config):
 
 
 def test_dequantization_moves_pixels_by_less_than_one_level(config):
-    """Catches noise of a wrong scale or with a mean that is not zero: the loss changes by less than 1%."""
+    """Catches noise with a wrong scale or a mean that is not zero. The loss should change by less than 1%."""
     graphdef, state = losses.create_state(config)
     state = losses.state_of(config, 0, jax.tree.map(lambda leaf: leaf + 0.02, state.params), ema=state.ema)
     images = jnp.full((8, 8, 8, 1), 100, jnp.uint8)

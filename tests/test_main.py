@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line, as users see it."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_help_lists_every_flag():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--mode=train", "--nonsense"], ["--mode=eval", DIGITS]])
 def test_help_and_wrong_flags_load_no_jax(arguments):
-    """Catches seconds of imports before the answer to a typing error."""
+    """Catches seconds of imports before a wrong flag is reported."""
     code = f"""
 import sys, main
 try:
@@ -64,7 +64,7 @@ ALL_MODES = [
         (f"--mode=import {DIGITS} --workdir={{tmp}}", "needs --source"),
         (f"--mode=score {DIGITS} --workdir={{tmp}}", "needs --source"),
         (f"--mode=score {DIGITS} --workdir={{tmp}} --source=absent.npz --reference=absent", "no absent.npz: give a"),
-        (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that is there"),
+        (f"--mode=eval {DIGITS} --workdir={{tmp}} --config.eval.reference=absent.npz", "a file that exists"),
         (f"--mode=import {DIGITS} --workdir={{tmp}} --source=absent.pth", "absent.pth"),
         ("--mode=import --workdir={tmp} --source=absent.pth", "--mode=import needs --config for absent.pth"),
         ("--mode=import --workdir={tmp} --source=absent.pkl", "absent.pkl: cannot be read"),
@@ -119,14 +119,14 @@ def test_mistakes_end_in_one_line(arguments, says, tmp_path):
 
 
 def test_mistake_of_the_program_itself():
-    """Catches a restart, an import or a log setting of the program itself that prints a second line."""
+    """Catches a second line that is printed by the restart, an import or a log setting of main.py as a program."""
     done = run("--mode=eval", DIGITS)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "main.py: --mode=eval needs --workdir\n"
 
 
 def test_a_backend_that_this_machine_lacks_is_one_line(tmp_path):
-    """Catches a traceback of JAX for a mode that computes, and a workdir made before it."""
+    """Catches a traceback of JAX, and a workdir that is created before the error."""
     done = subprocess.run(
         [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={tmp_path}/run"],
         cwd=REPOSITORY,
@@ -139,7 +139,7 @@ def test_a_backend_that_this_machine_lacks_is_one_line(tmp_path):
 
 
 def test_a_config_file_in_the_home_folder_is_found(tmp_path):
-    """Catches ~ taken literally: a shell does not expand it after an equals sign."""
+    """Catches ~ that is not expanded. A shell does not expand it after an equals sign."""
     (tmp_path / "mine.py").write_text("def get_config():\n    raise RuntimeError('found')\n")
     done = subprocess.run(
         [sys.executable, "main.py", "--mode=prepare", "--config=~/mine.py"],
@@ -152,7 +152,7 @@ def test_a_config_file_in_the_home_folder_is_found(tmp_path):
 
 
 def test_workdir_or_source_stands_for_a_config(tmp_path):
-    """A config of one's own that is replaced, and a --config that comes too late for its overrides."""
+    """Catches a given --config that is replaced, and an inferred --config that is inserted after its overrides."""
     from main import with_config
 
     (tmp_path / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Every mode once, with real digits and a small network, and checks of the results."""
+"""Runs every mode once on digits with a small network, and checks the results."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def test_training_lowers_the_loss_and_leaves_what_it_should(config, tmp_path):
 
 
 def test_training_anew_draws_its_own_samples(config, trained):
-    """Catches pictures of an earlier network that are kept as those of the new one."""
+    """Catches pictures of an earlier network that are kept for a new one."""
     picture = trained / "samples/step_0000006.png"
     own = picture.read_bytes()
     (trained / "checkpoints").rename(trained / "moved")
@@ -66,7 +66,7 @@ def test_training_anew_draws_its_own_samples(config, trained):
 
 
 def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path):
-    """Catches random keys, data, schedule or EMA that start again or change when training resumes."""
+    """Catches random keys, data, schedule or EMA that are reset or change when training resumes."""
     config.training.n_iters = 3
     config.optim.schedule = "constant"
     straight = tmp_path / "straight"
@@ -80,7 +80,7 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(config, tmp_path)
 
 
 def test_the_library_loads_the_averaged_weights_of_a_step(config, trained):
-    """Catches the raw weights in place of the averaged, or another step than the one asked for."""
+    """Catches raw weights instead of averaged ones, or a wrong step."""
     graphdef, state = losses.create_state(config)
     for step, asked in ((6, {}), (3, {"step": 3})):
         ema = checkpoints.load(config, trained, step=step, state=state).ema
@@ -93,7 +93,7 @@ def test_the_library_loads_the_averaged_weights_of_a_step(config, trained):
 
 
 def test_another_network_in_the_workdir_is_refused_by_field(config, trained):
-    """Catches a workdir whose network is replaced, and a message about shapes in place of the field."""
+    """Catches a workdir whose network is replaced, and a message about shapes that does not name the field."""
     before = (trained / "config.json").read_bytes()
     config.model.nf = 64
     for start in (run_lib.train, run_lib.evaluate):
@@ -132,7 +132,7 @@ def test_statistics_are_those_of_every_training_image(config, shipped_classifier
 
 
 def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypatch):
-    """Catches the same where images are too large to form their covariance."""
+    """Catches the same for images that are too large for a covariance matrix."""
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 63)
     config.eval.enable_fid = False
     config.sampling.rank = 5
@@ -146,7 +146,7 @@ def test_statistics_of_large_images_keep_the_leading_directions(config, monkeypa
 
 
 def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_classifier, monkeypatch):
-    """Catches a finished run drawn again, a run with other settings reused, and eval unlike the sweep."""
+    """Catches a finished run drawn again, a reused run with other settings, and an eval that differs from the sweep."""
     run_lib.fid_stats(config)
     results = run_lib.sweep(config, trained)
     assert [(r["sampler"], r["nfe"], r["t_start"]) for r in results] == [
@@ -175,7 +175,7 @@ def test_sweep_keeps_what_is_finished_and_eval_agrees(config, trained, shipped_c
 
 
 def test_sweep_of_mixtures(config, trained, shipped_classifier):
-    """Catches one distribution used for all late starts, runs that replace each other, and baselines left out."""
+    """Catches one distribution used for all late starts, runs that replace each other, and missing baselines."""
     config.sweep.update(samplers=("ddim",), components=("1", "labels", "5"), baselines=("leading",), t_starts=(300,))
     run_lib.fid_stats(config)
     results = run_lib.sweep(config, trained)
@@ -190,7 +190,7 @@ def test_sweep_of_mixtures(config, trained, shipped_classifier):
 
 
 def test_given_classes_are_drawn(config, trained, shipped_classifier):
-    """Catches components that are not the classes of their names. Starts near clean data show the class itself."""
+    """Catches components that do not belong to the given classes. Late starts near clean data show the class."""
     config.sampling.update(gls=True, t_start=10, components="labels", classes=(3, 7))
     config.eval.num_samples = 40
     run_lib.fid_stats(config)
@@ -199,7 +199,7 @@ def test_given_classes_are_drawn(config, trained, shipped_classifier):
 
 
 def test_killed_eval_goes_on_to_the_same_result(config, tmp_path, trained, shipped_classifier):
-    """Catches images lost, repeated or changed by the resume, and the saved state of other settings."""
+    """Catches images that a resumed run loses, repeats or changes, and a saved state with other settings."""
     config.eval.update(num_samples=40, feature_batch_size=5, enable_sampling=True)
     run_lib.fid_stats(config)
     (tmp_path / "config.json").write_text(config.to_json())
@@ -260,7 +260,7 @@ def test_score_of_images_on_disk_is_that_of_eval(config, tmp_path, trained, ship
 
 
 def test_images_are_checked_before_features_are_loaded(config, tmp_path, monkeypatch):
-    """Catches an unusable picture that is found after minutes of work, or only in one of the two folders."""
+    """Catches an unusable picture that is found only after minutes of work, or in only one of the two folders."""
     monkeypatch.setattr(run_lib, "load_features", lambda *_: pytest.fail("features are loaded"))
     for name, count in (("good", 1), ("moves", 2)):
         frames = [Image.new("L", (8, 8), level) for level in range(count)]
@@ -274,7 +274,7 @@ def test_images_are_checked_before_features_are_loaded(config, tmp_path, monkeyp
 
 
 def test_sample_writes_the_images_that_generate_draws(config, trained):
-    """Catches PNGs in another order, film strips of other images, and a need for statistics that are not used."""
+    """Catches PNGs in another order, film strips of other images, and required statistics that are not used."""
     config.sampling.n_steps = 3
     folder = run_lib.sample(config, trained, 5, file_format="npz", trajectory=True)
     images = np.load(folder / "samples.npz")["images"]
@@ -321,7 +321,7 @@ def test_results_are_on_disk_when_a_picture_fails(config, tmp_path, shipped_clas
 
 
 def test_more_directions_than_images_have_are_refused():
-    """Catches a rank that is reduced without an error, or refused for a small covariance, which is kept whole."""
+    """Catches a rank that is reduced without an error, or refused although the covariance is small."""
     images = np.zeros((20, 64, 64, 3), np.uint8)
     with pytest.raises(UserError, match="sampling.rank=20 is too many for 20 images of dimension 12288: at most 19"):
         statistics.require_enough(images, 20)
@@ -330,7 +330,7 @@ def test_more_directions_than_images_have_are_refused():
 
 
 def test_comparison_needs_the_gaussian_alone(config, trained):
-    """Catches a start without a time for each step that is drawn, and features that are computed but not used."""
+    """Catches a start with fewer times than a run has steps, and features that are computed but not used."""
     config.eval.enable_fid = False
     run_lib.fid_stats(config)
     path = run_lib.compare(config, trained, 4)
@@ -354,7 +354,7 @@ def test_training_that_diverges_is_stopped_by_name(config, tmp_path):
 
 
 def test_eval_repeats_the_loss_that_training_logged(config, tmp_path, monkeypatch):
-    """Raw weights in place of the averaged, another key or batch size, or an evaluation that is never made."""
+    """Catches raw weights instead of averaged ones, a wrong key or batch size, or a missing evaluation."""
     real_load = datasets.load
     monkeypatch.setattr(
         datasets, "load", lambda config, split: datasets.Split(real_load(config, "train").images[:20], None)
@@ -396,9 +396,9 @@ def test_statistics_of_another_range_are_not_used(config):
 
 
 def drawn_images(config, batch_size, sampler="ddpm"):
-    """Twelve images from pure noise and a network that is not zero; they depend on the config only.
+    """Draws twelve images from pure noise with a network that is not zero. They depend only on the config.
 
-    The grid starts at 500. From 999 the predicted x_0 amplifies the rounding of eps by 1 / signal = 160, which on some
+    The grid starts at 500. At 999 the predicted x_0 amplifies the rounding of eps by 1 / signal = 160, which on some
     CPUs is more than the tolerance of the tests.
     """
     graphdef, state = losses.create_state(config)
@@ -414,7 +414,7 @@ def drawn_images(config, batch_size, sampler="ddpm"):
 
 @pytest.mark.parametrize("baseline", ["", "no_history", "isotropic"])
 def test_a_late_start_is_the_solvers_history(config, rng, baseline):
-    """Catches a history that does not reach the solver, is not switched off, or is of another Gaussian or noise."""
+    """Catches a history that does not reach the solver, is not switched off, or has a wrong Gaussian or noise."""
     config.sampling.update(sampler="unipc_2", n_steps=4, gls=True, baseline=baseline)
     grid = time_grid(4, 500)
     shape = datasets.image_shape(config)
@@ -435,14 +435,14 @@ def test_a_late_start_is_the_solvers_history(config, rng, baseline):
 
 
 def test_what_starts_from_pure_noise_has_no_history(config):
-    """Catches a crash of training with --gls: its sample grids start from pure noise, without a history."""
+    """Catches a crash of training with --gls, whose sample grids start from pure noise and have no history."""
     images = drawn_images(config, 12, "unipc_2")
     config.sampling.gls = True
     np.testing.assert_array_equal(drawn_images(config, 12, "unipc_2"), images)
 
 
 def test_same_images_for_any_batch_size_and_device_count(config, tmp_path):
-    """Catches noise that depends on the place in a batch or on the device instead of on the image's index."""
+    """Catches noise that depends on the position in a batch or on the device instead of the index of the image."""
     alone = drawn_images(config, 12)
     assert np.abs(alone[0] - alone[1]).max() > 0.1
     rounding = 1e-6 * np.abs(alone).max()
@@ -462,7 +462,7 @@ np.save({str(tmp_path / "four.npy")!r}, drawn_images(config, 5))
 
 
 def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, trained, monkeypatch):
-    """Catches a config without weights: make would take it for a finished import, and later commands would fail."""
+    """Catches a config without weights. make would treat it as a finished import, and later commands would fail."""
     run_lib.export_weights(config, trained, tmp_path / "exported.npz")
 
     def cut(*_, **__):
@@ -477,7 +477,7 @@ def test_import_cut_short_leaves_no_workdir_that_looks_whole(config, tmp_path, t
 
 
 def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
-    """Catches weights that are lost, or raw weights in place of the averaged, by diffusers' format and back."""
+    """Catches weights that are lost, or raw weights instead of averaged ones, in diffusers' format and back."""
     run_lib.export_weights(config, trained, tmp_path / "exported")
     run_lib.import_weights(config, tmp_path / "imported", tmp_path / "exported")
     original = final_state(config, trained)
@@ -489,7 +489,7 @@ def test_import_after_export_is_the_same_checkpoint(config, tmp_path, trained):
 
 
 def test_network_of_edm_needs_its_file_alone(tmp_path):
-    """A workdir that cannot tell its network, a schedule or an output that is lost on the way, and real times."""
+    """Catches a workdir without its network's settings, a lost schedule or output, and times rounded to integers."""
     source = files.REPOSITORY / "tests/data/edm/VE_B.pkl"
     workdir = tmp_path / "edm"
     run_lib.import_weights(imported.get_config(str(source)), workdir, source)

@@ -40,7 +40,7 @@ def digits_config(folder):
 
 
 def export(folder):
-    """The shipped network of digits in a folder for diffusers, and its late start in a start file."""
+    """Exports the shipped network for digits to a folder for diffusers, and its late start to a start file."""
     config = digits_config(folder)
     run_lib.import_weights(config, folder / "digits", REPOSITORY / "assets/weights/digits_8.npz")
     run_lib.fid_stats(config)
@@ -61,7 +61,7 @@ def read(folder):
 
 
 def own_images(folder, sampler):
-    """The images of --mode=sample, before they are rounded to grey levels."""
+    """Returns the images of --mode=sample, before they are rounded to grey levels."""
     config = digits_config(folder)
     config.sampling.sampler = sampler
     denoiser = run_lib.load_denoiser(folder / "digits")
@@ -72,7 +72,7 @@ def own_images(folder, sampler):
 
 
 def diffusers_images(folder, name):
-    """The images of the example, by one of SCHEDULERS."""
+    """Returns the images that the example draws with one of SCHEDULERS."""
     import diffusers
 
     from examples import diffusers_start
@@ -95,7 +95,7 @@ def test_same_images_as_recorded_in_diffusers(exported, name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_same_images_in_diffusers(exported, name):
-    """Catches an option, a scale or a time that the file or the example gets wrong. Needs torch and diffusers."""
+    """Catches a wrong option, scale or time in the file or the example. Needs torch and diffusers."""
     pytest.importorskip("diffusers")
     ours = own_images(exported, SCHEDULERS[name]["sampler"])
     np.testing.assert_allclose(diffusers_images(exported, name), ours, rtol=0, atol=1e-4)
@@ -103,7 +103,7 @@ def test_same_images_in_diffusers(exported, name):
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm"])
 def test_network_of_torch_in_our_samplers(exported, sampler):
-    """Catches axes, dtypes or times that change between JAX and PyTorch. PNDM has times between whole numbers."""
+    """Catches axes, dtypes or times that change between JAX and PyTorch. PNDM has times that are not integers."""
     pytest.importorskip("diffusers")
     import diffusers
 
@@ -121,7 +121,7 @@ def test_network_of_torch_in_our_samplers(exported, sampler):
 
 
 def test_file_gives_the_start(exported):
-    """Catches arrays that are not those of the mixture: means and covariances in full give the same draws."""
+    """Catches arrays that differ from the mixture. Dense means and covariances give the same samples."""
     header, arrays = read(exported)
     config = digits_config(exported)
     noise = np.asarray(prior(config.seed, 0, COUNT, SHAPE)[0])
@@ -142,7 +142,7 @@ def test_file_gives_the_start(exported):
 
 
 def test_header_says_what_a_reader_needs(exported):
-    """Catches a field that docs/start_file.md names and the file lacks, and one that the page does not name."""
+    """Catches a field that docs/start_file.md names but the file lacks, and a field that the page does not name."""
     header, arrays = read(exported)
     page = (REPOSITORY / "docs/start_file.md").read_text()
     assert [name for name in (*header, *arrays) if f"`{name}`" not in page] == []
@@ -164,7 +164,7 @@ def test_header_says_what_a_reader_needs(exported):
     ],
 )
 def test_refused_before_the_network_is_loaded(exported, fields, name, message):
-    """Catches an export that another program could not follow."""
+    """Catches an export that other programs cannot use."""
     config = digits_config(exported)
     config.sampling.update(fields)
     with pytest.raises(UserError, match=message):
@@ -172,7 +172,7 @@ def test_refused_before_the_network_is_loaded(exported, fields, name, message):
 
 
 def test_example_is_short():
-    """Catches an example that grows: the issue allows 60 lines of code."""
+    """Catches an example that has become longer than 60 lines of code."""
     text = (REPOSITORY / "examples/diffusers_start.py").read_text().split('"""', 2)[2]
     code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith('"""')]
     assert len(code) <= 60

@@ -1,4 +1,4 @@
-"""A TFDS data set of generated images, so that tests need no download."""
+"""Defines a TFDS data set of generated images, so that tests need no download."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,7 +9,7 @@ COUNTS = {"train": 30, "test": 7}
 
 
 def image(split: str, i: int) -> UInt8[np.ndarray, "20 16 3"]:
-    """Image i of a split: random pixels."""
+    """Returns image i of a split, which has random pixels."""
     return np.random.default_rng([len(split), i]).integers(0, 256, (20, 16, 3), np.uint8)
 
 

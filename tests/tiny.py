@@ -1,4 +1,4 @@
-"""The smallest run on real digits, for tests that start processes of their own: --config=tests/tiny.py."""
+"""The smallest run on digits, for tests that start separate processes: --config=tests/tiny.py."""
 
 from configs.ddpm import digits
 

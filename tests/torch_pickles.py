@@ -14,19 +14,19 @@ STORAGES = {"float32": b"FloatStorage", "float64": b"DoubleStorage", "float16": 
 
 
 def body(value: Any) -> bytes:
-    """The operations that push a plain value: its pickle without PROTO and STOP."""
+    """Returns the operations that push a plain value: its pickle without PROTO and STOP."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def tensor(key: str, dtype: str, count: int, shape: Any, strides: Any, offset: Any = 0) -> bytes:
-    """The operations that push a tensor on storage `key` of `count` elements; shape, strides, offset may be invalid."""
+    """Returns the operations that push a tensor on storage `key` of `count` elements. Its layout may be invalid."""
     storage = b"(" + body("storage") + b"ctorch\n%b\n" % STORAGES[dtype] + body(key) + body("cpu") + body(count) + b"tQ"
     arguments = body(offset) + body(shape) + body(strides) + body(False) + b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + arguments + b"tR"
 
 
 def write_zip(path: Path, pickle_bytes: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
-    """Writes a file in the format of torch 1.6 and later with one pickle; options as for ZipFile. Returns the path."""
+    """Writes a file of torch 1.6 or later with one pickle. Options are those of ZipFile. Returns the path."""
     with zipfile.ZipFile(path, "w", **options) as archive:
         archive.writestr("x/data.pkl", pickle_bytes)
         for key, data in (storages or {}).items():
@@ -35,12 +35,12 @@ def write_zip(path: Path, pickle_bytes: bytes, storages: Mapping[str, bytes] | N
 
 
 def pickled(operations: bytes) -> bytes:
-    """A complete pickle of these operations."""
+    """Returns a complete pickle of these operations."""
     return b"\x80\x02" + operations + b"."
 
 
 def legacy(operations: bytes, keys: bytes = body([]), storages: bytes = b"") -> bytes:
-    """The content of a file in the format before torch 1.6: one pickle of `operations`, the keys and the storages."""
+    """Returns a file in the format before torch 1.6: one pickle of `operations`, the keys and the storages."""
     head = [body(0x1950A86A20F9469CFC6C), body(1001), body({"little_endian": True})]
     return b"".join(map(pickled, (*head, operations, keys))) + storages
 
@@ -55,7 +55,7 @@ def write_state_dict(path: Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
 
 
 def rule(seed: int, shape: int | Sequence[int]) -> Float[np.ndarray, "..."]:
-    """Generated weights of the networks in tests/data/*.npz, whose real weights would be too large to store."""
+    """Generates weights of the networks in tests/data/*.npz, whose real weights would be too large to store."""
     size = int(np.prod(shape))
     return (np.random.default_rng(seed).standard_normal(size) * size**-0.25).astype(np.float32).reshape(shape)
 
@@ -63,7 +63,7 @@ def rule(seed: int, shape: int | Sequence[int]) -> Float[np.ndarray, "..."]:
 def write_paper_checkpoint(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "..."]]]:
     """Writes a checkpoint of the paper's code with generated weights.
 
-    Returns the sizes of its network, and inputs and outputs of the network.
+    Returns the sizes, inputs and outputs of the network.
     """
     with np.load(Path(__file__).parent / "data/paper_networks.npz") as file:
         found = {key.removeprefix(f"{name}_"): file[key] for key in file if key.startswith(f"{name}_")}

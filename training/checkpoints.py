@@ -1,8 +1,8 @@
-"""Saving and restoring training: the resolved config and, through orbax, checkpoints with checksums.
+"""Saves and restores training: the resolved config and, with orbax, checkpoints with checksums.
 
-A checkpoint holds three items: `ema`, the averaged weights, which are all that an evaluation reads; `train`, the rest
-of the train state; and `facts`, the step, config and versions as JSON. Each item is saved atomically, together with
-the checksums of its files. A checkpoint is whole if it is complete and all its files match their checksums.
+A checkpoint has three items: `ema`, the averaged weights, which are all that an evaluation reads; `train`, the rest of
+the train state; and `facts`, the step, config and versions as JSON. Each item is saved atomically, together with the
+checksums of its files. "Whole" means that a checkpoint is complete and all its files match their checksums.
 """
 
 import asyncio
@@ -34,16 +34,19 @@ TRAINING_FIELDS = {
     "model": ("dropout", "ema_rate", "dtype"),
     "optim": (),
 }
-"""Fields of each section that change a training which is resumed, besides the network's. Empty: all of the section."""
+"""Fields, by section, that must be as in the interrupted run for a resumed training to continue unchanged.
+
+Network fields are checked separately. An empty tuple means all fields of the section.
+"""
 
 State = TypeVar("State")
 """losses.TrainState: a dataclass with the fields `step` and `ema`, and others that are saved under `train`."""
 
 
 def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> None:
-    """Raises UserError, naming each field that differs, if `stored` describes another network than `config`.
+    """Raises UserError if `stored` and `config` describe different networks. The message names each field that differs.
 
-    stored: the config that is stored at `place`, as JSON.
+    stored: the config stored at `place`, as JSON.
     """
     wanted = json.loads(config.to_json())
     there = {section: _section(stored, section, place) for section in SECTIONS}
@@ -60,7 +63,7 @@ def check_network(config: ConfigDict, stored: dict[str, Any], place: Path) -> No
 
 
 def _section(stored: dict[str, Any], name: str, place: Path) -> dict[str, Any]:
-    """A section of the stored config; fields that were added to the config since then have their defaults."""
+    """A section of the stored config. Fields that were added to the program since then get their defaults."""
     section = stored.get(name, {})
     if not isinstance(section, dict):
         raise UserError(f"{place}: {name}={section!r} in the config stored there should be a JSON object of fields")
@@ -68,9 +71,9 @@ def _section(stored: dict[str, Any], name: str, place: Path) -> dict[str, Any]:
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError if the workdir's training cannot be resumed with this config.
+    """Raises UserError if the training in the workdir had another network, optimiser or seed.
 
-    That is, with another network, optimiser or seed. Warns of other differences that change the training.
+    Warns of other differences that change the training.
     """
     if not (workdir / "config.json").exists():
         return
@@ -82,12 +85,12 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if optimizer != config.optim.optimizer:
         hint = f"the saved state fits only {optimizer}, so set that or choose a new --workdir"
         raise UserError(f"{workdir} is trained by optim.optimizer={optimizer}, not {config.optim.optimizer}: {hint}")
-    if (workdir / "metrics.jsonl").exists():  # not where weights were imported and no step was trained
+    if (workdir / "metrics.jsonl").exists():  # it does not exist if weights were imported and not trained further
         _check_run(config, stored, workdir)
 
 
 def _check_run(config: ConfigDict, stored: dict[str, Any], workdir: Path) -> None:
-    """Compares the fields that determine the training, besides the network, with the stored config."""
+    """Compares the fields that determine the training, except those of the network, with the stored config."""
     seed = stored.get("seed", config.seed)
     if seed != config.seed:
         hint = f"another seed would make it another run, so set --seed={seed} or choose a new --workdir"
@@ -110,10 +113,10 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def only_writer(workdir: Path) -> Iterator[None]:
-    """Creates the workdir and holds its lock, so that no two runs write to it.
+    """Creates the workdir and holds its lock, so that only one run writes to it.
 
     The operating system releases the lock when the process ends, even if it is killed. In a run of several processes,
-    the first one holds the lock for all. Raises UserError if another run holds it.
+    only the first process takes the lock. Raises UserError if another run holds the lock.
     """
     if not parallel.is_first():
         yield
@@ -123,7 +126,7 @@ def only_writer(workdir: Path) -> Iterator[None]:
         yield
 
 
-class _Committed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+class _ChecksummedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """Orbax's temporary folder of an item, renamed only after the checksums of its files are written."""
 
     async def finalize(self) -> None:
@@ -138,9 +141,9 @@ def _write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """A description of the first error in the files of a checkpoint, or of one of its items; None if it is whole.
+    """Describes the first error in the files of a checkpoint or of one of its items; returns None if it is whole.
 
-    Checkpoints without checksums, written by an earlier version of this program, need orbax's commit marker.
+    Checkpoints without checksums, from an earlier version of this program, are complete if they have orbax's marker.
     """
     if not (folder / CHECKSUMS).exists():
         return None if (folder / "commit_success.txt").exists() else "it is incomplete"
@@ -154,11 +157,10 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(workdir: Path, item: str = "") -> int | None:
-    """The step of the newest whole checkpoint, or of the newest one whose `item` is whole.
+    """The step of the newest whole checkpoint, or of the newest checkpoint whose `item` is whole.
 
-    Warns of each checkpoint that is skipped because it is damaged.
-    None if the workdir has no checkpoint. Raises UserError if all its checkpoints are damaged. Only the first process
-    reads the files; all processes return its result.
+    Returns None if the workdir has no checkpoint. Warns of each damaged checkpoint that is skipped. Raises UserError if
+    all checkpoints are damaged. Only the first process reads the files; all processes return its result.
     """
     steps = saved_steps(workdir)
     found = -1
@@ -181,21 +183,21 @@ def newest_whole(workdir: Path, item: str = "") -> int | None:
 
 
 def resume(config: ConfigDict, workdir: Path, state: State) -> State:
-    """The newest whole checkpoint, shaped and sharded like `state`; `state` itself if there is no checkpoint.
+    """Loads the newest whole checkpoint, shaped and sharded like `state`; returns `state` if there is no checkpoint.
 
-    Damaged checkpoints of later steps are moved to the workdir's folder `damaged`. Raises UserError if the checkpoint
-    is of another network.
+    Damaged checkpoints of later steps are moved to the folder `damaged` in the workdir. Raises UserError if the
+    checkpoint is of another network.
     """
     step = newest_whole(workdir)
     if step is None:
         return state
     state = load(config, workdir, step=step, state=state)
-    _set_aside(workdir, after=step)
+    _move_damaged(workdir, after=step)
     return state
 
 
 def load(config: ConfigDict, workdir: Path, step: int, state: State) -> State:
-    """The checkpoint of a step, shaped and sharded like `state`. Raises UserError if it is of another network."""
+    """Loads the checkpoint of a step, shaped and sharded like `state`. Raises UserError if it is of another network."""
     _check_facts(config, workdir / "checkpoints" / str(step))
     items = {name: ocp.args.StandardRestore(parallel.abstract(item)) for name, item in _items(state).items()}
     with open_manager(workdir, read_only=True) as manager:
@@ -203,8 +205,8 @@ def load(config: ConfigDict, workdir: Path, step: int, state: State) -> State:
     return type(state)(ema=restored["ema"], **restored["train"])
 
 
-def _set_aside(workdir: Path, after: int) -> None:
-    """Moves the checkpoints after a step, which are damaged, to the folder `damaged`, so that orbax ignores them."""
+def _move_damaged(workdir: Path, after: int) -> None:
+    """Moves the damaged checkpoints after a step to the folder `damaged`, where orbax ignores them."""
     if parallel.is_first():
         for step in [step for step in saved_steps(workdir) if step > after]:
             target = workdir / "damaged" / str(step)
@@ -219,15 +221,17 @@ def _set_aside(workdir: Path, after: int) -> None:
 def open_manager(
     workdir: Path, *, newest: int = 1, keep_period: int = 1, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Orbax's manager of the workdir's checkpoints: saves are asynchronous and atomic.
+    """Orbax's manager of the checkpoints in a workdir. Saves are asynchronous and atomic.
 
-    It keeps the latest checkpoints, as many as `newest` says, and those at multiples of keep_period. It also keeps
-    those that an earlier run kept for good: all that exist now except the latest.
+    It keeps the latest `newest` checkpoints and those at multiples of keep_period. It also keeps all checkpoints that
+    exist now, except the latest `newest` ones, because an earlier run kept them for good.
     """
     earlier = policy.CustomSteps(saved_steps(workdir)[:-newest])
     keep = [policy.LatestN(newest), policy.EveryNSteps(keep_period), earlier]
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy.AnyPreservationPolicy(keep), read_only=read_only, temporary_path_class=_Committed
+        preservation_policy=policy.AnyPreservationPolicy(keep),
+        read_only=read_only,
+        temporary_path_class=_ChecksummedFolder,
     )
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
@@ -239,11 +243,11 @@ def saved_steps(workdir: Path) -> list[int]:
 
 @contextlib.contextmanager
 def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None]]:
-    """Yields a function that saves a state in the background; all saves are on disk when the block ends.
+    """Yields a function that saves a state in the background. All saves are on disk when the block ends.
 
-    A step that is already saved is not saved again. The latest training.max_to_keep checkpoints are kept, as are those
-    at multiples of training.snapshot_freq and those that an earlier run kept for good. Raises UserError if a file
-    cannot be written.
+    A step that is already saved is not saved again. `open_manager` explains which checkpoints are kept, with the
+    latest training.max_to_keep and those at multiples of training.snapshot_freq. Raises UserError if a file cannot be
+    written.
     """
     training = config.training
     manager = open_manager(workdir, newest=training.max_to_keep, keep_period=training.snapshot_freq)
@@ -253,19 +257,19 @@ def saving(config: ConfigDict, workdir: Path) -> Iterator[Callable[[State], None
         if step not in manager.all_steps():
             items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
             facts = ocp.args.JsonSave(_facts(config, step))
-            with _disk_trouble(workdir):
+            with _reporting_disk_errors(workdir):
                 manager.save(step, args=ocp.args.Composite(facts=facts, **items))
 
     try:
         yield save
     finally:
-        with _disk_trouble(workdir):
+        with _reporting_disk_errors(workdir):
             manager.close()
 
 
 @contextlib.contextmanager
-def _disk_trouble(workdir: Path) -> Iterator[None]:
-    """Raises UserError if orbax or tensorstore cannot write a file of this save, or of the save before it."""
+def _reporting_disk_errors(workdir: Path) -> Iterator[None]:
+    """Raises UserError if orbax or tensorstore could not write a file of this save or of the previous save."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -274,9 +278,9 @@ def _disk_trouble(workdir: Path) -> Iterator[None]:
 
 
 def _facts(config: ConfigDict, step: int) -> dict[str, Any]:
-    """How a state was made: config, versions, devices, and the positions in the streams of data and random keys.
+    """The config, versions and devices with which a state was made, and its positions in data and random numbers.
 
-    Both streams are functions of (seed, step), so the step is their position.
+    Data and random numbers are functions of (seed, step), so the step is the position in both.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
@@ -309,10 +313,10 @@ def require(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:
-    """(step, the network's definition, its averaged weights on all devices) of the checkpoint config.eval.checkpoint.
+    """Loads (step, network definition, EMA weights on all devices) from the checkpoint config.eval.checkpoint.
 
-    -1 selects the newest checkpoint whose weights are whole. Raises UserError as `require` does, and if the selected
-    checkpoint is damaged.
+    -1 selects the newest checkpoint whose EMA weights are whole. Raises UserError as `require` does, and if the
+    selected checkpoint is damaged.
     """
     require(config, workdir)
     wanted = config.eval.checkpoint
@@ -329,10 +333,10 @@ def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:
         except Exception:
             if damage(folder / "ema") is None or wanted != -1:
                 raise
-    return load_ema(config, workdir)  # a training run has replaced it by a newer one in the meantime
+    return load_ema(config, workdir)  # meanwhile, a training run has replaced this checkpoint by a newer one
 
 
 def _items(state: State) -> dict[str, Any]:
-    """The items of a checkpoint that hold arrays, by name."""
+    """The items of a checkpoint that contain arrays, by name."""
     train = {name: value for name, value in vars(state).items() if name != "ema"}
     return {"train": train, "ema": state.ema}

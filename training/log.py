@@ -12,9 +12,9 @@ from core.errors import UserError
 
 
 class MetricsWriter:
-    """A context manager that appends one line of JSON per call of `write` to metrics.jsonl, and logs to TensorBoard.
+    """A context manager whose `write` appends a line of JSON to metrics.jsonl and logs to TensorBoard.
 
-    first_step is the step that training resumes from. The lines of later steps are removed, since they will be written
+    first_step is the step from which training resumes. Lines of later steps are removed, because they will be written
     again. If there are several processes, only the first one writes. Raises UserError if metrics.jsonl is not readable.
     """
 
@@ -31,7 +31,7 @@ class MetricsWriter:
         return any(row["step"] == step and name in row for row in self._earlier_rows)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs the values of a step, by name."""
+        """Logs the named values of a step."""
         if not parallel.is_first():
             return
         with self._path.open("a") as file:
@@ -50,10 +50,10 @@ class MetricsWriter:
 
 
 def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl up to a step; none if there is no file.
+    """The rows of metrics.jsonl up to a step; empty if there is no file.
 
-    A last line without a line break is dropped: the process was killed while it wrote that line. Raises UserError if
-    any other line is not a JSON object with a step.
+    A last line without a line break is dropped, because the process was killed while it wrote the line. Raises
+    UserError if any other line is not a JSON object with a step.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -64,7 +64,7 @@ def _rows_up_to(step: int, path: Path) -> list[dict[str, float]]:
 
 
 class Rate:
-    """Steps per second since the last call. `step` is the step at which counting begins."""
+    """Returns the steps per second since the last call. Counting begins at the step given to the constructor."""
 
     def __init__(self, step: int):
         self._step = step

@@ -1,4 +1,4 @@
-"""The training loop: resume, step, log, evaluate, save checkpoints, and stop on a signal."""
+"""The training loop: resumes, takes steps, logs, evaluates, saves checkpoints, and stops on a signal."""
 
 import collections
 import contextlib
@@ -32,17 +32,17 @@ from training.log import MetricsWriter, Rate
 
 LOSSES_SHOWN = 5  # earlier losses in the message about a loss that is not finite
 SAVING_SIGNALS = (
-    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # Ctrl-C, most schedulers, and a terminal that closes
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),  # what SLURM, SGE, LSF and ulimit send before the time is up
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),  # sent by Ctrl-C, most schedulers, and a terminal that closes
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),  # sent by SLURM, SGE, LSF and ulimit before the time is up
 )
 
 
 def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPixels | None) -> int:
-    """Trains to training.n_iters from the newest whole checkpoint, and returns the step of that checkpoint (or 0).
+    """Trains to step training.n_iters from the newest whole checkpoint, and returns the step of that checkpoint (or 0).
 
-    images: the training split. held_out: the images of the loss that is logged every training.eval_freq steps, if any.
-    Raises UserError if another process trains in the workdir, its checkpoint does not fit the config, or a loss or
-    gradient is not finite. Raises Stopped after a signal of SAVING_SIGNALS, once the state is saved.
+    images: the training split. held_out: the images for the loss that is logged every training.eval_freq steps, if any.
+    Raises UserError if another process trains in the workdir, the checkpoint does not fit the config, or a loss or
+    gradient is not finite. After a signal of SAVING_SIGNALS, saves the state and raises Stopped.
     """
     training = config.training
     graphdef, state = losses.create_state(config)
@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
             signals=signals if jax.process_count() == 1 else (),
             first_step=first_step,
         )
-        evaluation.run(first_step, state.ema)  # a signal may have interrupted it in the previous run
+        evaluation.run(first_step, state.ema)  # a signal may have interrupted this evaluation in the previous run
 
         # Train
         batches = map(parallel.shard_batch, datasets.train_batches(images, config, first_step))
@@ -78,8 +78,8 @@ def run(config: ConfigDict, workdir: Path, images: HostPixels, held_out: HostPix
         progress = tqdm(steps, desc="train", total=training.n_iters, initial=first_step, unit="step")
         for step in progress:
             state, metrics = train_step(state, batch)
-            batch = next(batches)  # while the device computes
-            values = _finite(step, metrics, recent_losses)  # waits, since a signal cannot cancel a dispatched step
+            batch = next(batches)  # loaded while the device computes
+            values = _finite(step, metrics, recent_losses)  # waits, because a signal cannot cancel a dispatched step
             if _due(config, step, training.log_freq):
                 writer.write(step, values | {"images_per_second": steps_per_second(step) * training.batch_size})
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
@@ -101,7 +101,7 @@ def _due(config: ConfigDict, step: int, *frequencies: int) -> bool:
 
 
 def _finite(step: int, metrics: Mapping[str, SupportsFloat], recent_losses: collections.deque) -> dict[str, float]:
-    """The metrics as Python floats; waits for the device and appends the loss to recent_losses.
+    """Waits for the device, returns the metrics as Python floats, and appends the loss to recent_losses.
 
     Raises UserError if the loss or the gradient norm is not finite.
     """
@@ -131,9 +131,9 @@ class PeriodicEvaluation:
       graphdef: the network.
       held_out: the images of the loss; may be None if training.eval_freq is 0.
       writer: receives the loss.
-      signals: the signals received so far. After the first one, an evaluation ends without a result. Empty with several
-        processes, which must all take part in an evaluation.
-      first_step: the step that this run resumed from. What the previous run wrote for that step is kept.
+      signals: the signals received so far. After the first signal, an evaluation ends without a result. With several
+        processes it stays empty, because all of them must take part in an evaluation.
+      first_step: the step from which this run resumed. Results that the previous run wrote for this step are kept.
     """
 
     config: ConfigDict
@@ -150,7 +150,7 @@ class PeriodicEvaluation:
         if _due(self.config, step, training.eval_freq) and not self.writer.holds(step, "eval_loss"):
             self._write_loss(step, self._denoiser(ema))
         path = self.workdir / f"samples/step_{step:07d}.png"
-        exists = step == self.first_step and path.exists()  # a file of a later step is from an earlier training run
+        exists = step == self.first_step and path.exists()  # files of later steps are overwritten
         samples_due = training.snapshot_sampling and _due(self.config, step, training.snapshot_freq)
         if samples_due and not exists and not self.signals:
             self._save_samples(path, self._denoiser(ema))
@@ -181,7 +181,7 @@ class PeriodicEvaluation:
 def mean_loss(config: ConfigDict, denoiser: Denoiser, images: HostPixels, signals: Sequence[int] = ()) -> float:
     """The mean loss over a split. The t and the noise of each image are the same in every call.
 
-    Stops as soon as `signals` holds a signal; the result is then not valid.
+    Stops as soon as `signals` contains a signal; the result is then not valid.
     """
     rng = key_for(config.seed, "eval_loss")
     total = 0.0
@@ -198,11 +198,11 @@ def mean_loss(config: ConfigDict, denoiser: Denoiser, images: HostPixels, signal
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[list[int]]:
-    """Collects the numbers of the SAVING_SIGNALS that arrive in a list. A second SIGINT interrupts at once.
+    """Yields a list that collects the numbers of arriving SAVING_SIGNALS. A second SIGINT interrupts at once.
 
-    Other signals may arrive again before the state is saved: SIGXCPU does every second, and SIGHUP may come from the
-    shell and from the terminal. A signal that is ignored, as nohup ignores SIGHUP, stays ignored, except SIGINT, which
-    shells ignore in background processes.
+    Repetitions of other signals do not interrupt, because they are normal: SIGXCPU arrives every second, and SIGHUP may
+    come from both the shell and the terminal. Signals that are ignored at the start (nohup ignores SIGHUP) stay
+    ignored. SIGINT is the exception, because shells ignore it in background processes.
 
     With several processes, JAX handles SIGTERM and notifies all of them. Other signals are then forwarded as SIGTERM.
     """
@@ -218,7 +218,7 @@ def catching_signals() -> Iterator[list[int]]:
 
     previous = {}
     in_main_thread = threading.current_thread() is threading.main_thread()
-    for number in SAVING_SIGNALS if in_main_thread else ():  # Python allows handlers in the main thread only
+    for number in SAVING_SIGNALS if in_main_thread else ():  # Python allows only the main thread to set handlers
         handler = signal.getsignal(number)
         ignored = handler == signal.SIG_IGN and number != signal.SIGINT
         if not ignored and not (forwards and number == signal.SIGTERM):
@@ -232,13 +232,13 @@ def catching_signals() -> Iterator[list[int]]:
 
 
 def _should_stop(step: int, signals: Sequence[int]) -> bool:
-    """Whether all processes stop after this step. Does not block; call it exactly once per step."""
+    """Whether all processes must stop after this step. It does not block. Call it exactly once per step."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
     return bool(signals)
 
 
 def _agreed(signals: Sequence[int]) -> int:
-    """The number of a signal that this process or another one has received; SIGTERM, which JAX handles, if unknown."""
+    """The number of a signal that one of the processes has received; SIGTERM, which JAX handles, if none is known."""
     first = signals[0] if signals else 0
     return int(parallel.gather(np.asarray(first)).max()) or signal.SIGTERM

@@ -2,7 +2,7 @@
 
 python main.py --mode=train --config=configs/ddpm/digits.py --workdir=results/digits
 
-Its 3,000 steps take 5 minutes on two cores. The README has the scores.
+The 3,000 steps take 5 minutes on two cores. docs/results.md has the scores.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.eval.batch_size = 600
     config.eval.num_samples = 1797
-    config.eval.bpd_dataset = "train"  # the only split
+    config.eval.bpd_dataset = "train"  # digits have no other split
     config.eval.bpd_num_images = 512
     config.analysis.score_samples = 200
     return config

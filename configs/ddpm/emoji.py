@@ -1,7 +1,7 @@
 """DDPM on the 3,900 colour emoji of a font, 32x32, with a network small enough to train on a CPU.
 
-The font is that of Debian's package fonts-noto-color-emoji; --config.data.path=PATH names another font of bitmaps, or a
-sheet of npm's package emoji-datasource-google.
+The font is the one in Debian's package fonts-noto-color-emoji. --config.data.path=PATH selects another bitmap font, or
+a sheet of npm's package emoji-datasource-google.
 
 python main.py --mode=train --config=configs/ddpm/emoji.py --workdir=results/emoji
 """
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.data.dataset = "emoji"
     config.data.path = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
     config.data.held_out = 0.05
-    config.data.random_flip = False  # it would mirror letters and flags
+    config.data.random_flip = False  # flips would mirror letters and flags
     config.model.nf = 32
     config.model.patch_size = 2
     config.model.prediction = "v"
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.optim.lr = 4e-3
     config.optim.warmup = 100
     config.optim.schedule = "cosine"
-    config.eval.features = "random_conv"  # the groups of 3,900 pictures are too few for a good classifier
+    config.eval.features = "random_conv"  # 3,900 pictures are too few to train a good classifier of their groups
     config.eval.num_samples = 5000
     config.eval.batch_size = 128
     config.analysis.score_samples = 128

@@ -1,4 +1,4 @@
-"""DDPM on the colour emoji of emoji.py at 64x64; their Gaussian has low rank.
+"""DDPM on the colour emoji of emoji.py at 64x64. Only sampling.rank eigenvectors of their covariance are kept.
 
 python main.py --mode=train --config=configs/ddpm/emoji64.py --workdir=results/emoji64
 """

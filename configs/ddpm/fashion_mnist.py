@@ -1,7 +1,7 @@
 """DDPM on Fashion-MNIST: the paper's settings for MNIST, but with a network small enough to train on a CPU.
 
-Debian's package dataset-fashion-mnist installs the four IDX files in the folder that data.path names. With an empty
-path (--config.data.path=) the images come from TFDS.
+Debian's package dataset-fashion-mnist installs the four IDX files in the folder data.path. If the path is empty
+(--config.data.path=), the images come from TFDS.
 
 python main.py --mode=train --config=configs/ddpm/fashion_mnist.py --workdir=results/fashion_mnist
 """

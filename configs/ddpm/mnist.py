@@ -1,4 +1,4 @@
-"""DDPM on MNIST, with the paper's settings except random flips, which would make mirrored digits.
+"""DDPM on MNIST, with the paper's settings, but without random flips, which would mirror the digits.
 
 python main.py --mode=prepare --config=configs/ddpm/mnist.py
 python main.py --mode=train   --config=configs/ddpm/mnist.py --workdir=results/mnist

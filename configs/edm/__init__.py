@@ -1,4 +1,4 @@
-"""Configs of the networks of EDM (Karras et al. 2022, arXiv 2206.00364), for its published files and for training."""
+"""Configs of EDM's networks (Karras et al. 2022, arXiv 2206.00364), for its published files and for training."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from configs.default import get_default_config
 
 
 def edm_config() -> ConfigDict:
-    """The default config with EDM's preconditioning, schedule and sampler, and its DDPM++ network ("vp")."""
+    """The default config with EDM's preconditioning, schedule, sampler and DDPM++ network (called "vp" in EDM)."""
     config = get_default_config()
     config.model.update(name="songunet", convention="edm", prediction="edm", num_res_blocks=4, augment_dim=9)
     config.schedule.name = "edm"

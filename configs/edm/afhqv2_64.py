@@ -1,6 +1,6 @@
-"""EDM on AFHQv2 at 64x64: edm-afhqv2-64x64-uncond-vp.pkl, FID 1.96 by Heun's method in 40 steps (79 network calls).
+"""EDM on AFHQv2 at 64x64: edm-afhqv2-64x64-uncond-vp.pkl, FID 1.96 with Heun's method in 40 steps (79 network calls).
 
-The number is EDM's own, on 50,000 images; it was not measured here. The images are a folder or an array of yours.
+The FID is from EDM's paper, on 50,000 images; it was not measured here. You provide the images, a folder or an array.
 
 python main.py --mode=import --config=configs/edm/afhqv2_64.py --workdir=results/edm_afhqv2_64 \
     --config.data.path=PATH --source=edm-afhqv2-64x64-uncond-vp.pkl

@@ -1,7 +1,7 @@
-"""EDM on CIFAR-10: edm-cifar10-32x32-uncond-vp.pkl, FID 1.97 by Heun's method in 18 steps (35 network calls).
+"""EDM on CIFAR-10: edm-cifar10-32x32-uncond-vp.pkl, FID 1.97 with Heun's method in 18 steps (35 network calls).
 
-With --config.model.label_dim=10: edm-cifar10-32x32-cond-vp.pkl, FID 1.79. Both numbers are EDM's own, on 50,000 images;
-they were not measured here.
+--config.model.label_dim=10 is for edm-cifar10-32x32-cond-vp.pkl, FID 1.79. Both FIDs are from EDM's paper, on 50,000
+images; they were not measured here.
 
 python main.py --mode=import --config=configs/edm/cifar10.py --workdir=results/edm_cifar10 \
     --source=edm-cifar10-32x32-uncond-vp.pkl

@@ -1,6 +1,6 @@
-"""EDM on ImageNet at 64x64: edm-imagenet-64x64-cond-adm.pkl, FID 1.36 by EDM's stochastic sampler (511 network calls).
+"""EDM on ImageNet 64x64: edm-imagenet-64x64-cond-adm.pkl, FID 1.36 with EDM's stochastic sampler (511 network calls).
 
-The number is EDM's own, on 50,000 images; it was not measured here, and that sampler is not part of this project.
+The FID is from EDM's paper, on 50,000 images; it was not measured here. This project does not have that sampler.
 
 python main.py --mode=import --config=configs/edm/imagenet64.py --workdir=results/edm_imagenet64 \
     --source=edm-imagenet-64x64-cond-adm.pkl

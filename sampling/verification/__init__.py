@@ -1,1 +1,1 @@
-"""Tests of any sampler, ours or foreign, on data whose probability flow is known exactly."""
+"""Tests any sampler, of this project or another, on data whose probability flow is known exactly."""

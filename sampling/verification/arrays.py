@@ -1,4 +1,4 @@
-"""Arrays of NumPy, JAX and PyTorch. The libraries are imported only if a sampler uses them."""
+"""Conversions between arrays of NumPy, JAX and PyTorch. JAX and PyTorch are imported only if a sampler uses them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ HostFunction = Callable[[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."]], 
 
 
 def library_of(annotation: Any) -> str:
-    """The array library of a type or of its name: "torch", "jax" or, without an annotation, "numpy"."""
+    """Returns the array library of an annotation (a type or a string): "torch", "jax", or "numpy" for anything else."""
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__module__", "")
     return {"torch": "torch", "jax": "jax", "jaxlib": "jax"}.get(name.split(".")[0], "numpy")
 
 
 def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
-    """The array as an array of the library."""
+    """Converts a NumPy array to an array of the library."""
     match library:
         case "torch":
             import torch
@@ -30,8 +30,11 @@ def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
     return array
 
 
-def on_host(function: HostFunction, x: Any, t: Any) -> Any:
-    """function(x, t) as the kind of array that x is, of its dtype and shape. JAX may trace this call."""
+def call_with_numpy(function: HostFunction, x: Any, t: Any) -> Any:
+    """Calls `function` with NumPy copies of x and t. Returns an array of the library, dtype and shape of x.
+
+    JAX may trace this call.
+    """
     match type(x).__module__.split(".")[0]:
         case "torch":
             return x.new_tensor(function(x.detach().cpu().numpy(), np.asarray(t)))
@@ -46,7 +49,7 @@ def on_host(function: HostFunction, x: Any, t: Any) -> Any:
 
 @contextlib.contextmanager
 def float64(library: str) -> Iterator[None]:
-    """JAX in float64, in all threads: `jax.enable_x64` would leave out those in which callbacks run."""
+    """Makes JAX use float64 in all threads. `jax.enable_x64` does not reach the threads in which callbacks run."""
     if library != "jax":
         yield
         return

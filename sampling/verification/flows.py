@@ -1,8 +1,8 @@
 """Data whose noise prediction and probability flow are known exactly, in NumPy and float64.
 
-An image has DIM = 8 values. The first four have a Gaussian distribution, for which the flow has a closed form; the last
-four are a mixture of three Gaussians, for which it is integrated to 1e-11. The two halves are independent, so that one
-run of a sampler tests both.
+An image has DIM = 8 values. The first four have a Gaussian distribution, for which the flow has a closed form. The last
+four have a mixture of three Gaussians as distribution, for which the flow is integrated to 1e-11. The two halves are
+independent, so one run of a sampler tests both.
 """
 
 import functools
@@ -17,10 +17,10 @@ Levels = Float[np.ndarray, "#batch"]
 
 
 def _log_alpha_bars() -> Float[np.ndarray, "T+1"]:
-    """log alpha_bar of t = -1 .. T-1: linear betas, as in Ho et al. (2020), after a first beta of 0.01.
+    """Returns log alpha_bar of t = -1 .. T-1. The first beta is 0.01, the others are linear as in Ho et al. (2020).
 
-    The first beta makes the noise variance 0.01 at t = 0. Errors then fall at the order of the sampler from about 8
-    steps on; with 1e-4 this needs hundreds.
+    Because of the first beta, the noise variance at t = 0 is 0.01. Errors then decrease with the order of the sampler
+    from about 8 steps on. With a first beta of 1e-4, this would need hundreds of steps.
     """
     betas = np.append(0.01, np.linspace(1e-4, 0.01, 960))
     return np.append(0, np.cumsum(np.log1p(-betas)))
@@ -28,29 +28,29 @@ def _log_alpha_bars() -> Float[np.ndarray, "T+1"]:
 
 LOG_ALPHA_BARS = _log_alpha_bars()
 ALPHA_BARS = np.exp(LOG_ALPHA_BARS[1:])
-LAST = len(ALPHA_BARS) - 1  # the last time, 960: it has equal steps of whole numbers for 1, 2, 4, .. 64 steps
+LAST = len(ALPHA_BARS) - 1  # the last time, 960, which is divisible by 1, 2, 4, .. 64
 
 
 def alpha_bar(t: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """alpha_bar at real times from -1 to LAST; log alpha_bar is linear between whole numbers."""
+    """Returns alpha_bar at real times from -1 to LAST. log alpha_bar is linear between integers."""
     return np.exp(np.interp(t, np.arange(-1, LAST + 1), LOG_ALPHA_BARS))
 
 
 class Flow(NamedTuple):
-    """The mixture of K Gaussians with weights [K], means [K, d] and diagonal covariances, variances [K, d]."""
+    """A mixture of K Gaussians with weights [K], means [K, d] and diagonal covariances, given as variances [K, d]."""
 
     weights: Float[np.ndarray, "K"]
     means: Float[np.ndarray, "K d"]
     variances: Float[np.ndarray, "K d"]
 
     def draw(self, noise: Rows, ab: float) -> Rows:
-        """x_t at alpha_bar = ab for every row of noise; row i belongs to component i modulo K."""
+        """Returns x_t at alpha_bar = ab for every row of noise. Row i belongs to component i modulo K."""
         component = np.arange(len(noise)) % len(self.weights)
         spread = np.sqrt(ab * self.variances + 1 - ab)
         return np.sqrt(ab) * self.means[component] + spread[component] * noise
 
     def eps(self, x: Rows, ab: Levels) -> Rows:
-        """The exact noise prediction, sqrt(1 - ab) sum_k r_k (x - sqrt(ab) m_k) / (ab v_k + 1 - ab)."""
+        """Returns the exact noise prediction, sqrt(1 - ab) sum_k r_k (x - sqrt(ab) m_k) / (ab v_k + 1 - ab)."""
         ab = np.reshape(ab, (-1, 1, 1))
         variances = ab * self.variances + 1 - ab
         centred = x[:, None] - np.sqrt(ab) * self.means
@@ -60,7 +60,7 @@ class Flow(NamedTuple):
         return np.sqrt(1 - ab[:, 0]) * (shares[:, :, None] * centred / variances).sum(axis=1)
 
     def transported(self, x: Rows, ab: float, ab_end: float) -> Rows:
-        """x at ab, carried to ab_end by the probability flow d(x / signal) = eps d(sigma / signal)."""
+        """Moves x from ab to ab_end along the probability flow d(x / signal) = eps d(sigma / signal)."""
         if len(self.weights) == 1:
             scale = np.sqrt((ab_end * self.variances + 1 - ab_end) / (ab * self.variances + 1 - ab))
             return np.sqrt(ab_end) * self.means + scale * (x - np.sqrt(ab) * self.means)
@@ -85,20 +85,20 @@ HALVES = {"Gaussian": slice(0, 4), "mixture": slice(4, 8)}
 
 
 def eps(x: Rows, t: Real[np.ndarray, "#batch"]) -> Rows:
-    """The exact noise prediction at real times, one for all rows or one per row."""
+    """Returns the exact noise prediction at real times t, one for all rows or one per row."""
     ab = alpha_bar(t)
     return np.concatenate([GAUSSIAN.eps(x[:, :4], ab), MIXTURE.eps(x[:, 4:], ab)], axis=1)
 
 
 def predicted_x0(x: Rows, t: int) -> Rows:
-    """The exact prediction of x_0 at time t."""
+    """Returns the exact prediction of x_0 at time t."""
     ab = alpha_bar(t)
     return (x - np.sqrt(1 - ab) * eps(x, np.array([t]))) / np.sqrt(ab)
 
 
 @functools.cache
 def start(t: int, count: int) -> Rows:
-    """`count` points x_t. The Gaussian half has exactly the mean and the covariance of x_t."""
+    """Returns `count` points x_t. The Gaussian half has exactly the mean and the covariance of x_t."""
     noise = np.random.default_rng(0).standard_normal((count, DIM))
     noise -= noise.mean(axis=0)
     noise = np.linalg.solve(np.linalg.cholesky(noise.T @ noise / count), noise.T).T
@@ -108,7 +108,7 @@ def start(t: int, count: int) -> Rows:
 
 @functools.cache
 def exact_end(t: int, count: int) -> Rows:
-    """`start(t, count)` carried to time 0 by the probability flow."""
+    """Returns `start(t, count)` moved to time 0 along the probability flow."""
     x, ab, end = start(t, count), alpha_bar(t), ALPHA_BARS[0]
     halves = [GAUSSIAN.transported(x[:, :4], ab, end), MIXTURE.transported(x[:, 4:], ab, end)]
     return np.concatenate(halves, axis=1)

@@ -1,6 +1,6 @@
-"""DDIM with one mistake: what a faulty sampler is compared with to name its fault.
+"""DDIM with one mistake at a time. A faulty sampler is compared with each, to find out its mistake.
 
-In two steps, and in one, most solvers are DDIM, so the mistakes of solvers of higher order show there as well.
+With one or two steps most solvers equal DDIM, so this also identifies the mistakes of solvers of higher order.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,17 @@ def ddim(
     clip: float = np.inf,
     scale: Callable[[float], float] = lambda ab: 1.0,
 ) -> Rows:
-    """DDIM, Song et al. (2021), equation 12. Every option but the first makes a mistake.
+    """DDIM, Song et al. (2021), equation 12. Every option except `network` is a way to make a mistake.
 
     Args:
       network: the noise prediction.
-      previous: the end of the step from t with a grid of n times; by default the next time of the grid.
-      table: alpha_bar of t.
-      called: the time that the network is given at t.
+      previous: called as previous(t, n) for a grid of n times; returns the end of the step from t. By default this is
+        the next time of the grid.
+      table: returns alpha_bar of t.
+      called: returns the time that the network is given at t.
       end: alpha_bar at the end of the last step.
-      clip: bound of the predicted x_0.
-      scale: factor of the start, a function of its alpha_bar.
+      clip: the predicted x_0 is clipped to [-clip, clip].
+      scale: returns a factor of the starting x, given its alpha_bar.
     """
     x = x * scale(table(times[0]))
     for i, t in enumerate(times):

@@ -1,4 +1,4 @@
-"""Our own samplers with the signature that `verify` takes."""
+"""Adapts the samplers of this project to the signature that `verify` takes."""
 
 import functools
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from core.shapes import Images
 
 
 def sampler_of(name: str) -> Callable[..., Images]:
-    """A sampler of `sampling.SAMPLERS`, without a history. Raises UserError for an unknown name."""
+    """Adapts one of `sampling.SAMPLERS`, without a history. Raises UserError for an unknown name."""
     try:
         row = sampling.lookup(name)
     except ValueError as error:
         raise UserError(f"--source=sampling:{name}: {error}") from error
-    run = jax.jit(functools.partial(sampling.sample, name))  # compiled once for all runs of a number of steps
+    run = jax.jit(functools.partial(sampling.sample, name))  # compiled once for each number of steps
 
     def sampler(eps_fn: Any, alpha_bars: jax.Array, start: jax.Array, times: jax.Array) -> Images:
         betas = 1 - alpha_bars / jnp.append(1, alpha_bars[:-1])

@@ -1,18 +1,18 @@
-"""One run of a sampler of any library on the exact data, and what a sampler is.
+"""Runs a sampler of any library on data whose probability flow is known exactly.
 
 A sampler is a function (eps_fn, alpha_bars, start, times) -> x_0:
 
-  eps_fn(x, t): the noise predicted in x [batch, 1, 2, 4] at t, a number or one per image; t is real and may lie between
-    whole numbers.
-  alpha_bars: [T], the table of t = 0 .. T-1.
+  eps_fn(x, t): returns the noise predicted in x [batch, 1, 2, 4] at t, a number or one per image. t need not be an
+    integer.
+  alpha_bars: [T], alpha_bar of t = 0 .. T-1.
   start: x_t at t = times[0].
-  times: [n], whole numbers, descending. The step from the last of them goes to clean data.
+  times: [n], integers, descending. After the last of them, the sampler takes one more step, to clean data.
 
-If the second parameter is named `sigmas`, everything is in that scale: sigmas is the table of sqrt((1 - ab) / ab), an
-image is x_0 + sigma noise, and eps_fn(x, sigma) takes the real sigma in place of t.
+If the second parameter is named `sigmas`, it is the table of sigma = sqrt((1 - ab) / ab) instead of alpha_bar = ab.
+Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
 
-The arrays are NumPy's, or those of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`. They are
-in float64. A sampler claims what its attributes say (`sampler.order = 2`): see Claims.
+All arrays are float64 arrays of NumPy, or of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`.
+Attributes of the function say what it claims, for example `sampler.order = 2`: see Claims.
 """
 
 import inspect
@@ -28,17 +28,17 @@ from sampling.verification.flows import ALPHA_BARS, DIM, LAST, LOG_ALPHA_BARS, R
 
 Sampler = Callable[..., Any]
 
-SHAPE = (-1, 1, 2, DIM // 2)  # of a batch of images
-SIGMAS = np.exp(-LOG_ALPHA_BARS / 2) * np.sqrt(-np.expm1(LOG_ALPHA_BARS))  # of t = -1 .. LAST
+SHAPE = (-1, 1, 2, DIM // 2)  # shape of a batch of images
+SIGMAS = np.exp(-LOG_ALPHA_BARS / 2) * np.sqrt(-np.expm1(LOG_ALPHA_BARS))  # noise / signal at t = -1 .. LAST
 
 
 class Claims(NamedTuple):
-    """What a sampler says of itself, as attributes of the function.
+    """The properties that a sampler claims to have, as attributes of the function.
 
     Attributes:
-      order: of convergence, at least; None for an adaptive sampler, which must be accurate to 1e-4.
-      nfe: number of network calls for n times; None: not claimed.
-      stochastic: whether it draws noise. Its images are then not compared one by one; their moments are.
+      order: the smallest order of convergence; None for an adaptive sampler, which must be accurate to 1e-4.
+      nfe: returns the number of network calls for n times; None if the sampler claims no number.
+      stochastic: whether the sampler draws noise. If so, moments of its images are compared instead of single images.
     """
 
     order: int | None = 1
@@ -47,7 +47,7 @@ class Claims(NamedTuple):
 
 
 def same_time(t: float, other: float) -> bool:
-    """Whether two times agree but for rounding, which is larger where a float32 sigma stands for the time."""
+    """Whether two times are equal up to rounding. The tolerance allows for times computed from a float32 sigma."""
     return abs(t - other) < 0.02
 
 
@@ -55,9 +55,10 @@ class Trial:
     """Runs a sampler on the exact data and records the times of its network calls.
 
     Attributes:
-      claims: what the sampler says of itself.
+      claims: the properties that the sampler claims.
       called: the times of the network calls of the last run.
-      seen: what the network was called with at the last time of that run: x_t, on the variance-preserving path.
+      seen: the x_t with which the network was called at the last time of that run, scaled to the variance-preserving
+        process; None if it was not called there.
     """
 
     def __init__(self, sampler: Sampler):
@@ -75,7 +76,7 @@ class Trial:
         self._last_time = 0.0
 
     def run(self, x: Rows, times: Int[np.ndarray, "steps"]) -> Rows:
-        """The sampler's x_0 for rows x at times[0]."""
+        """Runs the sampler from the rows x at times[0], and returns its x_0."""
         self.called, self.seen, self._last_time = [], None, float(times[-1])
         table = SIGMAS[1:] if self.takes_sigmas else ALPHA_BARS
         scale = np.sqrt(alpha_bar(times[0])) if self.takes_sigmas else 1
@@ -90,8 +91,8 @@ class Trial:
         return x0.reshape(-1, DIM)
 
     def eps_fn(self, x: Any, t: Any) -> Any:
-        """The exact noise prediction, as the kind of array that x is. t is sigma if the sampler takes sigmas."""
-        return arrays.on_host(self._eps, x, t)
+        """Returns the exact noise prediction, in the array library of x. t is sigma if the sampler takes sigmas."""
+        return arrays.call_with_numpy(self._eps, x, t)
 
     def _eps(self, images: Any, t: Any) -> np.ndarray:
         images = np.asarray(images)

@@ -1,6 +1,6 @@
-"""verify(sampler): a report on what a sampler does, measured on data whose probability flow is known exactly.
+"""Checks a sampler on data whose probability flow is known exactly, and reports the results.
 
-`sampling.verification.trial` says what a sampler is.
+`sampling.verification.trial` defines the signature of a sampler.
 """
 
 import importlib
@@ -31,16 +31,16 @@ ADAPTERS = {  # modules whose samplers have other signatures; an adapter's sampl
     "diffusers": "examples.verify_diffusers",
     "k_diffusion": "examples.verify_k_diffusion",
 }
-LATE = 640  # the time of the late start
-STEPS = (8, 16, 32, 64)  # steps between the first and the last time, for orders
-COUNT = 64  # images, for errors
-MANY = 4096  # images, for moments of stochastic samplers
+LATE = 640  # the time at which a late start begins
+STEPS = (8, 16, 32, 64)  # numbers of steps between the first and the last time, from which orders are measured
+COUNT = 64  # number of images from which errors are measured
+MANY = 4096  # number of images from which moments of stochastic samplers are measured
 MISTAKES_CHECK = "known mistakes"
-ALLOWANCE = 0.4  # by which a measured order may be lower than the claim
+ALLOWANCE = 0.4  # a measured order may be lower than the claimed order by this much
 
 
 class Finding(NamedTuple):
-    """One line of the report; passed is None if there is nothing to pass."""
+    """One line of the report. `passed` is None for a line that is only information."""
 
     check: str
     passed: bool | None
@@ -48,23 +48,23 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `verify` found."""
+    """The findings of `verify`."""
 
     findings: list[Finding]
 
     @property
     def passed(self) -> bool:
-        """Whether the sampler does all that it claims."""
+        """Whether no check has failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     @property
     def fault(self) -> str | None:
-        """The known mistake that explains the results, in words; None where there is none."""
+        """Describes the known mistake that explains the results, or None."""
         return next((f.text for f in self.findings if f.check == MISTAKES_CHECK and f.passed is False), None)
 
     @property
     def text(self) -> str:
-        """A line for each check, and the suspected fault."""
+        """Formats the report: a line for each check, a summary and, if checks failed, the suspected fault."""
         marks = {True: "passed", False: "FAILED", None: "-"}
         width = max(len(finding.check) for finding in self.findings)
         lines = [f"{f.check.ljust(width)}  {marks[f.passed].ljust(6)}  {f.text}" for f in self.findings]
@@ -76,12 +76,12 @@ class Report(NamedTuple):
 
 
 def grid(first: int, steps: int) -> Int[np.ndarray, "steps+1"]:
-    """steps + 1 times in equal steps from `first` to 0; the last step goes from 0 to clean data."""
+    """Returns steps + 1 times in equal steps from `first` to 0. A sampler takes one more step, to clean data."""
     return np.linspace(first, 0, steps + 1).astype(int)
 
 
 def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
-    """The largest error in each half of the image at time 0, before the last step."""
+    """Returns the largest error, in each half of the image, at time 0 (before the last step)."""
     trial.run(start(times[0], COUNT), times)
     if trial.seen is None:
         raise ValueError("the network is not called at the last time of the grid")
@@ -93,7 +93,7 @@ def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
 
 
 def check_calls(trial: Trial) -> Finding:
-    """The number of network calls, and whether the network is called at the times of the grid."""
+    """Checks the number of network calls, and that the network is called at the times of the grid."""
     counts, off = {}, None
     for n in (1, 2, 3, 5, 9):
         times = grid(LATE, n - 1) if n > 1 else np.array([LATE])
@@ -109,14 +109,14 @@ def check_calls(trial: Trial) -> Finding:
 
 
 def check_one_step(trial: Trial) -> Finding:
-    """For information: with a single time, most solvers return the x_0 predicted there."""
+    """Reports whether the result with one step is the x_0 predicted at the start, as for most solvers."""
     x = start(LATE, COUNT)
     error = np.abs(trial.run(x, np.array([LATE])) - predicted_x0(x, LATE)).max()
     return Finding("one step", None, f"differs from the x_0 predicted at t = {LATE} by {error:.1g}")
 
 
 def check_order(trial: Trial, first: int) -> Finding:
-    """The order of convergence to the exact flow from the time `first`."""
+    """Checks the order of convergence to the exact flow, from the time `first`."""
     name = f"order from t = {first}"
     if trial.claims.order is None:
         x0 = trial.run(start(first, COUNT), grid(first, 2))
@@ -130,13 +130,16 @@ def check_order(trial: Trial, first: int) -> Finding:
 
 
 def _orders(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """For each half, the slope of log2 error between the last two grids with errors above rounding in float32."""
+    """Returns, for each half, the slope of log2(error) between the last two grids with errors above 1e-5.
+
+    Smaller errors can be rounding errors of float32.
+    """
     usable = {half: [error[half] for error in found if error[half] > 1e-5] for half in HALVES}
     return {half: float(np.log2(e[-2] / e[-1])) if len(e) > 1 else np.inf for half, e in usable.items()}
 
 
 def check_last_step(trial: Trial) -> Finding:
-    """What is returned after the last network call: the x_0 predicted there, x with its noise, or something else."""
+    """Checks that the result is x_0 predicted at the last network call, and not x there, which has noise."""
     x0 = trial.run(start(LATE, COUNT), grid(LATE, 8))
     x = trial.seen
     ends = {
@@ -153,7 +156,7 @@ def check_last_step(trial: Trial) -> Finding:
 
 
 def check_moments(trial: Trial) -> Finding:
-    """Mean and covariance of the x_0 of Gaussian data, against the exact predictions of x_0 or the data themselves."""
+    """Checks mean and covariance of the x_0 of Gaussian data against the exact predictions of x_0, or the exact x_0."""
     count, steps, allowed = (MANY, LATE // 4, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
     x = start(LATE, count)
     x0 = trial.run(x, grid(LATE, steps))[:, HALVES["Gaussian"]]
@@ -168,14 +171,14 @@ def check_moments(trial: Trial) -> Finding:
 
 
 def _moment_errors(x0: Rows, exact: Rows) -> tuple[float, float]:
-    """The largest errors of the mean and the covariance, in units of the exact standard deviations."""
+    """Returns the largest errors of the mean and the covariance, in units of the exact standard deviations."""
     spread = exact.std(axis=0)
     mean = np.abs((x0.mean(axis=0) - exact.mean(axis=0)) / spread).max()
     return mean, np.abs((np.cov(x0.T) - np.cov(exact.T)) / np.outer(spread, spread)).max()
 
 
 def check_batch(trial: Trial) -> Finding:
-    """Whether an image depends on the size of its batch, or on the run."""
+    """Checks that a second run gives the same images, and that an image does not depend on the size of its batch."""
     x, times = start(LATE, COUNT), grid(LATE, 4)
     together = trial.run(x, times)
     again = np.abs(trial.run(x, times) - together).max()
@@ -185,15 +188,16 @@ def check_batch(trial: Trial) -> Finding:
 
 
 def check_two_steps(trial: Trial) -> Finding:
-    """For information: most solvers of any order take DDIM's steps where there are only two times."""
+    """Reports the difference from DDIM with two steps, where most solvers of any order equal DDIM."""
     x, times = start(LATE, COUNT), grid(LATE, 1)
     return Finding("two steps", None, f"differs from DDIM by {np.abs(trial.run(x, times) - ddim(x, times)).max():.1g}")
 
 
 def check_mistakes(trial: Trial) -> Finding:
-    """Whether the sampler gives what DDIM gives with one of MISTAKES. Most are small beside the errors of DDIM itself.
+    """Checks that the result is not that of DDIM with one of MISTAKES.
 
-    Five times tell the mistakes of first-order samplers apart, two times those of most others.
+    Most mistakes change the result less than the discretisation errors of DDIM, so the other checks may not find them.
+    A grid of five times identifies the mistakes of first-order samplers, a grid of two times those of most others.
     """
     for steps in (4, 1):
         if text := _mistake(trial, grid(LATE, steps)):
@@ -202,7 +206,7 @@ def check_mistakes(trial: Trial) -> Finding:
 
 
 def _mistake(trial: Trial, times: Int[np.ndarray, "steps"]) -> str | None:
-    """The mistake with which DDIM gives the sampler's result on this grid."""
+    """Returns the mistake with which DDIM gives the sampler's result on this grid, or None."""
     x = start(LATE, COUNT)
     x0 = trial.run(x, times)
     right = ddim(x, times)
@@ -215,7 +219,7 @@ def _mistake(trial: Trial, times: Int[np.ndarray, "steps"]) -> str | None:
 
 
 class Check(NamedTuple):
-    """A row of CHECKS, and whether it also applies to stochastic and to adaptive samplers."""
+    """A row of CHECKS: the check, and whether it also applies to stochastic and to adaptive samplers."""
 
     run: Callable[[Trial], Finding]
     stochastic: bool = False
@@ -236,9 +240,11 @@ CHECKS = {
 
 
 def verify(sampler: Sampler) -> Report:
-    """Tests a sampler, see `sampling.verification.trial`. A sampler that raises an error fails. NumPy needs a second.
+    """Runs all checks that apply to a sampler (see `sampling.verification.trial`).
 
-    Raises UserError if it does not take four arguments.
+    A check fails if the sampler raises an error. For a sampler in NumPy, this takes about a second.
+
+    Raises UserError if the sampler does not take four arguments.
     """
     trial = Trial(sampler)
     claims = trial.claims
@@ -254,16 +260,17 @@ def verify(sampler: Sampler) -> Report:
 def _attempt(name: str, check: Check, trial: Trial) -> Finding:
     try:
         finding = check.run(trial)
-    except Exception as error:  # a foreign sampler can raise anything
+    except Exception as error:  # a sampler of a user can raise anything
         lines = str(error).splitlines() or [""]
         return Finding(name, False, f"raised {type(error).__name__}: {lines[0]}")
     return finding._replace(passed=None if finding.passed is None else bool(finding.passed))
 
 
 def sampler_of(source: str) -> Sampler:
-    """The sampler that --source names: module:function. Raises UserError if it cannot be imported.
+    """Imports the sampler that --source names as module:function. Raises UserError if it cannot be imported.
 
-    sampling:NAME is one of `sampling.SAMPLERS`; diffusers:CLASS and k_diffusion:NAME are adapted by examples/.
+    sampling:NAME is one of `sampling.SAMPLERS`. diffusers:CLASS and k_diffusion:NAME are adapted by modules in
+    examples/.
     """
     module, _, name = source.partition(":")
     if module not in ADAPTERS:

@@ -26,13 +26,13 @@ print(xla_bridge.backends_are_initialized())
 
 @pytest.mark.parametrize("field", NAMES)
 def test_names_of_networks_are_those_that_exist(field):
-    """Catches an existing network that a config cannot name, and a name in the rules without a network."""
+    """Catches a network that no config can name, and an allowed name that has no network."""
     assert RULES[field].allowed == f"one of {', '.join(NAMES[field])}"
     assert all(map(RULES[field].holds, NAMES[field]))
 
 
 def test_rules_do_not_import_the_libraries_of_the_networks():
-    """Catches seconds of imports before an error in a field is reported.
+    """Catches an error in a field that is reported only after seconds of imports.
 
     Also catches a backend that JAX initialises before models/cpu.py sets its flag.
     """
@@ -42,7 +42,7 @@ def test_rules_do_not_import_the_libraries_of_the_networks():
 
 @pytest.mark.parametrize("name", ["cifar10", "ffhq64", "afhqv2_64", "imagenet64"])
 def test_configs_of_edm_have_the_published_networks(name):
-    """Catches a multiplier, a number of blocks or an input that differs: the counts are those of EDM's constructors."""
+    """Catches a wrong multiplier, number of blocks or input. The expected counts are from EDM's constructors."""
     config = importlib.import_module(f"configs.edm.{name}").get_config()
     validate(config)
     _, params = abstract_params(config)

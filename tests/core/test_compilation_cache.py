@@ -19,7 +19,7 @@ print(jax.jit(lambda x: x * 3)(14), jax.config.jax_compilation_cache_dir, len(hi
 
 
 def run(**environment):
-    """Runs PROGRAM in a process without the settings of this session's cache; its three results."""
+    """Runs PROGRAM in a process that does not use this session's cache. Returns its three results."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XDG_"))}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=REPOSITORY, env=kept | environment, capture_output=True, text=True, check=True)
@@ -28,7 +28,7 @@ def run(**environment):
 
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
-    """A cache that is never written or read, lies in the repository, or stops working once a writer was killed."""
+    """Catches a cache that is never written or read, is in the repository, or fails after a writer was killed."""
     answer, folder, hits = run(XDG_CACHE_HOME=str(tmp_path))
     assert (answer, hits) == ("42", "0")
     assert Path(folder).is_relative_to(tmp_path)
@@ -41,19 +41,19 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
 
 @pytest.mark.parametrize("environment", [{"XDG_CACHE_HOME": "/dev/null"}, {"HOME": "/dev/null"}])
 def test_runs_without_a_folder_that_can_be_written(environment):
-    """An error or a warning where there is no cache folder."""
+    """Catches an error or a warning if no cache folder can be written."""
     assert run(**environment) == ["42", "None", "0"]
 
 
 def test_folder_of_the_user_wins(tmp_path):
-    """A cache beside the one that JAX_COMPILATION_CACHE_DIR names."""
+    """Catches a second cache beside the one that JAX_COMPILATION_CACHE_DIR names."""
     folder = str(tmp_path / "own")
     assert run(JAX_COMPILATION_CACHE_DIR=folder, XDG_CACHE_HOME=str(tmp_path / "cache")) == ["42", folder, "0"]
     assert not (tmp_path / "cache").exists()
 
 
 def test_user_cache_follows_xdg(monkeypatch, tmp_path):
-    """A relative XDG_CACHE_HOME, which the specification tells to ignore, puts the cache into the repository."""
+    """Catches a relative XDG_CACHE_HOME, which must be ignored, putting the cache into the repository."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for given, expected in [("/x", Path("/x")), ("", tmp_path / ".cache"), ("x", tmp_path / ".cache")]:
         monkeypatch.setenv("XDG_CACHE_HOME", given)
@@ -61,7 +61,7 @@ def test_user_cache_follows_xdg(monkeypatch, tmp_path):
 
 
 def test_features_tell_cpus_apart(monkeypatch):
-    """A folder for all CPUs, whose programs end another one with SIGILL; or a new folder for each core's clock."""
+    """Catches one folder for all CPUs (programs of one CPU crash on another), and one folder per clock frequency."""
     read = {"text": "model name\t: A\ncpu MHz\t\t: 2000\nflags\t\t: sse avx512f\n\nmodel name\t: B\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: read["text"])
     first = cpu_features()
@@ -73,7 +73,7 @@ def test_features_tell_cpus_apart(monkeypatch):
 
 
 def test_finished_programs_stay(tmp_path):
-    """A repair that removes every program, or one that another process is writing."""
+    """Catches a repair that removes finished programs, or a program that another process is writing."""
     for name in ("a-cache", "a-atime", "b-cache"):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)

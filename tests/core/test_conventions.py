@@ -1,4 +1,4 @@
-"""What networks take and return: identities between all of them, in float64."""
+"""Inputs and outputs of networks in all conventions: identities between them, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ TIMES = jnp.array([0.0, 400.25, 999.0])
 
 
 def outputs(x0, noise, signal, sigma, own):
-    """What an exact network of each prediction returns, from the definitions in the papers."""
+    """Returns the output of an exact network for each kind of prediction, from the definitions in the papers."""
     ratio = sigma / signal
     d = own.sigma_data
     c_skip = d**2 / (ratio**2 + d**2)
@@ -42,7 +42,7 @@ def outputs(x0, noise, signal, sigma, own):
     ],
 )
 def test_every_output_gives_the_same_noise_and_image(prediction, name):
-    """Catches a wrong sign or factor in any prediction, and a score of another scaling of x than the network's own."""
+    """Catches a wrong sign or factor in any prediction, and a score for another scaling of x than the network's."""
     assert prediction in PREDICTIONS
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_every_output_gives_the_same_noise_and_image(prediction, name):
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_inputs_and_times(name):
-    """Catches an input that is scaled twice or not at all, and a time of another name."""
+    """Catches an input that is scaled twice or not at all, and a time in another convention."""
     seen = []
 
     def network(x, t):
@@ -86,7 +86,7 @@ def test_inputs_and_times(name):
     }
     (x, t), *_ = seen
     np.testing.assert_allclose(x[:, 0, 0, 0], factors.get(name, vp / sigma), rtol=1e-12)
-    if name in ("ddpm", "rescaled"):  # the same, as there are 1000 times
+    if name in ("ddpm", "rescaled"):  # equal, because there are 1000 times
         np.testing.assert_allclose(schedule.noise_ratio(t), sigma, rtol=1e-5)
     else:
         np.testing.assert_allclose(t, times[name], rtol=1e-10)

@@ -22,7 +22,7 @@ def test_linear_is_the_product_of_its_betas():
 
 
 def test_made_from_alpha_bars():
-    """Catches a schedule that ignores the given alpha_bars, which those of a foreign checkpoint need."""
+    """Catches a schedule that ignores the given alpha_bars, for example those of a foreign checkpoint."""
     alpha_bars = np.array([0.9, 0.5, 0.1])
     made = NoiseSchedule(1 - alpha_bars / np.array([1, 0.9, 0.5]), alpha_bars)
     np.testing.assert_allclose(made.alpha_bar(np.array([-1, 0, 1, 2])), [1, 0.9, 0.5, 0.1], rtol=1e-6)
@@ -45,7 +45,7 @@ def test_between_integers_log_alpha_bar_is_linear():
 
 
 def test_float32_keeps_the_digits_of_small_noise():
-    """Catches a computation of 1 - ab in float32, whose fourth digit is wrong close to clean data."""
+    """Catches 1 - ab computed in float32, where only three digits are right close to clean data."""
     t = np.arange(20)
     exact = np.sqrt(-np.expm1(np.cumsum(np.log1p(-BETAS))[t]))
     assert SCHEDULE.sigma(t).dtype == jnp.float32
@@ -96,7 +96,7 @@ STDS = np.array([0.1, 0.3])
 
 
 def posterior(x, signal, sigma):
-    """(E[x_0 | x], E[noise | x]) for x = signal x_0 + sigma noise, where every value of x_0 is from a mixture.
+    """Returns (E[x_0 | x], E[noise | x]) for x = signal x_0 + sigma noise, where every value of x_0 is from a mixture.
 
     The mixture has two Gaussians, of WEIGHTS, MEANS and STDS. Given the component, x is Gaussian with variance
     signal^2 std^2 + sigma^2, and both conditional means are linear in x.
@@ -111,7 +111,7 @@ def posterior(x, signal, sigma):
 
 
 def mixture_denoiser():
-    """The exact denoiser of the mixture."""
+    """Returns the exact denoiser of the mixture."""
 
     def eps_fn(x, t):
         signal = per_image(SCHEDULE.signal(t), x)[..., None]
@@ -124,7 +124,7 @@ def mixture_denoiser():
 
 @pytest.mark.parametrize("sigma", [0.0101, 0.02, 0.3, 1.0, 4.0, 30.0, 150.0, jnp.array([0.02, 1.0, 30.0])])
 def test_denoise_is_the_posterior_mean(sigma):
-    """Catches a wrong time for sigma, x that is not scaled to the variance-preserving path, and loss of float64."""
+    """Catches a wrong time for sigma, x that is not scaled to the variance-preserving process, and loss of float64."""
     with jax.enable_x64(True):
         sigma = jnp.asarray(sigma, jnp.float64)
         rng = np.random.default_rng(0)
@@ -162,7 +162,7 @@ def test_eps_broadcasts_t_and_passes_labels_on():
 
 @pytest.fixture
 def network():
-    """(config, graphdef, parameters) of a small network that predicts v; its parameters are not the initial zeros."""
+    """Returns (config, graphdef, parameters) of a small network that predicts v, with parameters that are not zero."""
     config = digits.get_config()
     config.model.update(ch_mult=(1,), attn_resolutions=(), prediction="v")
     graphdef, state = losses.create_state(config)

@@ -37,7 +37,7 @@ def test_fetched_once_and_whole(address, tmp_path, capsys):
 
 
 def test_other_content_is_refused_and_not_left_behind(address, tmp_path):
-    """Catches a file that was changed during the download and is trusted from then on."""
+    """Catches a file with a wrong checksum that stays on disk and is used later."""
     path = tmp_path / "weights.pth"
     with pytest.raises(UserError, match=f"expected 00 but got {SHA256}.*put the file whose SHA-256 is 00 at"):
         fetch(address, path, "00")

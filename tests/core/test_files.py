@@ -26,7 +26,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_npz_is_never_unpickled(tmp_path):
-    """Catches a statistics file from elsewhere whose code is run on loading."""
+    """Catches a file from another person whose code is run when it is loaded."""
     np.savez(tmp_path / "pickled.npz", mean=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="pickled.npz"):
         files.read_npz(tmp_path / "pickled.npz", {"mean"})
@@ -50,7 +50,7 @@ def test_npz_of_something_else_names_what_it_lacks(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
 def test_broken_json_is_one_line(tmp_path, text):
-    """Catches a traceback for a file that is no JSON, no JSON object, or not UTF-8."""
+    """Catches a traceback for a file that is not JSON, not a JSON object, or not UTF-8."""
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="a.json"):
         files.read_json(tmp_path / "a.json")
@@ -67,7 +67,7 @@ with locking(Path(sys.argv[1]), "busy", wait=False):
 
 
 def test_a_killed_process_frees_its_lock_for_all_that_wait(tmp_path, capsys):
-    """Catches a lock that outlives its process, two waiting at once inside the block, or a silent wait."""
+    """Catches a lock that stays after its process ended, that two processes get, or a wait without a message."""
     path = tmp_path / "new/lock"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, path], cwd=files.REPOSITORY, stdout=subprocess.PIPE, text=True
@@ -100,7 +100,7 @@ def test_a_killed_process_frees_its_lock_for_all_that_wait(tmp_path, capsys):
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys, number, wait):
-    """Catches a training that cannot start on such a file system, and one that starts without a word."""
+    """Catches a training that cannot start on a file system without locks, and one that starts without a warning."""
 
     def flock(*arguments):
         raise OSError(number, os.strerror(number))
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys,
 
 
 def test_other_errors_of_a_lock_are_raised(tmp_path, monkeypatch):
-    """Catches a broken disk taken for a file system without locks."""
+    """Catches a broken disk that is treated as a file system without locks."""
 
     def flock(*arguments):
         raise OSError(errno.EIO, "input/output error")

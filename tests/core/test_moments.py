@@ -36,7 +36,7 @@ def test_merge(cuts):
 
 
 def test_a_large_mean_costs_no_digits():
-    """Catches sums about zero, which leave only 4 digits of this covariance, and float32 input summed in float32."""
+    """Catches sums relative to zero, which leave 4 digits of this covariance, and float32 input summed in float32."""
     far = VECTORS + 1e6
     moments = Moments(5).update(far[:7]).merge(Moments(5).update(far[7:]))
     np.testing.assert_allclose(moments.cov, np.cov(VECTORS, rowvar=False), rtol=1e-8)
@@ -45,7 +45,7 @@ def test_a_large_mean_costs_no_digits():
 
 
 def test_pixels_are_summed_without_rounding():
-    """Catches float32 sums beyond 2^24. Two orders of the same pixels must agree in every bit."""
+    """Catches float32 sums beyond 2^24. Sums of the same pixels in two orders must agree in every bit."""
     pixels = np.random.default_rng(1).choice(np.uint8([0, 1, 200, 255]), (9000, 3), p=[0.1, 0.1, 0.1, 0.7])
     whole = Moments(3).update(pixels)
     count = len(pixels)
@@ -58,7 +58,7 @@ def test_pixels_are_summed_without_rounding():
 
 
 def test_pixels_after_other_vectors():
-    """Catches pixels that are summed about MIDDLE after vectors that were summed about their own mean."""
+    """Catches pixels summed relative to MIDDLE after vectors that were summed relative to their mean."""
     pixels = np.random.default_rng(2).integers(0, 256, (30, 5), np.uint8)
     agrees(Moments(5).update(VECTORS).update(pixels), np.concatenate([VECTORS, pixels]))
 

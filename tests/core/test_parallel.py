@@ -1,4 +1,4 @@
-"""One run on several virtual devices, and in several processes that communicate over sockets."""
+"""Runs on several virtual devices, and in several processes that communicate over sockets."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ def on_devices():
 
 @pytest.mark.parametrize("devices", ["2", "4", "8", "sharded"])
 def test_losses_are_those_of_one_device(on_devices, devices):
-    """Catches dropout, noise or flips drawn per device, a mean over one device's rows, or an ungathered state."""
+    """Catches dropout, noise or flips drawn per device, a mean over the rows of one device, or a state not gathered."""
     np.testing.assert_allclose(on_devices[devices]["losses"], on_devices["1"]["losses"], rtol=2e-5)
 
 
@@ -89,7 +89,7 @@ def test_the_step_reduces_the_gradient_and_the_loss_and_nothing_else(on_devices,
 
 
 def elements(shapes):
-    """The number of values in an HLO type such as (f32[3,3]{1,0}, f32[])."""
+    """Returns the number of values in an HLO type such as (f32[3,3]{1,0}, f32[])."""
     found = re.findall(r"\w+\[([\d,]*)\]", shapes)
     return sum(int(np.prod([int(length) for length in shape.split(",") if length])) for shape in found)
 
@@ -122,7 +122,7 @@ def run_one(arguments, log, environment):
 
 
 def by_flags(count):
-    """(flags, environment) for each of `count` processes that are configured by flags."""
+    """Returns (flags, environment) for each of `count` processes that are configured by flags."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         together = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--process_count={count}"]
@@ -130,7 +130,7 @@ def by_flags(count):
 
 
 def by_slurm(count):
-    """The same for `srun` on one machine, where JAX uses the port 61440 + SLURM_JOB_ID % 4096."""
+    """Returns the same for `srun` on one machine, where JAX uses the port 61440 + SLURM_JOB_ID % 4096."""
     for job in range(os.getpid(), os.getpid() + 4096):
         with contextlib.suppress(OSError), socket.socket() as free:
             free.bind(("localhost", 61440 + job % 4096))
@@ -141,7 +141,7 @@ def by_slurm(count):
 
 
 def begin(folder, count, *arguments, invite=by_flags):
-    """Starts `count` processes of one run, with one device each; their output goes to the folder's logs."""
+    """Starts `count` processes of one run, with one device each. Their output goes to logs in the folder."""
     os.environ["PYTHONPATH"] = str(files.REPOSITORY)
     PROCESSES.set_forkserver_preload(["main", "run_lib", "sklearn.datasets"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def losses_of(workdir):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The workdir of a run of one process."""
+    """Returns the workdir of a run of one process."""
     folder = tmp_path_factory.mktemp("alone")
     finish(begin(folder / "logs", 1, "--mode=train", f"--workdir={folder}/run"), folder / "logs")
     return folder
@@ -226,7 +226,7 @@ def test_when_one_of_four_is_killed_all_end_and_the_restart_goes_on(alone, tmp_p
 
 
 def test_a_signal_to_one_of_two_ends_both_with_its_code_after_the_same_step(tmp_path):
-    """Catches Ctrl-C answered as SIGTERM, a process that trains on alone, and a step that only one of them saved."""
+    """Catches the exit code of another signal, a process that goes on training, and a step that only one saved."""
     workdir = tmp_path / "run"
     arguments = ("--mode=train", f"--workdir={workdir}", "--config.training.n_iters=100000")
     processes = begin(tmp_path / "logs", 2, *arguments)
@@ -240,7 +240,7 @@ def test_a_signal_to_one_of_two_ends_both_with_its_code_after_the_same_step(tmp_
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert all(f"stopped by SIGINT after step {step}, which is saved" in log for log in logs), logs
     codes = {process.exitcode for process in processes}
-    assert 130 in codes and codes <= {130, -signal.SIGABRT}, logs  # JAX aborts one that leaves after the other is gone
+    assert 130 in codes and codes <= {130, -signal.SIGABRT}, logs  # JAX aborts the process that exits last
 
 
 def test_a_batch_that_does_not_divide_is_refused_up_front(tmp_path):

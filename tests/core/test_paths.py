@@ -27,7 +27,7 @@ def test_a_url_is_refused_by_name(url):
     [("~", "/home/ada"), ("~/x", "/home/ada/x"), ("~root/x", f"{os.path.expanduser('~root')}/x"), ("a/~/b", "a/~/b")],
 )
 def test_tilde_is_a_home_folder(monkeypatch, path, expected):
-    """Catches ~ taken literally, only in front of a slash, or in the middle of a path."""
+    """Catches ~ that is not expanded, that is expanded only before a slash, or in the middle of a path."""
     monkeypatch.setenv("HOME", "/home/ada")
     assert expanded(path, "--workdir") == Path(expected)
 
@@ -57,7 +57,7 @@ def test_other_paths_are_left_as_they_are(path):
 
 @pytest.mark.parametrize("field", PATHS)
 def test_every_path_field_follows_the_rules(monkeypatch, field):
-    """Catches a field whose ~ is taken literally, or whose URL is found only after other work."""
+    """Catches a field whose ~ is not expanded, or whose URL is refused only after other work."""
     monkeypatch.setenv("HOME", "/home/ada")
     config = get_default_config()
     section, _, name = field.rpartition(".")

@@ -35,7 +35,7 @@ def test_comparison_is_a_picture_with_a_row_each(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Collects the axes of every picture that `panels` makes."""
+    """Returns a list to which the axes of every picture that `panels` makes are added."""
     panels = plots.panels
     pictures = []
 
@@ -56,7 +56,7 @@ def scored(sampler, n_steps, t_start, score, **other):
 
 
 def test_scores_are_a_panel_a_sampler_and_a_line_an_n(tmp_path, drawn):
-    """Catches a line that joins scores of another sampler, a baseline or the full start, or starts out of order."""
+    """Catches a line through scores of another sampler, a baseline or pure noise, or with unordered starts."""
     results = [scored("ddim", 3, t, s) for t, s in ((400, 2.0), (300, 4.0), (500, 3.0), (999, 50.0))]
     results += [scored("ddim", 3, 350, 2.5, chooses_start=True), scored("ddim", 3, 300, 9.0, baseline="afs")]
     results += [scored("ddpm", t + 1, t, s) for t, s in ((200, 6.0), (999, 1.0), (100, 7.0))]  # one step for every t
@@ -90,7 +90,7 @@ def test_tables_align_and_quote():
     "error", [ValueError("two\nlines"), ImportError("no font"), OSError(28, "disk"), MemoryError()]
 )
 def test_a_picture_that_fails_is_one_warning_line(tmp_path, capsys, error):
-    """Catches an error of matplotlib, of a font or of the disk that ends the program, and half a picture."""
+    """Catches an error of matplotlib, a font or the disk that ends the program, and an incomplete picture."""
 
     def draw(path, *contents):
         with files.replacing(path) as temporary:

@@ -45,12 +45,12 @@ def config_of(name: str, **fields) -> object:
     ],
 )
 def test_tables_of_others(golden, config, table, tolerance):
-    """Catches another spacing of the betas, a cap that is missing, and a rescaling of ab in place of sqrt(ab)."""
+    """Catches a wrong spacing of the betas, a missing cap, and a rescaling of ab instead of sqrt(ab)."""
     np.testing.assert_allclose(make_schedule(config).alpha_bars, golden[table], rtol=0, atol=tolerance)
 
 
 def test_edm_has_the_sigmas_of_karras(golden):
-    """Catches another rho, and sigmas in the wrong order."""
+    """Catches a wrong rho, and sigmas in the wrong order."""
     expected = golden["edm_sigmas_18_rho7"][-2::-1]  # ascending, without the last 0
     np.testing.assert_allclose(rho_sigmas(0.002, 80, 18), expected, rtol=1e-6)
     config = config_of("edm", **{"model.num_scales": 18})
@@ -75,7 +75,7 @@ def test_continuous_vp_is_the_integral_of_beta():
 
 
 def test_table_and_sigmas_give_back_what_they_were_made_from():
-    """Catches betas that do not belong to the alpha_bars."""
+    """Catches betas that do not match the alpha_bars."""
     schedule = NoiseSchedule.from_alpha_bars([0.9, 0.5, 0.1])
     np.testing.assert_allclose(schedule.alpha_bars, [0.9, 0.5, 0.1], rtol=1e-14)
     np.testing.assert_allclose(np.cumprod(1 - schedule.betas), [0.9, 0.5, 0.1], rtol=1e-14)
@@ -85,7 +85,7 @@ def test_table_and_sigmas_give_back_what_they_were_made_from():
 
 
 def test_zero_terminal_snr_stays_finite():
-    """Catches infinite or undefined values where no signal is left."""
+    """Catches infinite or undefined values where the signal is zero."""
     schedule = make_schedule(config_of("linear", **{"schedule.zero_snr": True}))
     assert schedule.alpha_bars[-1] == 0
     for values in (schedule.noise_ratio(999), schedule.half_log_snr(999), schedule.alpha_bar(998.5)):
@@ -115,6 +115,6 @@ def test_every_schedule_is_named_and_descends(golden):
     ],
 )
 def test_refusals(config, says):
-    """Catches a schedule on which the network's output says nothing, and the one process that is not of this kind."""
+    """Catches a schedule on which x_0 cannot be predicted, and sub-VP, whose noise schedule is not supported."""
     with pytest.raises(UserError, match=says):
         validate(config)

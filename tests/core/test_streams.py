@@ -1,4 +1,4 @@
-"""Output that cannot be written: a program of its own, without JAX, writes to streams that fail."""
+"""Output that cannot be written: a small program without JAX writes to streams that fail."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ with open(sys.argv[1], "w") as file:
 )
 @pytest.mark.parametrize("options", [[], ["-u"]])
 def test_what_cannot_be_written_stops_nothing(tmp_path, redirection, printed, options):
-    """Catches a traceback or an exit code of the last flush, and output in a file that got a closed descriptor."""
+    """Catches a traceback or an exit code of the last flush, and output to a file that reused a closed descriptor."""
     command = f'"$0" "$@" {redirection}; exit ${{PIPESTATUS[0]}}'
     arguments = [sys.executable, *options, "-c", WRITER, tmp_path / "file"]
     environment = {"PYTHONIOENCODING": "utf-8", "PATH": "/usr/bin:/bin"}

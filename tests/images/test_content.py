@@ -1,4 +1,4 @@
-"""What a file is taken for, by its name and its first bytes."""
+"""The kind of a file, which is decided by its name and its first bytes."""
 
 import functools
 import gzip
@@ -33,7 +33,7 @@ HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0heic"
     [
         ("a", PNG, "picture"),
         ("a.dat", b"\xff\xd8\xff\xe0", "picture"),
-        ("a.PNG", b"", "picture"),  # its reader says what is wrong
+        ("a.PNG", b"", "picture"),  # the reader of pictures reports the error
         ("a.HEIC", b"", "picture"),
         ("a", HEIC, "picture"),
         ("a", b"P6\n# GIMP\n4 4 255\n", "picture"),
@@ -42,7 +42,7 @@ HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0heic"
         ("a.txt", b"", ""),
         ("a", IDX, "idx"),
         ("a.gz", compress(IDX), "idx"),
-        ("a.gz", compress(IDX)[:-6], "idx"),  # cut: its reader says so
+        ("a.gz", compress(IDX)[:-6], "idx"),  # cut; the reader of IDX files reports it
         ("a.gz", b"\x1f\x8b garbage", ""),
         ("a.png.gz", compress(PNG), ""),
         ("train-images.idx3-ubyte", b"", "idx"),
@@ -56,14 +56,14 @@ HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0heic"
     ],
 )
 def test_kind_of_a_file(tmp_path, name, content, kind):
-    """Catches a name that hides what a file holds, and text that begins like a picture."""
+    """Catches a file whose name does not fit its content, and text that begins like a picture."""
     (tmp_path / name).write_bytes(content)
     assert kind_of(tmp_path / name) == kind
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_that_is_read_is_recognised(form):
-    """Catches a format that is read only under the right ending."""
+    """Catches a format that is read only with the right extension."""
     file = io.BytesIO()
     Image.new("RGB", (5, 5)).save(file, form)
     assert PICTURES.match(file.getvalue())

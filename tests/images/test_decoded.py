@@ -18,7 +18,7 @@ FORM = Form((4, 4, 1))
 
 
 def levels(count, trouble=None, label=lambda i: i % 7):
-    """A source of uniform pictures: picture i has grey level i. trouble(i) may raise an exception."""
+    """Returns a source of uniform pictures, where picture i has grey level i. trouble(i) may raise an exception."""
 
     def open_one(i):
         if trouble:
@@ -33,7 +33,7 @@ def never():
 
 
 def test_array_and_manifest_agree(tmp_path):
-    """Catches an order shuffled by threads, a chunk lost at the end, and a manifest of another array."""
+    """Catches an order that depends on threads, a lost last chunk, and a manifest of another array."""
     count = 3 * decoded.CHUNK + 5
     split = open_split(
         levels(count, lambda i: time.sleep(0.002 if i % 3 == 0 else 0)),
@@ -55,7 +55,7 @@ def test_array_and_manifest_agree(tmp_path):
 
 
 def test_second_opening_reads_nothing(tmp_path):
-    """Catches a split that is decoded again at every start."""
+    """Catches a split that is decoded again in every run."""
     first = open_split(levels(5), "train", form=FORM, folder=tmp_path, skip_bad=False)
     again = open_split(levels(5)._replace(read=never), "train", form=FORM, folder=tmp_path, skip_bad=False)
     np.testing.assert_array_equal(first.images, again.images)
@@ -122,7 +122,7 @@ def test_next_run_cleans_up_after_a_killed_one(tmp_path):
 
 
 def test_only_one_of_several_runs_decodes(tmp_path, capsys):
-    """Catches the same work done twice, and a folder that two runs write at once."""
+    """Catches a split that is decoded twice, and a folder that two runs write at the same time."""
     reads = []
     source = levels(300, lambda i: time.sleep(0.001))
     source = source._replace(read=lambda read=source.read: reads.append(1) or read())

@@ -1,4 +1,4 @@
-"""Emoji of a font and of a sheet: what is found, how it is laid out, split and labelled, and what is refused."""
+"""Emoji of a font and of a sheet: how they are found, laid out, split and labelled, and which files are refused."""
 
 import io
 import json
@@ -27,7 +27,7 @@ SHOWN = {  # some of the font's pictures: base, group, skin tone
     "1F44B": ("1F44B", "People & Body", 0),
     "1F44B 1F3FB": ("1F44B", "People & Body", 1),
     "1F44B 1F3FF": ("1F44B", "People & Body", 5),
-    "1F469 1F3FD 200D 1F680": ("1F469-1F680", "People & Body", 3),  # the font spells it backwards, too
+    "1F469 1F3FD 200D 1F680": ("1F469-1F680", "People & Body", 3),  # the font also has the reversed sequence
     "1F469 200D 1F680": ("1F469-1F680", "People & Body", 0),
     "1F3F3 200D 1F308": ("1F308-1F3F3", "Flags", 0),
     "1F1E9 1F1EA": ("1F1E9-1F1EA", "Flags", 0),
@@ -48,7 +48,7 @@ def config(tmp_path):
 
 
 def test_font_says_what_its_pictures_show():
-    """Catches a sequence that is read backwards, a tone that makes a new base, and a group of the wrong code point."""
+    """Catches a reversed sequence, a skin tone that makes a new base, and the group of the wrong code point."""
     found, pixels = read_emoji(FONT, 32)
     shown = {one.name: (one.base, GROUPS[one.group], one.tone) for one in found}
     assert shown.items() >= SHOWN.items()
@@ -70,7 +70,7 @@ def test_picture_is_centred_on_white_and_averaged():
 
 
 def test_splits_share_no_base_and_lose_nothing(config):
-    """Catches skin tones of one picture in both splits, and labels in another order than the images."""
+    """Catches skin tones of one emoji in both splits, and labels in another order than the images."""
     everything, pixels = read_emoji(FONT, 32)
     group_of = {image.tobytes(): one.group for one, image in zip(everything, pixels, strict=True)}
     bases = {}
@@ -83,14 +83,14 @@ def test_splits_share_no_base_and_lose_nothing(config):
 
 
 def test_split_is_that_of_the_trained_network():
-    """Catches another hash or spelling of a base, which would make training pictures of the network test pictures."""
+    """Catches a changed hash or spelling of a base. Training pictures of the network would become test pictures."""
     bases = ["1F600", "1F44B", "1F308-1F3F3", "1F91D", "31-20E3", "1F469-1F680", "1F3FB"]
     assert [base for base in bases if emoji.is_held_out(base, 0.43)] == ["1F308-1F3F3", "31-20E3"]
     assert [base for base in bases if emoji.is_held_out(base, 0.44)] == ["1F308-1F3F3", "31-20E3", "1F469-1F680"]
 
 
 def test_emoji64_has_the_same_pictures_in_twice_the_size(config):
-    """Catches a size that is fixed, and a split that depends on it."""
+    """Catches a size that is ignored, and a split that depends on the size."""
     large = emoji64.get_config()
     large.data.update(config.data)
     large.data.image_size = 64
@@ -102,7 +102,7 @@ def test_emoji64_has_the_same_pictures_in_twice_the_size(config):
 
 
 def save_sbix(path):
-    """The font with its pictures in a table of Apple's format."""
+    """Saves the font with its pictures in a table of Apple's format."""
     with TTFont(FONT) as font:
         strike = Strike(ppem=109)
         for name, glyph in font["CBDT"].strikeData[0].items():
@@ -124,7 +124,7 @@ def test_apples_format_gives_the_same_pictures(tmp_path):
 
 @pytest.fixture
 def sheet(tmp_path):
-    """A sheet of four cells, one of them another vendor's, in the folders of emoji-datasource-google."""
+    """Makes a sheet of four cells, one of them of another vendor, in the folders of emoji-datasource-google."""
     folder = tmp_path / "package/img/google/sheets"
     folder.mkdir(parents=True)
     cells = np.zeros((2, 34, 2, 34, 4), np.uint8)
@@ -143,7 +143,7 @@ def sheet(tmp_path):
 
 
 def test_sheet_is_cut_into_its_pictures(sheet):
-    """Catches rows and columns swapped, the border as part of a picture, and cells without a picture."""
+    """Catches rows and columns swapped, a border in a picture, and empty cells that become pictures."""
     found, pixels = read_emoji(sheet, 8)
     assert [(one.name, one.tone) for one in found] == [("2764", 0), ("1F44B", 0), ("1F44B 1F3FB", 1)]
     expected = np.array([[0, 0, 0], [200, 0, 0], [0, 100, 0]])
@@ -169,7 +169,7 @@ def test_what_is_no_emoji_is_refused_in_one_line(sheet, tmp_path, config):
         vector: "has no coloured bitmaps",
         tmp_path / "text.ttf": "not readable as an emoji font",
         tmp_path / "cut.ttf": "not readable as an emoji font",
-        tmp_path / "alone.png": "emoji.json, which says what",
+        tmp_path / "alone.png": "emoji.json, which describes",
         sheet: "not readable as an emoji font",
         tmp_path / "none.ttf": "none.ttf: set --config.data.path to an emoji font of bitmaps.*fonts-noto-color-emoji",
         "": "data.dataset=emoji needs --config.data.path: an emoji font",
@@ -182,7 +182,7 @@ def test_what_is_no_emoji_is_refused_in_one_line(sheet, tmp_path, config):
 
 
 def test_debians_font(tmp_path):
-    """Catches pictures lost or doubled, with the real font where it is installed."""
+    """Catches lost or doubled pictures in the real font, where it is installed."""
     config = emoji_config.get_config()
     config.data.cache_dir = str(tmp_path)
     if not Path(config.data.path).exists():

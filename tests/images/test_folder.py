@@ -1,4 +1,4 @@
-"""Folders: what is found in them, what is named instead, and what their names mean."""
+"""Folders: which files are read, which are named in a message, and what the names of folders mean."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def encoded(form):
     return file.getvalue()
 
 
-OUTSIDE = Path("outside.png")  # beside the root; links lead there
+OUTSIDE = Path("outside.png")  # beside the root; links point to it
 MAKE = {
     "png": lambda path: path.write_bytes(encoded("PNG")),
     "gif": lambda path: path.write_bytes(encoded("GIF")),
@@ -77,7 +77,7 @@ def is_hidden(name):
 
 
 def expected(tree):
-    """What must be read, and what must be named: a hidden folder is named in place of all in it."""
+    """Returns the files that must be read and the names that must be reported. A hidden folder counts as one name."""
     read, named = set(), set()
     for parts, what in tree.items():
         hidden = [i for i, part in enumerate(parts) if is_hidden(part)]
@@ -89,7 +89,7 @@ def expected(tree):
 @given(TREES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_all_that_is_there_is_read_or_named(tmp_path_factory, tree):
-    """Catches files that are lost, counted twice, or read by training and not by scoring."""
+    """Catches files that are lost, counted twice, or read by training but not by scoring."""
     base = tmp_path_factory.mktemp("tree")
     root = base / "root"
     root.mkdir()
@@ -119,14 +119,14 @@ def test_all_that_is_there_is_read_or_named(tmp_path_factory, tree):
 
 
 def test_summary_is_one_short_line():
-    """Catches a line that grows with the number of endings, and a name that breaks it."""
+    """Catches a line that grows with the number of extensions, and a name with a line break in it."""
     entries = [Entry(f"a.{i}", trouble=f"*.{i}") for i in range(100)] + [Entry("b\n", trouble="hidden")] * 5
     assert summary(entries).startswith("1 *.0 ('a.0'), 1 *.1 ('a.1'), ")
     assert summary(entries).endswith(", 5 hidden ('b\\n'), 93 others")
 
 
 def test_links_in_a_circle_end(tmp_path):
-    """Catches a scan that never ends: two folders that hold links to each other."""
+    """Catches a scan that never ends if two folders have links to each other."""
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "link").symlink_to(f"../{other}")
@@ -136,7 +136,7 @@ def test_links_in_a_circle_end(tmp_path):
 
 
 def test_endings_of_pictures_are_not_opened(tmp_path, monkeypatch):
-    """Catches a scan that opens a million pictures at every start."""
+    """Catches a scan that opens a million pictures in every run."""
     for ending in PICTURE_ENDINGS:
         (tmp_path / f"a{ending.upper()}").touch()
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("a picture is opened"))

@@ -69,7 +69,7 @@ def test_scoring_and_training_read_a_folder_alike(tmp_path, rng):
 
 
 def test_all_pictures_are_scored_or_none(tmp_path, rng, capsys):
-    """Catches a score of the pictures with known endings, while others lie beside them."""
+    """Catches a score of only some pictures, because others have unknown extensions."""
     forms = {"a.png": "PNG", "b.bmp": "BMP", "c": "TIFF", "d.dat": "PPM", "sub/e.webp": "WEBP", "x.png/f.png": "PNG"}
     for name, form in forms.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def test_all_pictures_are_scored_or_none(tmp_path, rng, capsys):
 
 
 def test_every_split_of_a_folder_is_scored(tmp_path, rng):
-    """Catches the pictures of one split, where the whole folder was named."""
+    """Catches a score of one split where the whole folder was given."""
     for split in ("train", "test", "val"):
         (tmp_path / split).mkdir()
         Image.fromarray(rng.integers(0, 256, SHAPE, np.uint8)).save(tmp_path / split / "1.png")
@@ -94,7 +94,7 @@ def test_every_split_of_a_folder_is_scored(tmp_path, rng):
 
 
 def test_a_picture_lost_after_the_check_is_an_error(tmp_path, rng):
-    """Catches a picture that is left out in silence because it vanished during the work."""
+    """Catches a picture that is left out without a message because it was deleted during the work."""
     for i in range(2):
         Image.fromarray(rng.integers(0, 256, SHAPE, np.uint8)).save(tmp_path / f"{i}.png")
     opened = open_images(tmp_path, SHAPE)
@@ -113,13 +113,13 @@ def test_a_picture_lost_after_the_check_is_an_error(tmp_path, rng):
     ],
 )
 def test_colours_are_those_of_training(tmp_path, picture, shape):
-    """Catches pictures that training reads and scoring refuses though nothing is lost."""
+    """Catches pictures that training reads and scoring refuses, although no information is lost."""
     picture.save(tmp_path / "a.png")
     assert (read(tmp_path, shape) == 9).all()
 
 
 def test_colours_are_not_lost(tmp_path):
-    """Catches colours that become grey in silence: the score would be that of other images."""
+    """Catches colours that become grey without an error, so that other images are scored."""
     Image.new("RGB", (5, 4), (9, 9, 10)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="'a.png': a RGB image of 4 x 5 pixels"):
         read(tmp_path, (4, 5, 1))
@@ -144,7 +144,7 @@ def test_unusable_images_are_refused_by_name(images, tmp_path):
         (tmp_path / "small.npy", r"expected uint8 \[N, 4, 5, 3\], got uint8 \[7, 2, 5, 3\]"),
         (tmp_path / "two.npz", 'needs an array "images"'),
         (tmp_path / "large", "1 of 1 .*'large.png': a RGB image of 9 x 9 pixels"),
-        (tmp_path / "broken", "'b.png': not a readable picture .*all are scored or none"),
+        (tmp_path / "broken", "'b.png': not a readable picture .*all must be usable"),
         (tmp_path / "unread", "'c.gif': not a readable picture"),
     ]:
         with pytest.raises(UserError, match=message):

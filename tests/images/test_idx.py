@@ -1,4 +1,4 @@
-"""The files of MNIST under the names and in the folders in which people have them."""
+"""MNIST's files, under all names and in all folders in which they are distributed."""
 
 import gzip
 
@@ -54,7 +54,7 @@ def labels(root, split):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path, layout):
-    """Catches files that are refused for their name or their folder, and splits or labels that are mixed up."""
+    """Catches files that are refused because of their name or folder, and splits or labels that are mixed up."""
     write(tmp_path, LAYOUTS[layout])
     assert labels(tmp_path, "train") == [7, 8, 9]
     assert labels(tmp_path, "test") == [-1, -1]
@@ -63,11 +63,11 @@ def test_layouts(tmp_path, layout):
 
 
 def test_files_beside_those_that_are_read_are_named(tmp_path):
-    """Catches a second copy of the files, and a file that is no image, that are passed over in silence."""
+    """Catches a second copy of the files, or a file that is no image, that is ignored without a message."""
     write(tmp_path, LAYOUTS["Kaggle"] | {"notes.txt": b"x", ".DS_Store": b""})
     (tmp_path / "lost").symlink_to("nowhere")
     note = folder_source(tmp_path, "train").note
-    for part in ("1 *.txt ('notes.txt')", "1 hidden", "3 IDX beside those that are read", "No such file"):
+    for part in ("1 *.txt ('notes.txt')", "1 hidden", "3 IDX (another one is read)", "No such file"):
         assert part in note
 
 
@@ -89,7 +89,7 @@ def test_files_beside_those_that_are_read_are_named(tmp_path):
     ],
 )
 def test_files_that_are_no_data_set(tmp_path, files, message):
-    """Catches images of another data set that are taken in silence, and a traceback."""
+    """Catches images of another data set that are read without an error, and a traceback."""
     write(tmp_path, files)
     with pytest.raises(UserError, match=message) as error:
         folder_source(tmp_path, "train").read()

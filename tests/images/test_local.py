@@ -1,4 +1,4 @@
-"""The user's own images: every kind that is read, and every one that is refused."""
+"""Images of the user: all kinds that are read, and all kinds that are refused."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def encoded(image, form="PNG", **options):
 
 
 def test_pictures_at_any_depth_are_read_in_the_order_of_their_names(config, photos):
-    """Catches a subfolder or an ending that is skipped, and an order that depends on the file system."""
+    """Catches a subfolder or an extension that is skipped, and an order that depends on the file system."""
     kinds = {"b/c/d/deep.webp": "WEBP", "a.PNG": "PNG", "b/x.jpg": "JPEG", "b/y.JpEg": "JPEG", "c d/ü 猫.png": "PNG"}
     for i, (name, form) in enumerate(kinds.items()):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_class_folders_are_labels(config, photos):
 @pytest.mark.parametrize("name", ["a.jfif", "a.jpe", "a.JPG", "a", "a.txt", "a.png.bak", "a.heic", "a.png/b.dat"])
 @pytest.mark.parametrize("form", ["JPEG", "PPM", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000"])
 def test_content_decides_and_not_the_name(config, photos, name, form):
-    """Catches pictures of an unusual ending that are left out of training without a word."""
+    """Catches pictures with an unusual extension that are left out of training without a message."""
     (photos / name).parent.mkdir(exist_ok=True)
     picture().save(photos / name, form)
     picture().save(photos / "z.png")
@@ -78,7 +78,7 @@ def test_content_decides_and_not_the_name(config, photos, name, form):
 
 
 def test_what_is_no_image_is_named_before_decoding(config, photos, capsys):
-    """Catches files that are left out of training without a word, and a note that only the first run prints."""
+    """Catches files that are left out of training without a message, and a message that only the first run prints."""
     picture().save(photos / "a.png")
     (photos / "b.txt").write_text("no picture")
     (photos / "__MACOSX").mkdir()
@@ -91,7 +91,7 @@ def test_what_is_no_image_is_named_before_decoding(config, photos, capsys):
 
 
 def test_folders_of_splits(config, photos, capsys):
-    """Catches test pictures that are trained on, and a validation split that is lost without a word."""
+    """Catches test pictures that are used for training, and a validation split that is dropped without a message."""
     levels = {"Train/cat/1": 10, "Train/dog/2": 20, "test/dog/3": 30, "valid/cat/4": 40, "stray": 50}
     for name, level in levels.items():
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def test_folders_of_splits(config, photos, capsys):
 
 
 def test_reasons_are_counted(config, photos):
-    """Catches a message that names one broken picture where there are others of another kind."""
+    """Catches a message about one broken picture that does not count those with other errors."""
     for i in range(3):
         (photos / f"{i}.heic").write_bytes(HEIC)
     animated("GIF")(photos / "m.gif")
@@ -198,7 +198,7 @@ def test_file_or_folder_without_permission_is_named(config, photos, folder):
 
 
 def test_unreadable_folder_is_named_when_tests_run_as_root(config, photos, monkeypatch):
-    """Catches the same bug where permissions have no effect: os.scandir is patched to raise the error."""
+    """Catches the same for root, for whom permissions have no effect: os.scandir is patched to raise the error."""
     picture().save(photos / "good.png")
     (photos / "locked").mkdir()
     scandir = os.scandir
@@ -327,7 +327,7 @@ ARRAYS = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
     ],
 )
 def test_arrays_are_split_without_loss(config, tmp_path, name, images, labelled):
-    """Catches mixed up channels, labels of other images, and an image in both splits or in none."""
+    """Catches swapped channels, labels of other images, and an image in both splits or in none."""
     path = tmp_path / name
     labels = np.arange(9) % 3
     if name.endswith("npy"):
@@ -374,8 +374,8 @@ def save_npz(**arrays):
         ("a-images-idx3-ubyte", write(b"\0\0\x09"), "not an IDX file"),
         ("a.tar", write(b""), "unsupported file type"),
         ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "unsupported file type"),
-        ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is no array"),
-        ("a.png", picture().save, "named or begins like a picture"),
+        ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is not an array"),
+        ("a.png", picture().save, "first bytes of a picture"),
     ],
 )
 def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, message):
@@ -388,7 +388,7 @@ def test_unusable_array_is_an_error_of_one_line(config, tmp_path, name, create, 
 
 
 def test_path_that_is_a_link_to_itself_is_an_error_of_one_line(config, tmp_path):
-    """Catches a RuntimeError of pathlib, wherever the path is looked at first."""
+    """Catches a RuntimeError of pathlib, whichever function uses the path first."""
     (tmp_path / "loop").symlink_to("loop")
     config.data.path = str(tmp_path / "loop")
     assert datasets.stamp(config, "train") is None
@@ -397,7 +397,7 @@ def test_path_that_is_a_link_to_itself_is_an_error_of_one_line(config, tmp_path)
 
 
 def test_tilde_is_the_home_folder(config, photos, monkeypatch):
-    """Catches --config.data.path=~/photos, which shells do not expand after an equals sign, taken literally."""
+    """Catches --config.data.path=~/photos that is not expanded. Shells do not expand ~ after an equals sign."""
     monkeypatch.setenv("HOME", str(photos.parent))
     picture().save(photos / "a.png")
     config.data.path = "~/photos"

@@ -102,7 +102,7 @@ def test_colours(picture, rgb, grey, saved):
 
 
 def test_exif_orientation_is_applied():
-    """Catches photographs that stay rotated: with EXIF orientation 6, the right side of the stored pixels is below."""
+    """Catches photographs that stay rotated. With EXIF orientation 6, the right side of the stored pixels is below."""
     picture = Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8))
     file = io.BytesIO()
     exif = Image.Exif()
@@ -121,7 +121,7 @@ def test_jpeg_with_a_preview_is_read():
 
 
 def png(depth, colour_type, samples, transparent):
-    """A PNG of one row and two pixels, whose colour `transparent` is transparent."""
+    """Makes a PNG of one row and two pixels, in which the colour `transparent` is transparent."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -147,7 +147,7 @@ def png(depth, colour_type, samples, transparent):
     ],
 )
 def test_one_transparent_colour_becomes_white(depth, colour_type, samples, transparent, levels):
-    """Catches transparent pixels that stay black, because their colour is stored at another depth than the pixels."""
+    """Catches transparent pixels that stay black, because their colour is stored with another bit depth."""
     picture = in_colours(open_picture(png(depth, colour_type, samples, transparent)), 1)
     assert np.asarray(picture).ravel().tolist() == levels
 
@@ -159,7 +159,7 @@ def saved(picture, form, **options):
 
 
 def test_16_bits_of_a_ppm_are_scaled():
-    """Catches levels clipped at 255, which is what Pillow's own conversion does."""
+    """Catches levels clipped at 255, as by Pillow's conversion."""
     file = io.BytesIO(b"P5 2 2 65535\n" + struct.pack(">4H", *[257 * 90] * 4))
     assert (to_pixels(open_picture(file), (2, 2, 1)) == 90).all()
 
@@ -173,6 +173,6 @@ def test_16_bits_of_a_ppm_are_scaled():
     ],
 )
 def test_pictures_whose_levels_are_not_known_are_refused(file, reason):
-    """Catches measurements that are cut to black and white, and the thumbnail of a raw photograph in its place."""
+    """Catches measurements that are clipped to black and white, and a thumbnail read instead of a raw photograph."""
     with pytest.raises(ValueError, match=reason):
         to_pixels(open_picture(file), (2, 2, 1))

@@ -26,7 +26,7 @@ needs_tensorflow = pytest.mark.skipif(
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The config of SVHN, where the name svhn stands for the generated data set."""
+    """Returns the config of SVHN, in which the name svhn stands for the generated data set."""
     monkeypatch.setitem(tfds_source.DATA_SETS, "svhn", GENERATED)
     config = svhn.get_config()
     config.data.update(data_dir=str(STORED), image_size=16, cache_dir=str(tmp_path / "decoded"))
@@ -34,7 +34,7 @@ def config(tmp_path, monkeypatch):
 
 
 def assert_generated(split, name):
-    """Checks that the split has every image once, in any order, with its own label, cropped from 20x16 to 16x16."""
+    """Checks that the split has every image once with its label, in any order, cropped from 20x16 to 16x16."""
     expected = {tfds_generated.image(name, i)[2:18].tobytes(): i % 4 for i in range(tfds_generated.COUNTS[name])}
     found = {image.tobytes(): label for image, label in zip(*split, strict=True)}
     assert found == expected and len(split.images) == len(expected)
@@ -47,7 +47,7 @@ def test_prepared_images_are_read(config, name):
 
 
 def test_default_folder_is_that_of_tfds(config, monkeypatch):
-    """Catches TFDS_DATA_DIR being ignored (TFDS reads it into this constant)."""
+    """Catches an ignored TFDS_DATA_DIR, which TFDS reads into this constant."""
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(STORED))
     config.data.data_dir = ""
     assert len(datasets.load(config, "test").images) == 7
@@ -116,7 +116,7 @@ def test_preparing_without_tensorflow_is_an_error(config, tmp_path, monkeypatch)
 
 
 def test_decoding_a_prepared_data_set_needs_no_tensorflow(config, monkeypatch):
-    """Catches --mode=prepare requiring TensorFlow for data that are prepared already."""
+    """Catches a --mode=prepare that needs TensorFlow although the data are prepared already."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert len(datasets.prepare(config).images) == 30
 
@@ -157,7 +157,7 @@ TINY = (
 
 
 def test_training_and_statistics_never_import_tensorflow(tmp_path):
-    """Catches an import of TensorFlow, which takes seconds and GPU memory, and TFDS_DATA_DIR being ignored."""
+    """Catches an import of TensorFlow, which takes seconds and GPU memory, and an ignored TFDS_DATA_DIR."""
     workdir = tmp_path / "run"
     assert "trained to step 2" in run(STORED, tmp_path, "--mode=train", f"--workdir={workdir}", *TINY)
     printed = run(
@@ -168,7 +168,7 @@ def test_training_and_statistics_never_import_tensorflow(tmp_path):
 
 @needs_tensorflow
 def test_prepared_data_set_is_read_back(tmp_path, config):
-    """Catches another file format, a download from Google, and a need for TensorFlow afterwards."""
+    """Catches a wrong file format, a download from Google, and data that can only be read with TensorFlow."""
     assert "30 training images" in run(tmp_path / "tfds", tmp_path, "--mode=prepare")
     config.data.data_dir = str(tmp_path / "tfds")
     for name in tfds_generated.COUNTS:
@@ -177,7 +177,7 @@ def test_prepared_data_set_is_read_back(tmp_path, config):
 
 @needs_tensorflow
 def test_failed_preparation_is_an_error_of_one_line(config, tmp_path, monkeypatch):
-    """Catches a traceback of TFDS when the network is down, a file has moved or a quota is used up."""
+    """Catches a traceback of TFDS if the network is down, a file has moved or a quota is used up."""
 
     def fail(self, split):
         raise ConnectionError("no network\nand more")

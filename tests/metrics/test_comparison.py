@@ -1,4 +1,4 @@
-"""The comparison of a sweep's runs, and which runs a sweep has."""
+"""The comparison of the runs of a sweep, and the list of its runs."""
 
 from configs.runs import sweep_configs
 from configs.validation import validate
@@ -41,7 +41,7 @@ def test_each_run_is_compared_with_its_own_best_late_start():
 
 
 def test_baselines_stand_beside_the_late_start():
-    """Catches a baseline shown as the late start or as the run from pure noise."""
+    """Catches a baseline that is shown as the late start or as the run from pure noise."""
     others = [
         run("ddim", 999, 50.0, nfe=2, baseline="afs"),
         run("ddim", 300, 15.0, baseline="isotropic"),
@@ -55,7 +55,7 @@ def test_baselines_stand_beside_the_late_start():
 
 
 def test_mixtures_and_the_better_of_both_starts_from_pure_noise():
-    """Catches a mixture that hides the single Gaussian, and a gain over the worse start from pure noise."""
+    """Catches a mixture shown in place of the single Gaussian, and a gain over the worse start from pure noise."""
     runs = [
         run("ddim", 999, 100.0),
         run("ddim", 667, 50.0, baseline="leading", gls=False),
@@ -75,7 +75,7 @@ def test_mixtures_and_the_better_of_both_starts_from_pure_noise():
 
 
 def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
-    """Catches a run that is missing or repeated, and a full start for each late start."""
+    """Catches a run that is missing or repeated, and a run from pure noise for each late start."""
     runs = sweep_configs(config, [2, 5], [300])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.t_start if r.sampling.gls else None) for r in runs]
     assert cells[:4] == [("ddim", 2, None), ("ddim", 2, 300), ("ddim", 5, None), ("ddim", 5, 300)]
@@ -100,7 +100,7 @@ def test_only_samplers_with_a_history_run_without_it(config):
 
 
 def test_baselines_run_where_they_change_something(config):
-    """Catches a sweep that fails where a baseline does not exist, and a baseline that repeats another run."""
+    """Catches a sweep that fails for a sampler without the baseline, and a baseline that repeats another run."""
     config.sweep.samplers = ("ddim", "unipc_3", "ode")
     runs = sweep_configs(config, [3, 4], [300], baselines=["no_history", "afs"])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.baseline) for r in runs if r.sampling.baseline]

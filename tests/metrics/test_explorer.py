@@ -40,7 +40,7 @@ RUNS = [
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    """The samples of RUNS: 64 pictures of 8x8 each, of colours that differ between the runs."""
+    """Writes samples of RUNS: 64 pictures of 8x8 for each run, with colours that differ between the runs."""
     for one in RUNS:
         images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
         files.write_npz(tmp_path / folder_name(one) / "samples.npz", {"images": images})
@@ -70,7 +70,7 @@ def test_page_holds_every_run_with_its_own_samples(folder):
 
 
 def test_page_has_fewer_samples_where_there_are_many_runs(folder, monkeypatch, capsys):
-    """Catches a page that is too large to be mailed, and an error after a sweep of hours."""
+    """Catches a page that is too large to send by mail, and an error after a sweep of hours."""
     monkeypatch.setattr(explorer, "MOST_BYTES", 45_000)
     explorer.save_explorer(folder / "explorer.html", RUNS, folder)
     assert (folder / "explorer.html").stat().st_size <= 45_000

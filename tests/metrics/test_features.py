@@ -22,7 +22,7 @@ def test_every_image_once_and_in_order(counts, size):
 
 
 def test_error_names_the_missing_inception_file(config, monkeypatch):
-    """Catches an error without the file and the path that a machine without network needs."""
+    """Catches an error that does not name the file and the path, which a user without network access needs."""
     monkeypatch.setattr("metrics.features.INCEPTION_URL", "http://127.0.0.1:1/weights.pth")
     config.eval.features = "inception"
     with pytest.raises(UserError, match=r"127.0.0.1:1.*6726825d0af5.*inception/pt_inception-2015-12-05-6726825d.pth"):
@@ -30,7 +30,7 @@ def test_error_names_the_missing_inception_file(config, monkeypatch):
 
 
 def test_random_convolutions_are_shipped_by_their_seed(config, rng):
-    """Catches weights of another numpy, on which every stored score depends, and grey unlike equal colours."""
+    """Catches other random weights in a new NumPy, and grey images with other features than the same RGB images."""
     config.eval.features = "random_conv"
     found = load_features(config)
     assert found.digest == load_features(config).digest

@@ -14,7 +14,7 @@ def golden():
 
 
 def test_squared_mmd_is_that_of_torch_fidelity(golden):
-    """Catches a biased estimate, another kernel, and a missing scale."""
+    """Catches a biased estimate, a wrong kernel, and a missing scale."""
     found = squared_mmd(golden["real"][:200].astype(np.float64), golden["fake"].astype(np.float64))
     assert found == pytest.approx(golden["kid_first_200"], rel=1e-9)
 
@@ -28,7 +28,7 @@ def test_kid_over_subsets_is_that_of_torch_fidelity(golden):
 
 
 def test_kid_of_all_samples_has_no_spread(golden):
-    """Catches an error bar made of rounding where each subset is both whole sets, and subsets larger than a set."""
+    """Catches an error bar of rounding errors if a subset is the whole set, and subsets larger than a set."""
     real = golden["real"][:50]
     fake = golden["fake"][:50]
     found = kid(real, fake)
@@ -46,7 +46,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity_and_prdc(golden, monke
 
 
 def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
-    """Catches another number of neighbours, or real and generated samples exchanged."""
+    """Catches a wrong number of neighbours, or real and generated samples exchanged."""
     monkeypatch.setattr(kid_prdc, "BLOCK", 33)
     for k in (3, 5):
         expected = golden[f"prdc{k}_density"], golden[f"prdc{k}_coverage"]
@@ -54,7 +54,7 @@ def test_density_and_coverage_are_those_of_prdc(golden, monkeypatch):
 
 
 def test_precomputed_radii_change_nothing(golden):
-    """Catches radii of another k, and samples counted as their own neighbours."""
+    """Catches radii for another k, and samples counted as their own neighbours."""
     real = golden["real"]
     fake = golden["fake"]
     radii = squared_radii(real)

@@ -9,14 +9,14 @@ from metrics.labels import corrected_shares, label_scores, load_labeller
 
 
 def test_label_scores_in_closed_form():
-    """Catches another base of the logarithm, a total variation without its half, NaN for a label that never occurs."""
+    """Catches a wrong base of the logarithm, a missing factor 1/2, and NaN for a label that never occurs."""
     found = label_scores(np.array([2, 2, 0, 0]), np.array([1, 1, 1, 1]))
     assert found.entropy == 1 and found.data_entropy == 2 and found.distance == 0.5
     assert label_scores(np.array([7]), np.array([7])).entropy == 0
 
 
 def test_digits_are_labelled_by_the_shipped_classifier(config):
-    """Catches logits of another layer, padding that is counted, and a classifier used for another data set."""
+    """Catches outputs of another layer, padding that is counted, and a classifier used for another data set."""
     config.assets_dir = "assets"
     images, labels = datasets.load(config, "train")
     counts = load_labeller(config).count(jnp.asarray(images[:500]), 300)

@@ -22,7 +22,7 @@ def moments_of(samples):
 
 @pytest.fixture(scope="module")
 def golden():
-    """pytorch-fid's own distances (see tests/data/README.md)."""
+    """The distances that pytorch-fid computes (see tests/data/README.md)."""
     return np.load("tests/data/frechet.npz", allow_pickle=False)
 
 
@@ -33,13 +33,13 @@ def test_full_rank_distance_is_that_of_pytorch_fid(golden):
 
 
 def test_rank_deficient_distance_is_that_of_pytorch_fid(golden):
-    """Catches a failing Cholesky factor, and a fallback that adds to the covariance, for too few samples."""
+    """Catches a failing Cholesky factor for too few samples, and a fallback that changes the covariance."""
     distance = frechet_distance(*moments_of(golden["deficient_a"]), *moments_of(golden["deficient_b"]))
     assert distance == pytest.approx(float(golden["deficient_fid"]), rel=1e-6)
 
 
 def test_distance_of_gaussians_in_closed_form(rng):
-    """Catches a wrong term: if the covariances commute, the distance is a sum over their eigenvectors."""
+    """Catches a wrong term. If the covariances commute, the distance is a sum over their eigenvectors."""
     basis = scipy.linalg.qr(rng.standard_normal((6, 6)))[0]
     a, b = rng.uniform(0.1, 4, (2, 6))
     mean = rng.standard_normal(6)
@@ -75,7 +75,7 @@ def tally_of(vectors, labels=None, **options):
 
 @pytest.fixture
 def stored(config, rng):
-    """The statistics of ten vectors in the test's own folder."""
+    """Saves the statistics of ten vectors in the test's folder."""
     tally = tally_of(rng.standard_normal((10, 3)), np.array([4, 6]), groups=1)
     return statistics.save_reference(config, FEATURES, tally, labeller=LABELLER)
 
@@ -93,7 +93,7 @@ def test_statistics_come_back_as_they_were_saved(config, stored):
     ("field", "value"), [("dataset", "mnist"), ("split", "test"), ("image_size", 9), ("statistics", 1)]
 )
 def test_statistics_of_anything_else_are_refused(config, stored, field, value):
-    """Catches a score from statistics of another data set, split, size or version."""
+    """Catches a score against statistics of another data set, split, size or version."""
     arrays = dict(np.load(stored))
     arrays["origin"] = np.asarray(json.dumps(json.loads(str(arrays["origin"])) | {field: value}))
     np.savez(stored, **arrays)
@@ -122,7 +122,7 @@ def test_statistics_of_images_that_have_changed_are_refused(config, tmp_path, rn
             load()
     shutil.rmtree(photos)
     for load in loads:
-        load()  # without the images, there is nothing to compare
+        load()  # if the images are missing, they are not compared
 
 
 def test_statistics_of_other_features_or_labels_are_refused(config, stored):
@@ -157,13 +157,13 @@ def test_published_statistics_are_read(config, tmp_path, rng, name):
 
 
 def repeated(rng, repeats, count, dim):
-    """Distances of `repeats` sets of standard normal vectors to a Gaussian of mean 0.3 and variance 2."""
+    """Returns the distances of `repeats` sets of standard normal vectors to a Gaussian of mean 0.3 and variance 2."""
     reference = Reference(mean=np.full(dim, 0.3), cov=2 * np.eye(dim), digest="", description="")
     return [frechet.distance(tally_of(rng.standard_normal((count, dim))).groups, reference) for _ in range(repeats)]
 
 
 def test_error_bar_is_the_spread_of_repeated_runs(rng):
-    """Catches an error that is wrong by the number of groups or its square root. 300 runs give the spread within 4%."""
+    """Catches an error that is wrong by a factor such as the number of groups. 300 runs give the spread to 4%."""
     found = repeated(rng, repeats=300, count=200, dim=5)
     error = np.sqrt(np.mean([run.error**2 for run in found]))
     assert error == pytest.approx(np.std([run.value for run in found]), rel=0.15)
@@ -171,7 +171,7 @@ def test_error_bar_is_the_spread_of_repeated_runs(rng):
 
 
 def test_limit_for_infinitely_many_samples_is_the_true_distance(rng):
-    """Catches a line through other points, or not in 1/N: with 200 samples in 20 dimensions the bias is large."""
+    """Catches a wrong extrapolation in 1/N. With 200 samples in 20 dimensions the bias is large."""
     dim = 20
     found = repeated(rng, repeats=40, count=200, dim=dim)
     truth = dim * (0.3**2 + (np.sqrt(2) - 1) ** 2)

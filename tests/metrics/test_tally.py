@@ -7,7 +7,7 @@ from metrics.tally import Tally
 
 @pytest.mark.parametrize("cuts", [(), (1, 2, 30), (13, 29)])
 def test_same_tally_for_any_batches_and_after_a_pause(rng, cuts, monkeypatch):
-    """Catches groups or a reservoir that depend on the batches, and a field that saving or loading loses."""
+    """Catches groups or a reservoir that depend on the batches, and a field that is lost by saving or loading."""
     monkeypatch.setattr(tally_module, "RESERVOIR", 9)
     vectors = rng.standard_normal((40, 3))
     labels = rng.integers(0, 5, 40)

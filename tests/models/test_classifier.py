@@ -24,7 +24,7 @@ def test_saved_classifier_gives_the_same_features(tmp_path):
 
 @pytest.mark.parametrize(("config", "least"), [(DEFAULT, 0.97), (fashion_mnist.get_config(), 0.90)])
 def test_shipped_classifier_has_its_stored_accuracy(config, least, tmp_path):
-    """Catches weights whose accuracy on the held-out images differs from the stored one, printed with every score."""
+    """Catches weights whose accuracy on the held-out images differs from the stored accuracy."""
     config.data.cache_dir = str(tmp_path)
     path = files.REPOSITORY / "assets/classifier" / f"{datasets.slug(config)}.npz"
     stored = classifier.load(path, datasets.image_shape(config))
@@ -46,7 +46,7 @@ def test_damaged_classifier_file_is_named(tmp_path):
 
 
 def test_classifier_of_other_images_is_refused():
-    """Catches a grey classifier applied to colour images: a traceback from inside a convolution."""
+    """Catches a classifier of grey images applied to colour images, which gives a traceback from a convolution."""
     path = files.REPOSITORY / "assets/classifier/digits_8.npz"
     with pytest.raises(UserError, match=r"of shape \[8, 8, 1\], not \[8, 8, 3\]"):
         classifier.load(path, (8, 8, 3))

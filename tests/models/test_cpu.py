@@ -13,7 +13,7 @@ from models.layers import Upsample, dropout, group_norm
 
 
 def plain(monkeypatch):
-    """Selects the implementations for other backends."""
+    """Makes the layers use the implementations for other backends."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
@@ -46,7 +46,7 @@ def test_network_equals_the_plain_one(config, rng, monkeypatch):
     config.model.update(ch_mult=(1, 1))
     graphdef, params = create_model(config, jax.random.key(0))
     with jax.enable_x64():
-        # The last layers of residual branches are almost zero at first, which would hide errors in earlier layers.
+        # The last layers of residual branches are almost zero initially, which would hide errors in earlier layers.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.05 * rng.standard_normal(leaf.shape)), params)
         x = jnp.asarray(rng.standard_normal((2, 8, 8, 1)))
         t = jnp.array([3.0, 900.0])
@@ -56,7 +56,7 @@ def test_network_equals_the_plain_one(config, rng, monkeypatch):
             return jnp.sum(eps**2), eps
 
         def everything():
-            # A new function each time, since jit would reuse the trace of the other implementation.
+            # The function is new each time, because jit would reuse the trace of the other implementation.
             return jax.tree.leaves(jax.jit(jax.grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))(params, x))
 
         fast = everything()
@@ -145,7 +145,7 @@ def test_flag_keeps_convolutions_off_the_slow_library():
     [("", f"{cpu.FLAG}="), ("--other=1", f"--other=1 {cpu.FLAG}="), (f"{cpu.FLAG}=MINE", f"{cpu.FLAG}=MINE")],
 )
 def test_flag_is_added_unless_the_user_set_it(before, after, monkeypatch):
-    """Catches a user's XLA_FLAGS being overwritten."""
+    """Catches XLA_FLAGS of the user that are overwritten."""
     monkeypatch.setenv("XLA_FLAGS", before)
     runpy.run_path(cpu.__file__)
     assert os.environ["XLA_FLAGS"] == after

@@ -1,4 +1,4 @@
-"""Folders of diffusers: their layouts in downloads, and schedulers that are followed or refused by name."""
+"""Folders of diffusers: their layouts in downloads, and schedulers that are accepted or refused."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ PLACES = (".", "scheduler", "..", "../scheduler", "../../scheduler")
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Path:
-    """A folder of a network of TINY, as on the hub."""
+    """Writes the folder of a network of TINY, with the layout of the hub."""
     folder = tmp_path_factory.mktemp("hub") / "hub"
     export_diffusers(folder, make_config(TINY), make_params(make_config(TINY), 1))
     return folder
@@ -53,7 +53,7 @@ def hub(tmp_path_factory) -> Path:
     ],
 )
 def test_another_schedule_or_prediction_is_refused_by_name(tmp_path, changes, expected, place):
-    """Catches a network that is used as an eps network on a schedule which is not that of its training."""
+    """Catches a network that is used with a prediction type or schedule that differs from its training."""
     folder = tmp_path / "pipeline/checkpoint-5/unet"
     folder.mkdir(parents=True)
     write_json(folder / place / SCHEDULER, scheduler_settings(make_config(TINY)) | changes)
@@ -65,7 +65,7 @@ def test_another_schedule_or_prediction_is_refused_by_name(tmp_path, changes, ex
 @pytest.mark.parametrize(
     ("scheduler", "fields"),
     [
-        ({}, {}),  # of diffusers' defaults
+        ({}, {}),  # diffusers' defaults
         ({"_class_name": "PNDMScheduler", "beta_start": 0.0001, "trained_betas": None}, {}),
         ({"prediction_type": "v_prediction"}, {"model.prediction": "v"}),
         (
@@ -98,7 +98,7 @@ def test_without_a_scheduler_only_eps_is_taken(hub, tmp_path):
     ],
 )
 def test_settings_of_the_sampler_are_told(tmp_path, capsys, changes, expected):
-    """Catches samples that differ from those of the folder's pipeline for an unknown reason."""
+    """Catches samples that differ from those of diffusers' pipeline without a warning."""
     config = make_config(TINY)
     write_json(tmp_path / SCHEDULER, scheduler_settings(config) | changes)
     check_schedulers(tmp_path, config)
@@ -113,14 +113,14 @@ def rename(folder: Path, name: str) -> None:
 
 
 def half(folder: Path, name: str) -> None:
-    """Leaves weights as a variant of half precision."""
+    """Replaces the weights by a variant of half precision."""
     arrays = {key: array.astype(np.float16) for key, array in load_file(folder / WEIGHTS).items()}
     save_file(arrays, folder / name)
     (folder / WEIGHTS).unlink()
 
 
 def shard(folder: Path, index: str) -> None:
-    """Distributes the weights over two files, and writes an index of this name unless it is empty."""
+    """Splits the weights into two files, and writes an index with this name unless the name is empty."""
     arrays = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(arrays)
@@ -150,7 +150,7 @@ def bfloat16(folder: Path) -> None:
 
 
 def pipeline(folder: Path, place: str) -> None:
-    """Moves the network to a folder inside."""
+    """Moves the network to a subfolder."""
     inside = folder.with_name("inside")
     folder.rename(inside)
     (folder / place).parent.mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_every_layout_of_a_download_is_read(hub, tmp_path, arrange, source):
 
 @pytest.mark.parametrize("change", [lambda folder: half(folder, f"{STEM}.fp16.safetensors"), bfloat16])
 def test_weights_of_half_precision_become_float32(hub, tmp_path, change):
-    """Catches weights whose type numpy lacks, and a network that computes in half precision."""
+    """Catches weights of a type that NumPy lacks, and a network that computes in half precision."""
     shutil.copytree(hub, tmp_path / "hub")
     change(tmp_path / "hub")
     found = load_foreign(tmp_path / "hub", make_config(TINY)).params
@@ -248,7 +248,7 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</
     ],
 )
 def test_download_that_failed_is_explained(hub, tmp_path, arrange, source, expected):
-    """Catches a message about the inside of a file that is not the file which the user meant to download."""
+    """Catches a message about the format of a file that is only the error page of a failed download."""
     folder = tmp_path / "download"
     shutil.copytree(hub, folder)
     arrange(folder)

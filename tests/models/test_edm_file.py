@@ -32,7 +32,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A function from a name to (config, definition of the network, weights)."""
+    """Returns a function from a name to (config, graphdef, weights)."""
 
     def load(name):
         source = DATA / FILES[name]
@@ -47,14 +47,14 @@ def loaded(tmp_path_factory):
 
 
 def assert_near(found, expected, tolerance):
-    """Equal to `tolerance` of the largest value of each image: at low noise the images are small, and at high large."""
+    """Checks equality to `tolerance` times the largest value of each image, which depends on the noise level."""
     largest = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
     np.testing.assert_array_less(np.abs(found - expected) / largest, tolerance)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_networks_equal_those_of_edm(loaded, golden, name):
-    """Catches every layer that differs: order of q, k and v, scale of residual sums, epsilon, filters, embeddings."""
+    """Catches any layer that differs: order of q, k and v, scale of residual sums, epsilon, filters, embeddings."""
     network = loaded(name)
     labels = golden.get(f"{name}_labels")
     x, sigma = golden[f"{name}_x"], golden[f"{name}_sigma"]
@@ -91,7 +91,7 @@ def test_output_is_what_the_network_returns(loaded, golden):
         assert_near(denoiser.denoise(x, sigma, golden["C_labels"]), golden["C_D64_augment"], 1e-12)
 
 
-PRECONDITIONED = {  # name: fields that the preconditioning sets
+PRECONDITIONED = {  # name: the fields that the preconditioning sets
     "A": {"model.convention": "edm", "model.prediction": "edm", "schedule.name": "edm"},
     "VP_A": {"model.convention": "vp", "schedule.name": "vp"},
     "VE_B": {"model.convention": "ve", "model.prediction": "negative_eps", "schedule.name": "ve"},
@@ -120,7 +120,7 @@ def test_preconditionings_equal_those_of_edm(golden, name):
 
 @pytest.mark.parametrize("n_steps", [5, 9, 18])
 def test_sampler_of_edm_is_reproduced(n_steps):
-    """Catches another grid, another start, and another last step of Heun's method."""
+    """Catches a wrong grid, start or last step of Heun's method."""
     with np.load(DATA / "sampler_gmm.npz") as file:
         golden = dict(file)
     schedule = NoiseSchedule.from_sigmas(rho_sigmas(0.002, 80, 1000))
@@ -137,7 +137,7 @@ def test_sampler_of_edm_is_reproduced(n_steps):
 
 
 def _mixture_eps(golden, schedule):
-    """The exact noise prediction of the mixture of sampler_gmm.npz."""
+    """Returns the exact noise prediction of the mixture of sampler_gmm.npz."""
     weights, means, covs = (jnp.asarray(golden[key]) for key in ("weights", "means", "covs"))
 
     def eps(x, t):
@@ -153,7 +153,7 @@ def _mixture_eps(golden, schedule):
         logs, noises = jax.vmap(component)(weights, means, covs)
         return (jax.nn.softmax(logs, axis=0)[..., None] * noises).sum(axis=0).reshape(x.shape)
 
-    def each(x, t):  # images of a batch have their own times in `denoise`
+    def each(x, t):  # in `denoise`, images of a batch have different times
         return jax.vmap(lambda image, time: eps(image[None], time[None])[0])(x, t)
 
     return each
@@ -161,7 +161,7 @@ def _mixture_eps(golden, schedule):
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, on names with a backslash
 def test_mutated_files_give_a_network_or_an_error_of_one_line(tmp_path):
-    """Catches exceptions other than UserError, and a file that keeps the reader busy."""
+    """Catches exceptions other than UserError, and a file that takes too long to read."""
     data = (DATA / "VE_B.pkl").read_bytes()
     rng = random.Random(0)
     path = tmp_path / "x.pkl"
@@ -170,12 +170,12 @@ def test_mutated_files_give_a_network_or_an_error_of_one_line(tmp_path):
 
 
 def starts(data):
-    """Where the operations of a pickle start: changes elsewhere are mostly changes of weights."""
+    """Returns the positions where operations of a pickle start. Changes elsewhere mostly change weights."""
     return [position for _, _, position in pickletools.genops(data)]
 
 
 def mutated(data, starts, rng):
-    """A copy with one to three changes near the start of an operation."""
+    """Returns a copy with one to three changes near the start of an operation."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         at = rng.choice(starts) + rng.choice([0, 0, 0, 1, 2])

@@ -26,7 +26,7 @@ UNET = {"image_size": 32, "num_channels": 3, "nf": 32, "ch_mult": [1, 2, 2, 2], 
 
 
 def make_config(sizes: dict, **changes) -> ConfigDict:
-    """A config with the given fields of data and model; `changes` are named data.x or model.x."""
+    """Returns a config with the given fields of data and model. `changes` are named data.x or model.x."""
     data = {"image_size": sizes["image_size"], "num_channels": sizes["num_channels"], "centered": True}
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
     model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
@@ -39,7 +39,7 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
 
 
 def make_params(config: ConfigDict, seed: int) -> nnx.State:
-    """Parameters without zeros, as after training."""
+    """Returns parameters without zeros, as after training."""
     leaves, tree = jax.tree.flatten(abstract_params(config)[1])
     return tree.unflatten([jnp.array(rule(seed + i, leaf.shape)) for i, leaf in enumerate(leaves)])
 
@@ -48,7 +48,7 @@ run = jax.jit(apply_model, static_argnames="graphdef")  # compiled once per netw
 
 
 def eps(config: ConfigDict, params: nnx.State, x_nchw: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The noise prediction of our network, with axes in torch's order."""
+    """Returns the noise prediction of our network, with axes in torch's order."""
     graphdef, fresh = abstract_params(config)
     assert jax.tree.structure(params) == jax.tree.structure(fresh)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), fresh)
@@ -62,12 +62,12 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def bits(params: nnx.State) -> list[bytes]:
-    """The bytes of every parameter, to compare without rounding."""
+    """Returns the bytes of every parameter, for exact comparison."""
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
 
 
 def refusal(path: Path, config: ConfigDict) -> str:
-    """The error message for a file that must be refused; it must be one line."""
+    """Returns the error message for a file that must be refused. Checks that it is one line."""
     with pytest.raises(UserError) as error:
         load_foreign(path, config)
     assert "\n" not in str(error.value)
@@ -111,7 +111,7 @@ def test_diffusers_network_gives_the_same_eps(tmp_path):
 
 
 def test_reads_old_names_and_bin_files(tmp_path):
-    """Catches an error for folders written before diffusers 0.17, such as google/ddpm-cifar10-32."""
+    """Catches an error for folders that diffusers wrote before 0.17, such as google/ddpm-cifar10-32."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     config = make_config(TINY)
     params = make_params(config, 1)
@@ -177,7 +177,7 @@ def test_field_that_differs_from_a_checkpoint_is_named(tmp_path, field, value, e
     ],
 )
 def test_settings_that_differ_or_are_unsupported_are_named(tmp_path, changes, expected):
-    """Catches an unsupported setting that is ignored and changes the predictions, and a message with a wrong name."""
+    """Catches an unsupported setting that is ignored and gives wrong predictions, and a message with a wrong name."""
     config = make_config(TINY)
     settings = foreign._unet_config(config) | changes
     (tmp_path / "config.json").write_text(json.dumps(settings))
@@ -185,7 +185,7 @@ def test_settings_that_differ_or_are_unsupported_are_named(tmp_path, changes, ex
 
 
 def test_missing_setting_has_the_default_of_diffusers(tmp_path):
-    """Catches a missing setting that is ignored: diffusers' default of freq_shift gives another time embedding."""
+    """Catches a missing setting that is ignored, although diffusers' default (here of freq_shift) is not supported."""
     config = make_config(TINY)
     for key, expected in (("freq_shift", "freq_shift is 0"), ("layers_per_block", "KeyError('layers_per_block')")):
         settings = foreign._unet_config(config)
@@ -240,7 +240,7 @@ def test_other_pth_files_are_refused(tmp_path):
     ],
 )
 def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
-    """Catches a transpose that is not undone, an array written in memory order, and a missing block."""
+    """Catches a transpose that is not reversed, an array written in memory order, and a missing block."""
     config = make_config(sizes, **changes)
     params = make_params(config, 3)
     export_diffusers(tmp_path / "new/unet", config, params)
@@ -259,7 +259,7 @@ def test_import_after_export_gives_the_same_weights(tmp_path, sizes, changes):
     ],
 )
 def test_weights_that_are_not_finite_are_named(tmp_path, name, expected, number):
-    """Catches weights of a diverged training, and float64 weights beyond float32, that are imported."""
+    """Catches an import of NaN or infinity, and of float64 weights that are too large for float32."""
     config = make_config(TINY | {"attn_resolutions": []}, **{"model.conditional": name == "diffusers"})
     if name == "diffusers":
         export_diffusers(tmp_path / "unet", config, make_params(config, 0))
@@ -276,7 +276,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, name, expected, number)
 
 
 def paper_arrays(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Weights of the config's network by their names in the paper's code."""
+    """Returns weights of the config's network by their names in the paper's code."""
     model = foreign._network(config)
     shapes = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     return {
@@ -286,7 +286,7 @@ def paper_arrays(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def write_paper(path: Path, *, model: dict, ema: dict, step: bytes = body(3)) -> None:
-    """Writes a checkpoint of the paper's code; `step` is the operations that push the step."""
+    """Writes a checkpoint of the paper's code. `step` are the pickle operations that push the step."""
     storages = {}
 
     def push(array: np.ndarray) -> bytes:
@@ -320,7 +320,7 @@ def test_checkpoints_of_score_sde_have_a_table_of_sigmas_and_a_step_in_a_tensor(
 
 
 def test_attention_once_per_level_is_refused(tmp_path):
-    """Catches a checkpoint of score_sde, which has attention once per level of `up`, loaded into this network."""
+    """Catches a checkpoint of score_sde, with attention once per level of `up`, that is loaded into this network."""
     names = {"D": ["weight"], "C": ["weight"], "N": ["weight"], "R": ["Conv_1.weight"], "A": ["NIN_3.W"], "S": []}
     shapes = {"D": (2, 2), "C": (32, 1, 3, 3), "N": (32,), "R": (32, 32, 3, 3), "A": (32, 32)}
     weights = {
@@ -342,7 +342,7 @@ def test_attention_once_per_level_is_refused(tmp_path):
     ],
 )
 def test_export_refuses_what_diffusers_cannot_express(tmp_path, field, value):
-    """Catches a folder that diffusers can load but whose network predicts something else."""
+    """Catches a folder that diffusers loads as a network with other predictions."""
     config = make_config(TINY, **{f"model.{field}": value})
     with pytest.raises(UserError, match=f"config.model.{field} is {value}, that of every UNet2DModel is"):
         export_diffusers(tmp_path / "unet", config, make_params(config, 0))

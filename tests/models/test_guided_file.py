@@ -21,7 +21,7 @@ COSINE = {"diffusion_steps": 4000, "noise_schedule": "cosine"}
 
 @pytest.fixture
 def source(tmp_path):
-    """The file as guided-diffusion writes it, with config.json beside it."""
+    """Writes the file as guided-diffusion does, with config.json beside it."""
     arguments = json.loads((DATA / "config.json").read_text()) | COSINE
     (tmp_path / "config.json").write_text(json.dumps(arguments))
     (tmp_path / "model.pt").write_bytes(gzip.decompress((DATA / "model.pt.gz").read_bytes()))
@@ -29,7 +29,7 @@ def source(tmp_path):
 
 
 def test_network_equals_that_of_guided_diffusion(source):
-    """Catches q, k and v or heads in another order, another number of groups, and a time that is not rescaled."""
+    """Catches a wrong order of q, k, v or heads, a wrong number of groups, and a time that is not rescaled."""
     config = imported.get_config(str(source))
     denoiser = make_denoiser(config, abstract_params(config)[0], load_guided(source, config))
     with np.load(DATA / "io.npz") as file:
@@ -50,7 +50,7 @@ def test_network_equals_that_of_guided_diffusion(source):
     [({"dims": 3}, "dims other than 2"), ({"depth": 3}, "depth"), ({"noise_schedule": "odd"}, "odd")],
 )
 def test_networks_that_are_not_supported_are_named(source, change, says):
-    """Catches arguments that are dropped silently."""
+    """Catches arguments that are ignored."""
     file = source.parent / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=says):

@@ -13,7 +13,7 @@ from models import inception
 
 
 def weight(name, shape):
-    """The weights that the golden file was computed with, see tests/data/README.md."""
+    """Returns the weights with which the golden file was computed, see tests/data/README.md."""
     draw = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith(("running_var", "bn.weight")):
         return draw.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -41,7 +41,7 @@ def network(path):
 
 
 def test_weights_equal_those_of_the_golden_file(golden):
-    """Catches a change of numpy's random numbers, which would make all other tests here fail."""
+    """Catches a change of NumPy's random numbers, which would make all other tests in this file fail."""
     for name in ("Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3.bn.weight"):
         shape = json.loads(dict(zip(golden["weight_names"], golden["weight_shapes"], strict=True))[name])
         np.testing.assert_array_equal(weight(name, shape).ravel()[:4], golden[f"check_{name}"])
@@ -61,7 +61,7 @@ def test_all_blocks_equal_those_of_pytorch_fid(golden, network, images):
 
 
 def test_load_returns_a_function_to_features(golden, network):
-    """Catches the features of another block, and a result in host memory."""
+    """Catches features of a wrong block, and a result in host memory."""
     found = network(golden["images_u8_28x1"][:1])
     assert isinstance(found, jax.Array)
     np.testing.assert_allclose(found, golden["features_2048_28x1"][:1], rtol=1e-3, atol=1e-4)

@@ -12,7 +12,7 @@ from models.layers import depth_to_space, space_to_depth
 
 @pytest.mark.parametrize(("size", "channels"), [(1, 1), (2, 3), (4, 1)])
 def test_depth_to_space_inverts_space_to_depth(rng, size, channels):
-    """Catches rows swapped with columns and permuted channels: the pixels of a patch are in reading order."""
+    """Catches rows swapped with columns and permuted channels. The pixels of a patch are in row-major order."""
     x = rng.standard_normal((2, 8, 12, channels))
     patches = space_to_depth(jnp.asarray(x), size)
     assert patches.shape == (2, 8 // size, 12 // size, channels * size**2)
@@ -23,7 +23,7 @@ def test_depth_to_space_inverts_space_to_depth(rng, size, channels):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_eps_of_a_network_on_v_keeps_every_digit_of_x(config, rng, dtype):
-    """Catches x rounded to bfloat16 before eps is computed: at t = 999 the error of x_0 is 160 times that of eps."""
+    """Catches x rounded to bfloat16 before eps is computed. At t = 999, the error of x_0 is 160 times that of eps."""
     config.model.update(prediction="v", dtype=dtype)
     graphdef, params = create_model(config, jax.random.key(0))  # its last layer is almost zero
     x = rng.standard_normal((3, 8, 8, 1), np.float32)
@@ -35,7 +35,7 @@ def test_eps_of_a_network_on_v_keeps_every_digit_of_x(config, rng, dtype):
 
 
 def test_every_norm_has_the_groups_of_the_config(config):
-    """Catches a norm that keeps 32 groups: with 32 channels, each channel would lose its mean."""
+    """Catches a norm that has 32 groups anyway. With 32 channels, each channel would lose its mean."""
     config.model.update(num_groups=8, attn_resolutions=(8,))
     network = nnx.merge(*abstract_params(config))
     norms = [module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.GroupNorm)]

@@ -21,7 +21,7 @@ CASES = ["ncsnpp", "ncsnpp_skip"]
 
 @pytest.fixture
 def unpacked(tmp_path):
-    """A function from a case to the checkpoint as score_sde writes it, with config.json beside it."""
+    """Returns a function that unpacks the checkpoint of a case into a folder with its config.json."""
 
     def unpack(name):
         folder = tmp_path / name
@@ -35,7 +35,7 @@ def unpacked(tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_networks_equal_those_of_score_sde(unpacked, name):
-    """Catches blocks or attention in another order, the pyramids, an output that is not divided by sigma, 2 x - 1."""
+    """Catches a wrong order of blocks or attention, wrong pyramids, a missing division by sigma, a missing 2 x - 1."""
     source = unpacked(name)
     config = imported.get_config(str(source))
     step, params = load_score_sde(source, config)
@@ -62,7 +62,7 @@ def test_networks_equal_those_of_score_sde(unpacked, name):
     ],
 )
 def test_networks_that_are_not_supported_are_named(unpacked, section, field, value, says):
-    """Catches a network or a process that is taken for another one."""
+    """Catches a network or a process that is treated as another one."""
     source = unpacked("ncsnpp")
     file = source.parent / "config.json"
     config = json.loads(file.read_text())

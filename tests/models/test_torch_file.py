@@ -1,4 +1,4 @@
-"""The reader of files of torch.save: exact for real files, safe and with an error of one line for all others."""
+"""The reader of torch.save's files: it is exact for real files, and safe with an error of one line for all others."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ REAL = ("torch_zip.pth", "torch_legacy.pth")
 
 
 def refusal(path: Path) -> str:
-    """The error message for a file that must be refused; it must be one line."""
+    """Returns the error message for a file that must be refused. Checks that it is one line."""
     with pytest.raises(UserError) as error:
         read_pth(path)
     text = str(error.value)
@@ -75,7 +75,7 @@ class Call:
 @pytest.mark.parametrize("write", [write_zip, lambda path, pickle_bytes: path.write_bytes(pickle_bytes)])
 @pytest.mark.parametrize("function", [os.system, eval, os.unlink, getattr])
 def test_executes_no_code(tmp_path, function, write, protocol):
-    """Catches a reader that passes any part of the file to pickle: the canary file would be created or deleted."""
+    """Catches a reader that passes any part of the file to pickle. A canary file would be created or deleted."""
     canary = tmp_path / "canary"
     path = tmp_path / "x.pth"
     arguments = {os.system: f"touch {canary}", eval: f"open({str(canary)!r}, 'w')", os.unlink: str(canary)}
@@ -133,13 +133,13 @@ def test_refuses_other_call_operations(tmp_path, operations):
     ],
 )
 def test_tensors_stay_inside_their_storage(tmp_path, shape, strides, offset):
-    """Catches a view of memory outside the file's, and a view that is too large to copy."""
+    """Catches a view of memory outside the file, and a view that is too large to copy."""
     operations = tensor("0", "float32", 4, shape, strides, offset)
     assert "cannot be read" in refusal(write_zip(tmp_path / "x.pth", pickled(operations), {"0": bytes(16)}))
 
 
 def test_tensor_cannot_serve_as_storage(tmp_path):
-    """Catches bounds taken from a tensor's size: a repeated view of one element would count as a large storage."""
+    """Catches bounds computed from a tensor's size. A repeated view of one element would count as a large storage."""
     first = tensor("0", "float32", 4, (4,), (0,)) + b"0"
     second = b"ctorch._utils\n_rebuild_tensor_v2\n(" + tensor("0", "float32", 4, (4,), (0,)) + body(0) + body((4,))
     path = write_zip(tmp_path / "x.pth", pickled(first[:-1] + second + body((1,)) + b"tR"), {"0": bytes(16)})
@@ -147,7 +147,7 @@ def test_tensor_cannot_serve_as_storage(tmp_path):
 
 
 def test_accepts_any_stride_on_axes_of_length_one(tmp_path):
-    """Catches refusal of real files: torch writes arbitrary strides for axes of length 1."""
+    """Catches real files that are refused. torch writes arbitrary strides for axes of length 1."""
     operations = tensor("0", "float32", 4, (1, 4), (10**12, 1))
     path = write_zip(tmp_path / "x.pth", pickled(operations), {"0": np.arange(4, dtype="<f4").tobytes()})
     np.testing.assert_array_equal(read_pth(path), [[0, 1, 2, 3]])
@@ -170,7 +170,7 @@ def nested_key(depth: int) -> bytes:
     ],
 )
 def test_time_and_memory_are_bounded(tmp_path, pickle_bytes):
-    """Catches unlimited time or memory, in either format. Two of these pickles are valid and small and may be read."""
+    """Catches unlimited time or memory, in both formats. Two of these pickles are valid and small and may be read."""
     zipped = write_zip(tmp_path / "zip.pth", pickle_bytes)
     old = tmp_path / "legacy.pth"
     old.write_bytes(legacy(pickle_bytes[2:-1]))
@@ -187,7 +187,7 @@ def test_time_and_memory_are_bounded(tmp_path, pickle_bytes):
 
 
 def test_refuses_zip_bombs(tmp_path):
-    """Catches parts larger than the file: compressed ones, or the same bytes listed several times."""
+    """Catches parts that are larger than the file: compressed parts, or the same bytes listed several times."""
     packed = write_zip(tmp_path / "packed.pth", pickled(b"N"), {"0": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED)
     assert "compressed" in refusal(packed)
     data = bytearray(write_zip(tmp_path / "claims.pth", pickled(b"N"), {"0": bytes(1000)}).read_bytes())

@@ -43,7 +43,7 @@ def write_network(folder: Path, unet: dict) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_those_of_diffusers(tmp_path, name):
-    """Catches a wrong name, layout, order, group, head, padding, filter or scale in any block of any configuration."""
+    """Catches a wrong name, layout, order, group, head, padding, filter or scale, in any block and configuration."""
     with np.load(GOLDEN) as file:
         unet = json.loads(str(file[f"{name}_config"]))
         expected = file[f"{name}_out"]
@@ -57,7 +57,7 @@ def test_outputs_are_those_of_diffusers(tmp_path, name):
 
 
 def test_dropout_is_applied_with_keys_only():
-    """Catches dropout in evaluation, and training without it."""
+    """Catches dropout in evaluation, and training without dropout."""
     settings = unet2d.Settings(
         block_out_channels=(8,),
         norm_num_groups=4,
@@ -77,7 +77,7 @@ def test_dropout_is_applied_with_keys_only():
 
 
 def test_network_with_classes_asks_for_labels():
-    """Catches an unconditional prediction of a network that was never trained for one."""
+    """Catches a prediction without labels of a network that was only trained with labels."""
     settings = unet2d.read_settings(Path("x"), {"num_class_embeds": 3, "block_out_channels": [32] * 4})
     network = unet2d.abstract(settings)
     with pytest.raises(UserError, match="labels must be given"):

@@ -1,4 +1,4 @@
-"""Weights files: what is read equals what was written, and damaged files are refused."""
+"""Weights files: reading returns what was written, and damaged files are refused."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The grid from a network's own trajectory, on an exact mixture and on made-up errors."""
+"""The grid from trajectories of a network, for an exact mixture and for made-up errors."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def exact(model):
 
 
 def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussian, rng):
-    """Catches a slope at the wrong time or of the wrong sign: for Gaussian data the flow has a closed form."""
+    """Catches a slope at the wrong time or with the wrong sign. For Gaussian data the flow has a closed form."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((8, 1, 3, 1)))
         x = gaussian.sample(noise, SCHEDULE.alpha_bar(600))
@@ -51,7 +51,7 @@ def test_walk_ends_where_the_flow_ends_and_its_steps_are_of_second_order(gaussia
 
 
 def test_errors_are_those_of_ddims_steps(gaussian, rng):
-    """Catches an error measured from the wrong point or at the wrong time, by computing two errors by hand."""
+    """Catches an error measured from the wrong point or at the wrong time. Two errors are computed independently."""
     with jax.enable_x64(True):
         noise = jnp.asarray(rng.standard_normal((5, 1, 3, 1)))
         times = np.array([900, 500, 100])
@@ -69,14 +69,14 @@ def test_errors_are_those_of_ddims_steps(gaussian, rng):
         clean = ((y[900] - v[900] * slopes[900] - x0) ** 2).sum(axis=(1, 2, 3))[:2].mean()
     assert errors.shape == (3, 4)
     assert errors[0, 2] == pytest.approx(float(expected), rel=1e-9)
-    assert errors[0, 3] == pytest.approx(float(clean), rel=1e-9)  # nothing is left to undo it
+    assert errors[0, 3] == pytest.approx(float(clean), rel=1e-9)  # no later step reduces this error
     assert np.isinf(np.asarray(errors)[np.tril_indices(3)]).all()
-    assert errors[0, 1] == pytest.approx(0, abs=1e-9)  # the first step is DDIM's own
+    assert errors[0, 1] == pytest.approx(0, abs=1e-9)  # the first step is a step of DDIM
     assert errors[2, 3] > 1e-8
 
 
 def test_no_other_path_is_cheaper(rng):
-    """Catches a minimum over the wrong neighbour, or a step that is not added, by trying all paths."""
+    """Catches a minimum over the wrong index, or a step that is not added. All paths are tried."""
     times = np.array([90, 70, 40, 20, 10, 5, 0])
     errors = np.where(np.tri(7, 8, 0, bool), np.inf, rng.random((7, 8)))
 
@@ -93,7 +93,7 @@ def test_no_other_path_is_cheaper(rng):
 
 
 def test_the_start_replaces_the_nearest_time(rng):
-    """Catches a grid with another start than the given one, or that rises, for all starts and numbers of steps."""
+    """Catches a grid that does not begin at the given start, or that ascends, for all starts and numbers of steps."""
     times = fine_times(1000)
     assert times[0] == 999
     assert times[-1] == 0
@@ -116,7 +116,7 @@ def test_fine_times_descend(num_timesteps):
 
 
 def test_chosen_grid_beats_equal_steps_on_a_mixture(rng):
-    """Catches errors that do not show where steps are needed, by DDIM on a mixture against the fine trajectory."""
+    """Catches a grid that is no better than equal steps. DDIM on a mixture is compared with the fine trajectory."""
     means = np.array([[1.0, 0.3, -0.2], [-1.0, 0.1, 0.4]])
     variances = np.array([0.05, 0.2])
     weights = np.array([0.4, 0.6])

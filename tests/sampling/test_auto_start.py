@@ -1,4 +1,4 @@
-"""The trial that chooses a start: on made-up features whose best start is known, and on a real network."""
+"""The search for a start: on made-up features whose best start is known, and on a real network."""
 
 import json
 
@@ -15,14 +15,14 @@ from sampling import auto_start
 
 
 def features_at(best, rng, chunk=200):
-    """Images whose mean and spread leave the data's as the start leaves the best one."""
+    """Returns images whose mean and spread differ from the data's in proportion to the distance from the best start."""
     base = rng.standard_normal((2, chunk, 4))
     data = auto_start.Axes(np.concatenate(base).mean(axis=0), np.concatenate(base).std(axis=0))
     return lambda start, k: base[k] * (1 + abs(start - best) / 1000) + abs(start - best) / 100, data
 
 
 def test_distance_sees_mean_and_spread(rng):
-    """Catches a mean or standard deviation that is ignored, by the limit for many images computed by hand."""
+    """Catches a mean or standard deviation that is ignored. The limit for many images is computed independently."""
     images = rng.standard_normal((50, 2))
     images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [2.3, 7.0]
     distance = auto_start._distance(images, auto_start.Axes(np.array([2.0, 7.0]), np.array([1.0, 3.0])))
@@ -30,7 +30,7 @@ def test_distance_sees_mean_and_spread(rng):
 
 
 def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
-    """Catches chance along one broad axis that outweighs a difference along many narrow axes."""
+    """Catches sampling error along one broad axis that outweighs a difference along many narrow axes."""
     broad = np.array([100.0, *[1.0] * 50])
     data = auto_start.Axes(np.zeros(51), broad)
     draws = rng.standard_normal((8, 16, 51)) * broad
@@ -51,7 +51,7 @@ def test_search_finds_the_nearest_start(rng, best):
 
 
 def test_search_stays_where_a_grid_has_room(rng):
-    """Catches a start with fewer times below it than steps, or one beyond the schedule."""
+    """Catches a start with fewer times below it than the grid needs, or beyond the schedule."""
     for best in (0, 999):
         _, curve, _ = auto_start._search(*features_at(best, rng), 200, 860)
         starts = [start for start, _, _ in curve]
@@ -96,7 +96,7 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     choice = result["auto_start"]
     assert choice["network_calls"] == sum(drawn)
     assert sum(drawn) == pytest.approx(choice["share_of_evaluation"] * 600 * 4, rel=1e-3)
-    assert max(point["images"] for point in choice["curve"]) == 16  # the least, beyond its share
+    assert max(point["images"] for point in choice["curve"]) == 16  # the minimum number, which exceeds SHARE
     assert result["t_start"] == choice["t_start"] == choice["timesteps"][0]
     assert len(choice["timesteps"]) == 4
     [folder] = (trained / "eval").iterdir()
@@ -133,7 +133,7 @@ def test_chosen_grid_from_pure_noise_needs_the_gaussian_too(config, trained, shi
 
 
 def test_sweep_with_auto_and_a_range(config, trained, shipped_classifier):
-    """Catches an automatic start that replaces the best of the given starts, or is replaced by it."""
+    """Catches an automatic start that replaces the best of the given starts, or that is replaced by it."""
     config.eval.update(num_samples=40, batch_size=40)
     config.sweep.update(samplers=("ddim",), n_steps=(2,), t_starts=("300:500:100", "auto"))
     run_lib.fid_stats(config)

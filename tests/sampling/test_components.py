@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: their fit, their noise prediction and draws, and the components of samples."""
+"""Mixtures of Gaussians: their fit, noise prediction and samples, and the component of each image."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def fitted(rank=None):
 
 
 def dense(mixture, component):
-    """(mean, covariance) that the parameters of a component stand for."""
+    """Returns the mean and covariance of a component as dense arrays."""
     basis, rotation = mixture.eigenvectors, mixture.rotations[component]
     block = len(rotation)
     inside = np.diag(mixture.variances[component])
@@ -50,7 +50,7 @@ def unshrunk(monkeypatch):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_components_have_the_moments_of_their_images(unshrunk, rank):
-    """Catches sums about another origin, means that lose what lies outside the eigenvectors, and swapped labels."""
+    """Catches a wrong origin of sums, means without their part outside the eigenvectors, and swapped labels."""
     mixture = fitted(rank)
     np.testing.assert_allclose(mixture.weights, np.bincount(LABELS) / 1000)
     for component in range(3):
@@ -64,7 +64,7 @@ def test_components_have_the_moments_of_their_images(unshrunk, rank):
 
 
 def test_small_components_are_shrunk_towards_the_pooled_covariance():
-    """Catches a covariance of few images that is singular, and a large component that is shrunk as much as a small."""
+    """Catches a singular covariance of few images, and a large component that is shrunk as much as a small one."""
     few = np.concatenate([np.flatnonzero(LABELS == 0), np.flatnonzero(LABELS == 2)[:8]])
     gaussian = DataGaussian.fit([IMAGES[few]])
     mixture = fit_mixture(gaussian, IMAGES[few], (LABELS[few] == 2).astype(int))
@@ -74,7 +74,7 @@ def test_small_components_are_shrunk_towards_the_pooled_covariance():
 
 
 def test_one_component_is_the_gaussian_itself():
-    """Catches a second path for the single Gaussian: both have the same draws and predictions."""
+    """Catches different samples or predictions of a Gaussian and of the mixture with one component."""
     gaussian = DataGaussian.fit([IMAGES])
     mixture = fit_mixture(gaussian, IMAGES, np.zeros(1000, int))
     noise = RNG.normal(size=(5, *SHAPE))
@@ -86,7 +86,7 @@ def test_one_component_is_the_gaussian_itself():
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("alpha_bar", [0.02, 0.6])
 def test_draws_have_the_moments_of_their_component(rank, alpha_bar):
-    """A draw is linear in its noise: basis vectors show its exact moments, and that the root is symmetric."""
+    """Catches wrong moments or an asymmetric root. A sample is linear in the noise, so basis vectors show both."""
     mixture = fitted(rank).scaled(2 / 255, -1.0)
     noise = np.concatenate([np.zeros((1, DIM)), np.eye(DIM)]).reshape(DIM + 1, *SHAPE)
     for component in range(3):
@@ -99,7 +99,7 @@ def test_draws_have_the_moments_of_their_component(rank, alpha_bar):
 
 
 def density(mixture, x, alpha_bar):
-    """log sum_c w_c N(x; sqrt(ab) m_c, ab S_c + (1 - ab) I), by dense linear algebra."""
+    """Computes log sum_c w_c N(x; sqrt(ab) m_c, ab S_c + (1 - ab) I) with dense linear algebra."""
     joint = []
     for component, weight in enumerate(mixture.weights):
         mean, covariance = dense(mixture, component)
@@ -111,7 +111,7 @@ def density(mixture, x, alpha_bar):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_eps_is_the_score_of_the_mixture(rank):
-    """Catches wrong posterior weights, and a part outside the eigenvectors that is lost: the derivative is JAX's."""
+    """Catches wrong posterior weights, and a lost part outside the eigenvectors. JAX computes the derivative."""
     mixture = fitted(rank).scaled(2 / 255, -1.0)
     alpha_bars = jnp.array([0.05, 0.5, 0.9])
     x = mixture.sample(RNG.normal(size=(3, *SHAPE)), np.array([0, 1, 2]), alpha_bars) * 0.8
@@ -135,7 +135,7 @@ def test_eps_is_safe_in_float32(alpha_bar):
 
 
 def test_predictions_are_those_of_the_flow_through_the_draw():
-    """For one component the prediction along its flow is the noise prediction at the draw itself."""
+    """Catches predictions at a wrong point: for one component they equal the noise prediction at the sample."""
     mixture = fitted().scaled(2 / 255, -1.0).restricted([1])
     noise, component = RNG.normal(size=(4, *SHAPE)), np.zeros(4, int)
     x0, eps = mixture.predictions(noise, component, 0.3)
@@ -152,7 +152,7 @@ def test_predictions_are_those_of_the_flow_through_the_draw():
     first=st.integers(0, 3000),
 )
 def test_components_of_samples_are_stratified(weights, seed, count, first):
-    """Catches shares that drift, and a component that depends on the batch or on the number of samples."""
+    """Catches frequencies that differ from the weights, and a component that depends on the batch or on N."""
     whole = component_sequence(weights, seed, 0, first + count)
     np.testing.assert_array_equal(component_sequence(weights, seed, first, count), whole[first:])
     shares = np.bincount(whole, minlength=len(weights))
@@ -160,14 +160,14 @@ def test_components_of_samples_are_stratified(weights, seed, count, first):
 
 
 def test_components_do_not_follow_a_period():
-    """Catches equal weights that give image i the component i % K: the jackknife's groups would be single classes."""
+    """Catches a sequence i % K for equal weights, with which each group of the jackknife would be a single class."""
     sequence = component_sequence(np.full(10, 0.1), 0, 0, 2000)
     group = np.bincount(sequence[::10], minlength=10)
     assert group.max() < 40
 
 
 def test_small_clusters_are_dissolved():
-    """Catches a component of a few images, and numbers of clusters with a gap."""
+    """Catches a component with few images, and an unused cluster number."""
     images = np.concatenate([np.full((300, 2, 2, 1), 20), np.full((200, 2, 2, 1), 120), np.full((3, 2, 2, 1), 250)])
     images = (images + RNG.integers(0, 5, images.shape)).astype(np.uint8)
     found = clusters(DataGaussian.fit([images]), images, 3)
@@ -183,7 +183,7 @@ def test_a_component_of_one_image_is_refused():
 
 
 def test_arrays_come_back():
-    """Catches an array that is left out of the statistics file."""
+    """Catches an array that is missing in the statistics file."""
     mixture = fitted(4)
     loaded = DataMixture.of_arrays(mixture.arrays(), "file")
     assert loaded.image_shape == SHAPE

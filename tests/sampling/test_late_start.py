@@ -19,7 +19,7 @@ SHAPE = (2, 2, 3)
 DIM = 12
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(50, DIM)).cumsum(axis=1).reshape(50, *SHAPE) / 3 + 0.2
-LARGE = RNG.normal(size=(40, 40, 40, 3))  # of a dimension whose covariance is not formed
+LARGE = RNG.normal(size=(40, 40, 40, 3))  # of a dimension for which the covariance is not formed
 COVARIANCE = np.cov(IMAGES.reshape(50, DIM), rowvar=False)
 
 
@@ -34,7 +34,7 @@ def fit(rank=None):
 
 
 def dense(gaussian):
-    """[d, d], the covariance that a DataGaussian stands for."""
+    """Returns the covariance of a DataGaussian, [d, d]."""
     vectors = gaussian.eigenvectors
     outside = np.eye(DIM) - vectors @ vectors.T
     return vectors * gaussian.eigenvalues @ vectors.T + gaussian.residual_variance * outside
@@ -48,7 +48,7 @@ def test_fit_is_the_datas_mean_and_covariance():
 
 
 def test_low_rank_keeps_the_leading_pairs_and_the_trace():
-    """Catches the smallest eigenpairs kept in place of the largest, or a residual spread over d directions."""
+    """Catches the smallest eigenpairs kept instead of the largest, or a residual divided by d directions."""
     np.testing.assert_allclose(fit(4).eigenvalues, np.linalg.eigvalsh(COVARIANCE)[::-1][:4])
     np.testing.assert_allclose(np.trace(dense(fit(4))), np.trace(COVARIANCE))
 
@@ -56,7 +56,7 @@ def test_low_rank_keeps_the_leading_pairs_and_the_trace():
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("alpha_bar", [0.01, 0.5, 0.9])
 def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
-    """Catches wrong moments or an asymmetric root: a draw is linear in its noise, so basis vectors show both."""
+    """Catches wrong moments or an asymmetric root. A sample is linear in the noise, so basis vectors show both."""
     gaussian = fit(rank)
     noise = np.concatenate([np.zeros((1, DIM)), np.eye(DIM)]).reshape(DIM + 1, *SHAPE)
     draws = np.asarray(gaussian.sample(noise, alpha_bar)).reshape(DIM + 1, DIM)
@@ -68,7 +68,7 @@ def test_sample_has_the_noised_datas_moments(rank, alpha_bar):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_carried_is_the_gaussians_own_flow(rank):
-    """Catches a wrong flow: draws from one noise at two times lie on one path, so their differences do too.
+    """Catches a wrong flow. Samples from the same noise at two times lie on one path, and so do their differences.
 
     At alpha_bar = 1 nothing may change, even if the data do not vary in some directions.
     """
@@ -85,7 +85,7 @@ def test_carried_is_the_gaussians_own_flow(rank):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_eps_is_the_score(rank):
-    """Catches a wrong factor or sign: eps = -sqrt(1 - ab) grad log density, the derivative taken by JAX."""
+    """Catches a wrong factor or sign in eps = -sqrt(1 - ab) grad log density. JAX computes the derivative."""
     gaussian = fit(rank)
     alpha_bars = jnp.array([0.1, 0.5, 0.99])
 
@@ -103,7 +103,7 @@ def test_eps_is_the_score(rank):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_save_and_load(rank, tmp_path):
-    """Catches an array left out, or an image shape that comes back as an array and so cannot be static under jit."""
+    """Catches a missing array, or an image shape that is loaded as an array and so cannot be static under jit."""
     fit(rank).save(tmp_path / "gaussian.npz")
     loaded = DataGaussian.load(tmp_path / "gaussian.npz")
     assert loaded.image_shape == SHAPE
@@ -114,7 +114,7 @@ def test_save_and_load(rank, tmp_path):
 
 
 def test_load_refuses_arrays_that_do_not_fit(tmp_path):
-    """Catches statistics of another image size, which would fail much later or not at all."""
+    """Catches statistics of another image size, which would cause an error much later or none."""
     gaussian = fit()
     stored = {name: getattr(gaussian, name) for name in ("mean", "eigenvectors", "eigenvalues", "residual_variance")}
     np.savez(tmp_path / "gaussian.npz", **stored, image_shape=(4, 4, 3))
@@ -145,14 +145,14 @@ def test_errors():
 
 
 def natural(num, size):
-    """Images [num, size, size, 3] whose power falls as 1/f^2, about a mean far from zero."""
+    """Returns images [num, size, size, 3] whose power falls as 1/f^2, with a mean far from zero."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None]) + 1 / size
     spectrum = np.fft.fft2(np.random.default_rng(1).normal(size=(num, 3, size, size))) / frequency
     return np.moveaxis(np.fft.ifft2(spectrum).real, 1, -1) + 5
 
 
 def test_streamed_eigenpairs_are_those_of_the_covariance(monkeypatch):
-    """Catches a mean that is not removed, too few passes, and a trace without its rest: d = 3,072 against numpy."""
+    """Catches a mean that is not removed, too few passes, and a wrong trace, by comparison with NumPy for d = 3,072."""
     images = natural(500, 32)
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 3000)
     gaussian = DataGaussian.fit(lambda: iter([images[:300], images[300:]]), rank=64)
@@ -172,7 +172,7 @@ def test_streamed_eigenpairs_are_those_of_the_covariance(monkeypatch):
 
 
 def test_streamed_eigenpairs_do_not_depend_on_batches_or_order(monkeypatch):
-    """A shift of one batch's mean that leaks into the subspace; more images than the block spans, so it would show."""
+    """Catches a shift by the mean of one batch that changes the subspace, which has fewer dimensions than images."""
     images = natural(200, 16)
     monkeypatch.setattr(late_start, "EXACT_UP_TO", 700)
     one = DataGaussian.fit([images], rank=20)
@@ -184,7 +184,7 @@ def test_streamed_eigenpairs_do_not_depend_on_batches_or_order(monkeypatch):
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 49), max_size=6), st.randoms())
 def test_exact_moments_do_not_depend_on_batches_shards_or_order(cuts, random):
-    """Shifts of shards that merge wrongly, or a partial batch counted as a whole one."""
+    """Catches shifts of shards that are merged wrongly, or a partial batch that is counted as a full one."""
     order = list(range(50))
     random.shuffle(order)
     pieces = np.split(IMAGES.reshape(50, DIM)[order], sorted(set(cuts)))
@@ -218,7 +218,7 @@ def test_isotropic_keeps_the_mean_and_the_trace():
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_predictions_along_the_way_down(rank):
-    """Catches eps or x_0 of another point than the one where `sample` puts the noise: through that point they agree."""
+    """Catches eps or x_0 at another point than the one to which `sample` maps the noise. At that point they agree."""
     gaussian = fit(rank=rank)
     noise = jnp.asarray(RNG.normal(size=(5, *SHAPE)))
     for ab in (0.9, 0.3, 1e-3):
@@ -229,7 +229,7 @@ def test_predictions_along_the_way_down(rank):
 
 
 def test_clean_data_that_do_not_vary_everywhere():
-    """Catches 0 / 0 along an eigenvalue of zero: PNDM in few steps evaluates the prediction at t = -1."""
+    """Catches 0 / 0 for an eigenvalue of zero. With few steps, PNDM evaluates the prediction at t = -1."""
     gaussian = DataGaussian(
         np.zeros(DIM), np.eye(DIM), np.array([4.0, *[0.0] * (DIM - 1)]), residual_variance=0.0, image_shape=SHAPE
     )
@@ -241,7 +241,7 @@ def test_clean_data_that_do_not_vary_everywhere():
 
 
 def test_same_noise_same_picture():
-    """Catches a root that is not symmetric, or noise in another order, by 1000 steps of DDIM on an exact mixture.
+    """Catches an asymmetric root, or noise in another order. DDIM takes 1000 steps on an exact mixture.
 
     The mean squared distance between late-start images and full DDIM from the same noise is at most a fiftieth of the
     distance between images from different noise. With one step for every t it is at most a ten-thousandth.
@@ -266,7 +266,7 @@ def test_same_noise_same_picture():
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "heun", "unipc_3"])
 def test_analytic_first_step_saves_one_evaluation(sampler):
-    """Catches a network call at the first time, or another prediction than that of unit Gaussian data."""
+    """Catches a network call at the first time, or a prediction that is not the one for unit Gaussian data."""
     schedule = NoiseSchedule.linear()
     calls = []
 

@@ -1,4 +1,4 @@
-"""The samplers against other people's numbers, exact solutions, and what they declare of themselves."""
+"""The samplers against results of other software, exact solutions, and the order and cost that they declare."""
 
 import functools
 import importlib
@@ -27,7 +27,7 @@ SCHEDULE = NoiseSchedule.linear()
 
 @pytest.fixture
 def x64():
-    """Float64 in all threads: `jax.enable_x64` as a context leaves out those in which callbacks run."""
+    """Enables float64 in all threads. The context manager `jax.enable_x64` does not reach the threads of callbacks."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -39,7 +39,7 @@ def on_device(tree):
 
 
 def gaussian_eps(schedule, mean, variance):
-    """The exact noise prediction for data N(mean, variance), each pixel (or channel, as mean broadcasts) by itself."""
+    """Returns the exact noise prediction for independent pixels (or channels, as mean broadcasts) N(mean, variance)."""
     schedule, mean, variance = on_device((schedule, mean, variance))
 
     def eps(x, t):
@@ -50,7 +50,7 @@ def gaussian_eps(schedule, mean, variance):
 
 
 def mixture_eps(schedule, means, std, log_weights):
-    """The exact noise prediction for data from a mixture of Gaussians at means [k,H,W,C], all of one std."""
+    """Returns the exact noise prediction for a mixture of Gaussians with means [k,H,W,C] and equal std."""
     schedule, means, log_weights = on_device((schedule, means, log_weights))
 
     def eps(x, t):
@@ -74,7 +74,7 @@ def run(name, eps_fn, schedule, x, timesteps, rng=None):
 
 
 def golden(file, dtype):
-    """The file's arrays in NHWC, and the noise prediction they were made with: its log weights are of float32."""
+    """Returns a file's arrays in NHWC, and the noise prediction that made them, with log weights rounded to float32."""
     with np.load(DATA / file) as stored:
         arrays = {name: np.moveaxis(a, 1, -1).astype(dtype) if a.ndim == 4 else a for name, a in stored.items()}
     ab = arrays.get("alpha_bars", SCHEDULE.alpha_bars)
@@ -106,14 +106,14 @@ def test_agrees_with_the_papers_code(name, dtype, tolerance):
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3"])
 @pytest.mark.parametrize("grid", ["g0", "g1"])
 def test_agrees_with_diffusers(name, grid):
-    """Catches a wrong coefficient or order at any step; g1's steps are uneven."""
+    """Catches a wrong coefficient or order at any step. The steps of g1 are uneven."""
     arrays, schedule, eps_fn = golden("samplers_diffusers.npz", np.float32)
     x0 = run(name, eps_fn, schedule, arrays["x_start_nchw"], arrays[f"grid_{grid}"])
     expected = arrays[f"{name}_{grid}"]
     np.testing.assert_allclose(x0, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-# Orders of convergence, between the fixed times HIGH and LOW of a schedule fine enough to halve steps in
+# Orders of convergence, between fixed times HIGH and LOW, on a schedule so fine that steps can be halved
 
 FINE = NoiseSchedule.linear(1e-4 / 8, 0.02 / 8, 8000)
 HIGH = 6000
@@ -127,14 +127,14 @@ STARTS = np.repeat(np.linspace(-2, 2, 6)[:, None, None, None], 4, axis=3)
 
 
 def fine_eps(x, t):
-    """Three channels of Gaussian data and one of a mixture, all independent."""
+    """Returns the noise prediction for three channels of Gaussian data and one of a mixture, all independent."""
     mixture = mixture_eps(FINE, MIXTURE_MEANS[:, None, None, None], MIXTURE_STD, np.log(MIXTURE_WEIGHTS))
     return jnp.concatenate([gaussian_eps(FINE, MEANS, VARIANCES)(x[..., :3], t), mixture(x[..., 3:], t)], axis=-1)
 
 
 @functools.cache
 def exact_states():
-    """STARTS taken by the probability-flow ODE from HIGH to LOW; in one dimension it keeps every quantile in place."""
+    """Moves STARTS from HIGH to LOW along the probability-flow ODE, which preserves quantiles in one dimension."""
     ab_high, ab_low = np.exp(FINE.log_alpha_bars)[[HIGH + 1, LOW + 1]]
     states = np.sqrt(ab_low) * MEANS + np.sqrt(
         (ab_low * VARIANCES + 1 - ab_low) / (ab_high * VARIANCES + 1 - ab_high)
@@ -151,7 +151,7 @@ def exact_states():
 
 
 def errors_at_low(name, grid, history=None):
-    """The errors of the state at a sampler's last network evaluation, at LOW: (Gaussian channels, mixture)."""
+    """Returns the errors of the state at a sampler's last network evaluation, at LOW: (Gaussian channels, mixture)."""
     options = {"history": history, "callback": lambda call: call.x}
     sample = jax.jit(functools.partial(sampling.sample, name, Denoiser(fine_eps, FINE), **options))
     _, states = sample(jnp.asarray(STARTS), jnp.asarray(grid))
@@ -161,21 +161,21 @@ def errors_at_low(name, grid, history=None):
 
 
 def measured_orders(name, grids, history=None):
-    """The slopes of log error over log step, the step halved from grid to grid."""
+    """Returns the slopes of log error over log step. The step is halved from grid to grid."""
     errors = np.log2([errors_at_low(name, grid, history) for grid in grids])
     return -np.polyfit(np.arange(len(grids)), errors, 1)[0]
 
 
 @pytest.mark.parametrize("name", [name for name, sampler in sampling.SAMPLERS.items() if sampler.order])
 def test_converges_at_the_declared_order(name, x64):
-    """Catches any wrong coefficient that coarse golden grids would hide, or Heun's first slope used twice."""
+    """Catches a wrong coefficient that coarse golden grids would hide, or Heun's first slope used twice."""
     grids = [np.linspace(HIGH, LOW, steps + 1).astype(int) for steps in (64, 128, 256)]
     np.testing.assert_allclose(measured_orders(name, grids), sampling.lookup(name).order, atol=0.3)
 
 
 @pytest.mark.parametrize(("name", "order"), [("unipc_3", 4), ("deis_3", 4)])
 def test_full_order_where_the_ends_are_graded(name, order, x64):
-    """Catches a wrong order of the later steps: steps that double at first and halve at last do not limit it."""
+    """Catches a wrong order of the middle steps. The first and last steps are graded so as not to limit the order."""
 
     def graded(longest):
         doubling = 2 ** np.arange(np.log2(longest), dtype=int)
@@ -187,9 +187,9 @@ def test_full_order_where_the_ends_are_graded(name, order, x64):
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
 def test_history_opens_at_order_2(name, x64):
-    """Catches a history of another time, side or kind, or a table that does not use it: the first step is short by it.
+    """Catches a history at a wrong time, or of the wrong quantity, or one that the first step does not use.
 
-    Where the data are Gaussian the history is what the network would have said; one step is then wrong by its cube.
+    For Gaussian data the history is exact, so the error of one step is proportional to its length cubed.
     """
     gaussian = DataGaussian(MEANS, np.eye(3), VARIANCES, residual_variance=0.0, image_shape=(1, 1, 3))
     noise = jnp.asarray(STARTS[..., :3])
@@ -210,7 +210,7 @@ def test_history_opens_at_order_2(name, x64):
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
 def test_history_of_a_gaussian_keeps_order_2_on_a_mixture(name, x64):
-    """Catches a history that does not join the network's prediction at the start: the jump made the order 1.2."""
+    """Catches a history used without the network's prediction at the start. With such a jump, the order was 1.2."""
     mean = MIXTURE_WEIGHTS @ MIXTURE_MEANS
     variance = MIXTURE_WEIGHTS @ (MIXTURE_STD**2 + MIXTURE_MEANS**2) - mean**2
     gaussian = DataGaussian(np.append(MEANS, mean), np.eye(4), np.append(VARIANCES, variance), 0.0, (1, 1, 4))
@@ -233,7 +233,7 @@ def test_ode_is_the_exact_solution(x64):
 
 
 def ddpm_moments(grid, mean, variance):
-    """The mean and variance of DDPM's result on data N(mean, variance), by Ho et al. (2020), equations 6 and 7."""
+    """Returns mean and variance of DDPM's result on data N(mean, variance), by Ho et al. (2020), equations 6 and 7."""
     ab = np.exp(SCHEDULE.log_alpha_bars)
     m = np.sqrt(ab[grid[0] + 1]) * mean
     v = ab[grid[0] + 1] * variance + 1 - ab[grid[0] + 1]
@@ -252,9 +252,9 @@ def ddpm_moments(grid, mean, variance):
 
 @pytest.mark.parametrize(("n_steps", "to_data"), [(1, 0.3), (3, 0.3), (10, 0.3), (1000, 0.004)])
 def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
-    """Catches wrong posterior weights or a wrong variance at any step; many steps come near the data's own moments.
+    """Catches wrong posterior weights or a wrong variance at any step. Many steps approach the moments of the data.
 
-    For Gaussian data a step is linear, so images that start at 0 or 1 and meet one unit of noise, or none, show the
+    For Gaussian data a step is linear, so images that start at 0 or 1 and get one unit of noise, or none, show the
     whole map.
     """
     mean = 0.7
@@ -263,7 +263,7 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
     x = np.zeros((n_steps + 2, 1, 1, 1))
     x[-1] = 1
     monkeypatch.setattr(
-        importlib.import_module("sampling.ddim"),  # not the function that sampling imports under this name
+        importlib.import_module("sampling.ddim"),  # the module, not the function that sampling imports under this name
         "image_noise",
         lambda keys, i, like: per_image(jnp.arange(n_steps + 2) == i, like),
     )
@@ -281,7 +281,7 @@ def test_ddpm_mean_and_variance(n_steps, to_data, x64, monkeypatch):
 
 
 def test_ddpm_noise_is_fresh_at_each_step():
-    """Catches one noise used at every step, or noise not of unit variance, which the linear map cannot see."""
+    """Catches one noise used at every step, or noise without unit variance, which the previous test cannot find."""
     grid = time_grid(5, 999)
     x = jax.random.normal(jax.random.key(1), (4, 128, 128, 1))
     x0 = run("ddpm", gaussian_eps(SCHEDULE, 0.0, 1.0), SCHEDULE, x, grid, jax.random.key(0))
@@ -290,14 +290,14 @@ def test_ddpm_noise_is_fresh_at_each_step():
 
 @pytest.fixture
 def correlated():
-    """Data of 12 dimensions with a full covariance."""
+    """Returns data of 12 dimensions with a full covariance."""
     rng = np.random.default_rng(0)
     return DataGaussian.fit([rng.normal(size=(40, 12)).cumsum(axis=1).reshape(40, 2, 2, 3) / 3 + 0.2])
 
 
 @pytest.mark.parametrize(("name", "n_steps", "tolerance"), [("ddim", 401, 0.02), ("unipc_3", 60, 1e-3)])
 def test_late_start_returns_the_datas_mean_and_covariance(name, n_steps, tolerance, correlated, x64):
-    """Catches wrong moments of the images: start and sampler are linear in the noise, so basis vectors show them."""
+    """Catches wrong moments of the images. Start and sampler are linear in the noise, so basis vectors show them."""
     covariance = correlated.eigenvectors * correlated.eigenvalues @ correlated.eigenvectors.T
     noise = np.concatenate([np.zeros((1, 12)), np.eye(12)]).reshape(13, 2, 2, 3)
     x_start = correlated.sample(jnp.asarray(noise), SCHEDULE.alpha_bar(400))
@@ -308,11 +308,11 @@ def test_late_start_returns_the_datas_mean_and_covariance(name, n_steps, toleran
     np.testing.assert_allclose(linear.T @ linear, covariance, atol=tolerance * correlated.eigenvalues[0])
 
 
-# What it costs
+# Network evaluations and compilations
 
 
 def evaluations(jaxpr):
-    """How often a program reaches the callback of a counting model: scans multiply, all else runs once."""
+    """Returns how often a program calls the callback of a counting model. The lengths of scans are multiplied."""
     total = 0
     for equation in jaxpr.eqns:
         total += equation.primitive.name == "debug_callback"
@@ -323,7 +323,7 @@ def evaluations(jaxpr):
 
 @pytest.mark.parametrize("name", FIXED_STEP)
 def test_nfe(name):
-    """Catches a declared cost that is not the true one, and a network inlined at more places as n grows."""
+    """Catches a wrong declared number of evaluations, and a network that is inlined more often as n grows."""
     traced = []
 
     def counting_eps(x, t):
@@ -342,7 +342,7 @@ def test_nfe(name):
 
 
 def test_nfe_of_the_paper():
-    """Catches a cost of PNDM unlike the paper's tables, and a number for a sampler that has none."""
+    """Catches an NFE of PNDM that differs from the paper's tables, and a number for an adaptive sampler."""
     assert [sampling.nfe("pndm", n) for n in (3, 5, 10)] == [12, 14, 19]
     assert [sampling.nfe("heun", n) for n in (1, 5)] == [1, 9]
     assert sampling.nfe("ode", 5) is None
@@ -350,7 +350,7 @@ def test_nfe_of_the_paper():
 
 @pytest.mark.parametrize("name", FIXED_STEP)
 def test_one_compilation_serves_all_starts(name):
-    """Catches a sampler that needs to know the values of its grid."""
+    """Catches a sampler that is compiled again for other values of the grid."""
     denoiser = Denoiser(gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE)
     compiled = jax.jit(functools.partial(sampling.sample, name))
     results = [
@@ -361,13 +361,13 @@ def test_one_compilation_serves_all_starts(name):
     assert len({float(x0.squeeze()) for x0 in results}) == 3
 
 
-# What every sampler keeps
+# Properties of all samplers
 
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
 @pytest.mark.parametrize(("n_steps", "t_start"), [(1, 999), (4, 998)])
 def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlated):
-    """Catches NaN where the step above a start leaves the schedule, or where no step tells how long it is."""
+    """Catches NaN if the time of the history is beyond the schedule, or if a single step does not define it."""
     noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     eps_fn = lambda x, t: correlated.eps(x, SCHEDULE.alpha_bar(t))  # noqa: E731
     x = correlated.sample(noise, SCHEDULE.alpha_bar(t_start))
@@ -380,7 +380,7 @@ def test_history_of_few_steps_from_early_starts(name, n_steps, t_start, correlat
 
 @pytest.mark.parametrize(("name", "n_steps"), [*itertools.product(FIXED_STEP, [1, 2]), ("ode", 1)])
 def test_few_steps(name, n_steps):
-    """Catches NaN from lambda = infinity or from history that is not there; one step predicts x_0, save PNDM's."""
+    """Catches NaN from lambda = infinity or from a missing history. One step predicts x_0, except with PNDM."""
     eps_fn = gaussian_eps(SCHEDULE, 0.1, 0.5)
     x = jnp.linspace(-2, 2, 6).reshape(2, 1, 1, 3)
     x0 = run(name, eps_fn, SCHEDULE, x, time_grid(n_steps, 400), jax.random.key(0))
@@ -392,7 +392,7 @@ def test_few_steps(name, n_steps):
 
 @pytest.mark.parametrize("name", list(sampling.SAMPLERS))
 def test_float32_stays_float32_beside_float64(name, x64):
-    """Catches a table of weights that promotes the images when another part of the program has turned on float64."""
+    """Catches a table of weights that promotes the images to float64 if another part of the program has enabled it."""
     sample = functools.partial(
         sampling.sample, name, Denoiser(gaussian_eps(SCHEDULE, 0.0, 0.5), SCHEDULE), rng=jax.random.key(0)
     )
@@ -400,7 +400,7 @@ def test_float32_stays_float32_beside_float64(name, x64):
 
 
 def test_same_image_for_any_batch():
-    """Catches noise drawn for a batch rather than for an image: one by one, together and in another order agree."""
+    """Catches noise drawn per batch instead of per image. Images must not depend on the batch or on the order."""
     indices = jnp.array([5, 0, 3, 12])
     keys = image_keys(jax.random.key(7), indices)
     x = image_noise(keys, 0, jnp.zeros((4, 2, 2, 1)))
@@ -420,17 +420,17 @@ def test_same_image_for_any_batch():
 
 @pytest.mark.parametrize("name", ["ddpm", "pndm", "dpmpp_3m", "unipc_2", "deis_3"])
 def test_clip_x0_keeps_the_result_in_range(name):
-    """Catches a wrapper that a sampler cannot use, PNDM's call at t = -1 among them."""
+    """Catches a wrapper that a sampler cannot use, for example in PNDM's call at t = -1."""
     wild = lambda x, t: -3 * x  # noqa: E731
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 1))
     x0 = run(name, clip_x0(Denoiser(wild, SCHEDULE)).eps, SCHEDULE, x, time_grid(3, 999), jax.random.key(0))
     assert np.isfinite(x0).all()
-    if name != "pndm":  # which ends in a mean of several predictions
+    if name != "pndm":  # PNDM ends in a mean of several predictions
         assert np.abs(x0).max() <= 1 + 1e-4
 
 
 def test_clip_x0():
-    """Catches noise that does not predict the clipped x_0, or that changes where nothing is clipped."""
+    """Catches noise that does not give the clipped x_0, or that changes where nothing is clipped."""
     x = jnp.linspace(-3, 3, 12).reshape(3, 2, 2, 1)
     for t in (jnp.zeros(3), jnp.full(3, 500.0), jnp.array([0.0, 500.0, 999.0])):
         wild = lambda x, t: 2 * jnp.cos(x)  # noqa: E731
@@ -473,12 +473,12 @@ def test_callback_sees_every_network_evaluation(name):
     np.testing.assert_allclose(x0, jax.jit(lambda x: sample(x, time_grid(5, 900)))(x), rtol=1e-5)
 
 
-# The pieces
+# Building blocks
 
 
 @pytest.mark.parametrize(("t", "s"), [(999, 0), (1, 0), (0, -1), (500, 499)])
 def test_transfer_keeps_its_digits_in_float32(t, s):
-    """Catches sigma_s - a sigma_t written as it stands, or 1 - ab, next to clean data and for short steps."""
+    """Catches sigma_s - a sigma_t or 1 - ab computed as differences, near clean data and for short steps."""
     ab_t, ab_s = np.exp(SCHEDULE.log_alpha_bars)[[t + 1, s + 1]]
     a = np.sqrt(ab_s / ab_t)
     expected = a, np.sqrt(1 - ab_s) - a * np.sqrt(1 - ab_t)

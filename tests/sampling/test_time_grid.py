@@ -1,4 +1,4 @@
-"""Time grids: the properties that every sampler relies on, and each spacing's own."""
+"""Time grids: the properties that every sampler needs, and the properties of each spacing."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def requests(draw):
 @settings(deadline=None)
 @given(request=requests(), spacing=st.sampled_from(list(SPACINGS)))
 def test_every_grid(request, spacing):
-    """Catches repeated times (quadratic and logsnr crowd near 0), a rounded-off start, and negative times."""
+    """Catches repeated times (quadratic and logsnr are dense near 0), a rounded start, and negative times."""
     n_steps, t_start = request
     grid = time_grid(n_steps, t_start, spacing, schedule=NoiseSchedule.linear())
     assert grid.dtype == (np.float64 if spacing == "sigma_rho" and n_steps > 1 else np.int32)
@@ -32,33 +32,33 @@ def test_every_grid(request, spacing):
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"sigma_rho"}))
 def test_as_many_steps_as_times(spacing):
-    """With no choice left all spacings of integers visit every time; catches repairs that push times out of range."""
+    """Catches times out of range. With as many steps as times, all spacings of integers must have every time."""
     np.testing.assert_array_equal(time_grid(300, 299, spacing, schedule=NoiseSchedule.linear()), np.arange(299, -1, -1))
 
 
 def test_linear_is_the_papers_grid():
-    """Catches rounding in place of truncation; the numbers are those of the paper's code."""
+    """Catches rounding instead of truncation. The numbers are from the paper's code."""
     np.testing.assert_array_equal(time_grid(10, 700), [700, 622, 544, 466, 388, 311, 233, 155, 77, 0])
     np.testing.assert_array_equal(time_grid(3, 999), [999, 499, 0])
 
 
 def test_quadratic_is_even_in_sqrt_t():
-    """Catches the square taken of the wrong end."""
+    """Catches steps that are not equal in sqrt(t)."""
     np.testing.assert_array_equal(time_grid(5, 400, "quadratic"), [400, 225, 100, 25, 0])
 
 
 def test_trailing_steps_are_all_as_long():
-    """Catches the off by one of steps counted down to 0 rather than -1."""
+    """Catches steps to t = 0 instead of t = -1."""
     np.testing.assert_array_equal(time_grid(10, 999, "trailing"), [999, 899, 799, 699, 599, 499, 399, 299, 199, 99])
     np.testing.assert_array_equal(time_grid(4, 399, "trailing"), [399, 299, 199, 99])
 
 
 @pytest.mark.parametrize("schedule", [NoiseSchedule.linear(), NoiseSchedule.linear(1e-4, 0.05, 1000)])
 def test_logsnr_is_even_in_log_snr(schedule):
-    """Catches a grid even in another variable, or of another schedule than the one given."""
+    """Catches a grid that is even in another variable, or for another schedule than the given one."""
     grid = time_grid(8, 999, "logsnr", schedule=schedule)
     steps = np.diff(schedule.half_log_snr(grid))
-    np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)  # near t = 0 an integer is a fifth of a step
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.25)  # near t = 0 a step has only about 5 integers
     np.testing.assert_allclose(steps[:5], steps[:5].mean(), rtol=0.02)
 
 

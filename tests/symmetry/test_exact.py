@@ -1,4 +1,4 @@
-"""Exact models and closed-form critical times: two routes to every number."""
+"""Exact models and closed-form critical times: every number is computed in two ways."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def uneven_mixture(dim=3):
 
 @pytest.mark.parametrize("alpha_bar", [1e-3, 0.3, 0.9])
 def test_score_drift_hessian_and_eps_are_derivatives_of_the_potential(alpha_bar):
-    """Catches a wrong factor, sign or weight in a closed form, by JAX's derivatives of the density."""
+    """Catches a wrong factor, sign or weight in a closed form. JAX differentiates the density."""
     mixture = uneven_mixture()
     x = jnp.array([0.3, -0.7, 1.1])
     beta = 2.5
@@ -55,7 +55,7 @@ def test_density_is_normalised():
 
 
 def test_plus_and_minus_one_split_where_the_paper_says():
-    """Catches another critical time than the paper's theta_c, which is t = 292 on the linear schedule."""
+    """Catches a critical time that differs from the paper's theta_c, which is t = 292 on the linear schedule."""
     [alpha_bar] = PLUS_MINUS.splitting_alpha_bars()
     assert np.sqrt(alpha_bar) == pytest.approx(THETA_C, abs=1e-8)
     assert critical_times(1.0, SCHEDULE, "equal_norm") == pytest.approx(292, abs=0.5)
@@ -63,7 +63,7 @@ def test_plus_and_minus_one_split_where_the_paper_says():
 
 @pytest.mark.parametrize("theta", [0.05, 0.4, 0.6, THETA_C - 1e-3, THETA_C + 1e-3, 0.7, 0.9, 0.99])
 def test_branches_solve_the_self_consistency_equation(theta):
-    """Catches a lost or false minimum: one before the critical time, then two, at roots of the paper's equation."""
+    """Catches a lost or false minimum. There is one before the critical time, then two, as in the paper's equation."""
 
     def inconsistency(x):
         return 2 * theta / (1 + theta**2) * np.tanh(theta * x / (1 - theta**2)) - x
@@ -77,7 +77,7 @@ def test_branches_solve_the_self_consistency_equation(theta):
 
 
 def equal_norm_points(rng, dim):
-    """Points of one norm and zero mean: random directions and their opposites, a few of them several times."""
+    """Returns points of equal norm and zero mean: random directions and their opposites, some of them repeated."""
     directions = rng.normal(size=(dim + 2, dim)) * np.geomspace(1, 0.3, dim)
     directions *= rng.uniform(0.3, 3) / np.linalg.norm(directions, axis=1, keepdims=True)
     return np.concatenate([directions, -directions, directions[:1], -directions[:1]])
@@ -85,7 +85,7 @@ def equal_norm_points(rng, dim):
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_closed_form_is_the_sign_change_of_the_hessian(dim):
-    """Catches a wrong closed form, by root finding for every eigenvalue l of the second-moment matrix."""
+    """Catches a wrong closed form. For every eigenvalue l, the critical time is also found as a root."""
     points = equal_norm_points(np.random.default_rng(dim), dim)
     eigenvalues = np.linalg.eigvalsh(points.T @ points / len(points))[::-1]
     found = Mixture.points(points).splitting_alpha_bars()
@@ -94,7 +94,7 @@ def test_closed_form_is_the_sign_change_of_the_hessian(dim):
 
 
 def test_minima_multiply_direction_by_direction():
-    """Catches a lost minimum: a rectangle of points has one, then two along its long side, then four."""
+    """Catches a lost minimum. A rectangle of points has one, then two along its long side, then four."""
     rectangle = Mixture.points([[a, b] for a in (-2.0, 2.0) for b in (-0.5, 0.5)])
     first, second = critical_alpha_bars([4.0, 0.25], "equal_norm")
     middles = [first / 2, (first + second) / 2, (second + 1) / 2]
@@ -107,7 +107,7 @@ def test_a_direction_without_data_never_splits():
 
 
 def test_gaussian_data_become_unstable_where_the_rule_says():
-    """Catches a wrong rule 1 / (l - 1), by the sign change of x / 2 + score for N(0, l)."""
+    """Catches a wrong rule 1 / (l - 1). The critical time is also the sign change of x / 2 + score for N(0, l)."""
     for variance in (2.5, 10.0, 300.0):
         broad = Mixture(np.zeros((1, 1)), np.array([variance]), np.ones(1))
         assert broad.splitting_alpha_bars()[0] == pytest.approx(critical_alpha_bars(variance, "gaussian"), abs=1e-8)
@@ -121,7 +121,7 @@ def test_speciation_is_where_the_signal_equals_the_noise():
 @given(st.floats(0, 1e6), st.sampled_from(list(RULES)))
 @settings(deadline=None, max_examples=50)
 def test_any_eigenvalue_has_a_time_or_none(eigenvalue, rule):
-    """Catches overflow, an alpha_bar outside (0, 1], or a time that is not that of its alpha_bar."""
+    """Catches overflow, an alpha_bar outside (0, 1], or a time that does not match its alpha_bar."""
     alpha_bar = critical_alpha_bars(eigenvalue, rule)
     t = critical_times(eigenvalue, SCHEDULE, rule)
     least = {"equal_norm": 0, "gaussian": 2, "speciation": 1}[rule]

@@ -1,4 +1,4 @@
-"""Fixed points, growth and agreement of exact models, used as networks."""
+"""Fixed points, growth rates and agreement of exact models that replace networks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ EIGENVALUES = np.array([9.0, 2.0, 0.5])
 
 
 def denoiser_of(model):
-    """The denoiser of an exact model (a pytree with a method `eps` of x and alpha_bar), in float32."""
+    """Returns the denoiser of an exact model (a pytree with a method `eps` of x and alpha_bar), in float32."""
 
     def eps(model, x, t):
         return model.eps(x, SCHEDULE.alpha_bar(t))
@@ -29,14 +29,14 @@ def denoiser_of(model):
 
 
 def box(mean):
-    """The corners of a box along three oblique axes: points of equal norm about the mean, covariance EIGENVALUES."""
+    """Returns the corners of a box along three oblique axes. Their covariance has the eigenvalues EIGENVALUES."""
     axes = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, 3)))[0] * np.sqrt(EIGENVALUES)
     signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(-1, 3)
     return signs @ axes.T + mean
 
 
 def test_fixed_point_of_an_exact_mixture_splits_at_the_closed_form():
-    """Catches Newton on another branch, a wrong sign or scale of the Jacobian, or an error in the mean."""
+    """Catches Newton's method on another branch, a wrong sign or scale of the Jacobian, or an error in the mean."""
     denoiser = denoiser_of(Mixture.points(box(0.7)))
     followed = follow(denoiser, jnp.full(SHAPE, 0.7), TIMES, num_eigenvalues=3, rng=jax.random.key(0))
     assert (np.asarray(followed.residuals) < SETTLED).all()
@@ -96,7 +96,7 @@ def test_what_is_not_symmetric_is_reported():
 
 
 def test_critical_times_open_the_longest_growth():
-    """Catches a choice of a short positive interval, a use of rows with NaN, and an interval without a start."""
+    """Catches a short positive interval that is chosen, a use of rows with NaN, and an interval without a start."""
     times = np.arange(100.0, 0, -5)
     columns = [50 - times, (70 - times) * (times - 30) * (90 - times), times - 200, 200 - times]
     growth = np.stack(columns, axis=1)
@@ -110,7 +110,7 @@ def test_critical_times_open_the_longest_growth():
 
 
 def test_agreement_is_exact_for_gaussian_data_and_fades_for_points():
-    """Catches a wrong denominator or time: 0 for Gaussian data, 1/4 if the network doubles the Gaussian's eps."""
+    """Catches a wrong denominator or time. The result is 0 for Gaussian data, and 1/4 if the network doubles eps."""
     x0 = jnp.asarray(box(0.2).reshape(-1, *SHAPE), jnp.float32)
     gaussian = DataGaussian.fit([np.asarray(x0)])
     times = np.array([900, 400, 100, 5])

@@ -1,4 +1,4 @@
-"""Measurements on an exact mixture in place of a network, and --mode=analyze on the digits."""
+"""Measurements on an exact mixture that replaces a network, and --mode=analyze on digits."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ SCHEDULE = NoiseSchedule.linear()
 
 @pytest.fixture(scope="module")
 def subject():
-    """Two images with their exact score. The class is the sign of the first pixel."""
+    """Returns a Subject of two images with their exact score. The class is the sign of the first pixel."""
     images = np.zeros((2, 16))
     images[:, :4] = [[0.9, 0.9, 0.9, 0.9], [-0.9, -0.9, -0.9, -0.9]]
     mixture = jax.tree.map(jnp.float32, Mixture.points(images))
@@ -70,7 +70,7 @@ def eps_of_mixture(mixture, x, t):
 
 
 def test_class_survives_a_u_turn_only_below_the_critical_time(subject):
-    """Would catch noise of another time, a time grid from another start, or a class compared with itself."""
+    """Catches noise of a wrong time, a time grid from a wrong start, or a class compared with itself."""
     turned = measurements.u_turn(subject)
     assert (turned["stayed"][turned["t"] < 200] == 1).all()
     assert 0.2 < turned["stayed"][turned["t"] > 800].mean() < 0.8
@@ -119,7 +119,7 @@ def test_best_starts_are_those_of_their_own_components():
 
 
 def test_noising_forgets_at_the_schedules_pace(subject):
-    """Would catch steps whose variances do not add up: the correlation with x_0 must be that of x_t drawn directly."""
+    """Catches wrong variances of the steps. The correlation with x_0 must equal that of x_t drawn directly."""
     measured = measurements.correlation(subject)
     assert measured["with_start"][0] == pytest.approx(1) and measured["with_end"][-1] == pytest.approx(1)
     noise = jax.random.normal(jax.random.key(5), subject.x0.shape)
@@ -130,7 +130,7 @@ def test_noising_forgets_at_the_schedules_pace(subject):
 
 
 def test_potential_is_that_of_the_exact_model(subject):
-    """Would catch a line integral along another path, of the other sign, or about another centre than the mean."""
+    """Catches a line integral along another path, with the wrong sign, or around another centre than the mean."""
     measured = measurements.generation(subject)
     level = 4
     mixture = Mixture(*(np.asarray(leaf, float) for leaf in jax.tree.leaves(subject.denoiser.network)))
@@ -148,15 +148,15 @@ def test_potential_is_that_of_the_exact_model(subject):
 
 
 def test_late_images_are_those_of_the_same_noise(subject):
-    """Would catch a late start from other noise or at another time, and a distance between the wrong images."""
+    """Catches a late start from other noise or at another time, and a distance between the wrong images."""
     measured = measurements.same_noise(subject, 16)
     assert measured["t_start"].tolist() == [300, 400, 500, 600, 700]
-    # There are two images. Each noise goes to the nearer one, with or without a late start, for any number of steps.
+    # There are two images. Each noise leads to the nearer one, with or without a late start, in any number of steps.
     assert measured["distance"].max() < 1e-3 * measured["to_other_noise"]
 
 
 def test_trajectory_is_that_of_the_sampler(subject):
-    """Would catch a trajectory that lacks its first or last state, or ends early."""
+    """Catches a trajectory that lacks its first or last state, or ends early."""
     x = jnp.ones((1, *SHAPE))
     timesteps = np.arange(1000)[::-1]
     states = measurements._ddim_states(subject.denoiser, x, timesteps)
@@ -166,7 +166,7 @@ def test_trajectory_is_that_of_the_sampler(subject):
 
 
 def test_short_schedule_has_fewer_steps_below_a_late_start(subject):
-    """Would catch a grid with more steps than there are times below a start."""
+    """Catches a grid with more steps than there are times below a start."""
     denoiser = dataclasses.replace(subject.denoiser, schedule=NoiseSchedule.linear(1e-3, 0.2, num_timesteps=60))
     measured = measurements.same_noise(subject._replace(denoiser=denoiser), 4)
     assert measured["t_start"].tolist() == [18, 24, 30, 36, 42]
@@ -174,14 +174,14 @@ def test_short_schedule_has_fewer_steps_below_a_late_start(subject):
 
 
 def test_table_and_json_have_no_nan():
-    """Would catch NaN printed in the table, or written to a JSON file, for a direction without a critical time."""
+    """Catches NaN printed in the table, or written to a JSON file, for a direction without a critical time."""
     arrays = {name: np.array([3.0, 1.0]) for name in study.COMPARED} | {"t_gaussian": np.array([200.4, np.nan])}
     assert re.search(r"2 +1.00 +1 +never", study.critical_times_table(arrays))
     assert study._listed(arrays["t_gaussian"]) == [200.4, None]
 
 
 def test_equal_automatic_starts_share_a_label():
-    """Would catch a start listed under another sampler or another n."""
+    """Catches a start that is listed under a wrong sampler or n."""
     runs = [("ddim", 5, 410), ("ddim", 3, 325), ("ddpm", 3, 325), ("ddpm", 5, 410), ("heun", 5, 410)]
     runs = [{"sampler": name, "n_steps": n, "auto_start": {"t_start": t}} for name, n, t in runs]
     labelled = {" ".join(label.split()): starts for label, starts in figures.automatic_starts(runs).items()}
@@ -193,7 +193,7 @@ def test_equal_automatic_starts_share_a_label():
 
 @pytest.fixture
 def workdir(config, tmp_path, monkeypatch):
-    """A workdir with statistics of the digits. Their Gaussian replaces a trained network, which compiles slowly."""
+    """Returns a workdir with statistics of digits. Their Gaussian replaces a trained network, which compiles slowly."""
     config.eval.enable_fid = False
     config.sweep.components = ("1", "4")
     monkeypatch.setattr(run_lib.checkpoints, "require", lambda *_: 6)
@@ -212,9 +212,9 @@ def eps_of_gaussian(gaussian, x, t):
 
 
 def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, monkeypatch, capsys):
-    """Would catch a missing figure, a page that needs other files, and stored numbers recomputed or wrongly reused.
+    """Catches a missing figure, a page that needs other files, and stored numbers recomputed or wrongly reused.
 
-    And a figure that cannot be drawn and ends the analysis.
+    Also catches an analysis that ends because a figure cannot be drawn.
     """
     config.analysis.update(num_images=8, num_times=4, num_eigenvalues=1, n_steps=7)
     page = run_lib.analyze(config, workdir).read_text()
@@ -226,7 +226,7 @@ def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, 
     made = []
     monkeypatch.setattr(measurements, "_noising", lambda *args, **options: made.append(args))
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "panels", None)  # so every picture fails, and its old file must not be shown
+        patch.setattr(plots, "panels", None)  # so every picture fails, and the old files must not be shown
         page = run_lib.analyze(config, workdir).read_text()
     assert not made
     assert page.count("<p>This picture could not be drawn.</p>") == len(drawn) and "<img" not in page
@@ -239,7 +239,7 @@ def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, 
 
 
 def test_automatic_starts_are_those_of_an_evaluation_of_the_configs_size(config, workdir):
-    """Would catch a search as small as the runs of the analysis, a given start, or one start for all samplers."""
+    """Catches a search with the sample number of the analysis, a given start, or one start for all samplers."""
     config.eval.num_samples = 40
     config.analysis.score_samples = 5
     run_config = study._run_config(config)
@@ -253,7 +253,7 @@ def test_automatic_starts_are_those_of_an_evaluation_of_the_configs_size(config,
 
 
 def test_scores_shown_are_of_this_step_and_these_settings(config, tmp_path):
-    """Would catch scores of another sampler, baseline, step, seed or number of samples in one figure."""
+    """Catches scores of another sampler, baseline, step, seed or number of samples in one figure."""
     network = {"dataset": "digits", "checkpoint_step": 6}
     expected = network | {"seed": 42, "spacing": "linear", "clip_x0": False, "baseline": "", "sampler": "ddim"}
     expected |= {"num_samples": 10, "score": 1.0}
@@ -264,7 +264,7 @@ def test_scores_shown_are_of_this_step_and_these_settings(config, tmp_path):
 
 
 def test_full_length_takes_one_step_for_every_t(config):
-    """Would catch steps spread over another range, or a run from pure noise that begins late."""
+    """Catches steps spread over another range, or a run from pure noise that begins late."""
     config.analysis.update(score_samples=5, score_starts=(3, 200))
     runs = study._full_length_runs(study._run_config(config))
     sampled = [(run.sampling.sampler, run.sampling.gls, run.sampling.n_steps) for run in runs]
@@ -276,7 +276,7 @@ def test_full_length_takes_one_step_for_every_t(config):
 
 
 def test_settings_that_cannot_be_are_refused(config, tmp_path):
-    """Would catch an error inside an experiment after minutes, also for more eigenvalues than sampling.rank."""
+    """Catches an error inside an experiment after minutes, also for more eigenvalues than sampling.rank."""
     for settings, message in (
         ({"analysis.num_eigenvalues": 13}, "at most 12"),
         ({"analysis.num_eigenvalues": 6, "data.image_size": 128, "sampling.rank": 5}, "at most 5"),

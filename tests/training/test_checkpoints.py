@@ -36,7 +36,7 @@ def save(config, workdir, *steps):
 
 @pytest.fixture
 def workdir(config, tmp_path):
-    """A workdir with checkpoints of steps 3, 6 and 9."""
+    """Makes a workdir with checkpoints of steps 3, 6 and 9."""
     config.training.max_to_keep = 3
     checkpoints.write_config(config, tmp_path)
     save(config, tmp_path, 3, 6, 9)
@@ -100,7 +100,7 @@ def test_nothing_damaged_is_deleted_and_its_step_can_be_saved_again(config, work
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(config, workdir):
-    """Catches the remains of a killed save that count as a checkpoint: a temporary folder, or an incomplete one."""
+    """Catches a temporary or incomplete folder of a killed save that counts as a checkpoint."""
     (workdir / "checkpoints/9").rename(workdir / "checkpoints/12.orbax-checkpoint-tmp")
     assert step_resumed(config, workdir) == 6
     (workdir / "checkpoints/9").mkdir()
@@ -120,7 +120,7 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(config, workdir):
 
 
 def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
-    """Catches weights of another network that are loaded, or called damaged, when config.json is lost or edited."""
+    """Catches weights of another network that are loaded, or reported as damaged, if config.json is lost or edited."""
     (workdir / "config.json").unlink()
     before = contents(workdir)
     config.model.nf = 64
@@ -133,7 +133,7 @@ def test_another_network_is_refused_by_the_checkpoint_itself(config, workdir):
 def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
     """Catches a state loaded into another optimiser, a traceback, and a new data.path without a warning."""
     config.data.path = "/else"
-    (workdir / "metrics.jsonl").touch()  # as training writes it
+    (workdir / "metrics.jsonl").touch()  # training writes this file
     checkpoints.check_workdir(config, workdir)
     assert "continues with data.path='/else' (before: '')" in capsys.readouterr().err
     config.optim.optimizer = "Muon"
@@ -144,7 +144,7 @@ def test_training_goes_on_with_its_own_optimiser(config, workdir, capsys):
 
 
 def test_facts_say_how_it_came_to_be(config, workdir):
-    """Catches facts of another step or config, or without the versions of the libraries."""
+    """Catches metadata of another step or config, or without the versions of the libraries."""
     facts = json.loads((workdir / "checkpoints/6/facts/metadata").read_text())
     assert facts["step"] == facts["data"]["next_batch"] == facts["rng"]["next_fold"] == 6
     assert facts["config"] == json.loads(config.to_json())
@@ -152,7 +152,7 @@ def test_facts_say_how_it_came_to_be(config, workdir):
 
 
 def test_checkpoints_without_checksums_are_still_read(config, workdir):
-    """Catches an update of the program that cannot read checkpoints of an earlier version."""
+    """Catches a program that cannot read checkpoints of an earlier version."""
     for path in workdir.glob("checkpoints/*/**/checksums.json"):
         path.unlink()
     for path in workdir.glob("checkpoints/*/facts"):
@@ -171,7 +171,7 @@ def test_one_writer_and_any_number_of_readers(config, workdir):
 
 
 def test_a_damaged_checkpoint_that_is_asked_for_is_refused(config, workdir):
-    """Catches an evaluation of another step than the one that was requested."""
+    """Catches an evaluation of another step than the requested one."""
     config.eval.checkpoint = 9
     flip_a_bit(workdir / "checkpoints/9/ema/_METADATA")
     with pytest.raises(UserError, match="9 is damaged .*checksum mismatch in _METADATA.*checkpoint=-1"):

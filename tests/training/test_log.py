@@ -1,4 +1,4 @@
-"""metrics.jsonl of runs that were interrupted."""
+"""The file metrics.jsonl of interrupted runs."""
 
 import json
 
@@ -6,7 +6,7 @@ from training.log import MetricsWriter
 
 
 def test_resumed_run_writes_no_step_twice(tmp_path):
-    """Catches old lines of steps after the checkpoint, or a line cut by a kill, that stay beside the new ones."""
+    """Catches old lines of steps after the checkpoint, or an incomplete line, that stay among the new lines."""
     with MetricsWriter(tmp_path, 0) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss": float(step)})

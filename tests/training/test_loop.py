@@ -1,4 +1,4 @@
-"""Training on real digits that is killed, stopped and resumed, with real signals and processes."""
+"""Training on digits that is killed, stopped and resumed, with real signals and processes."""
 
 import functools
 import itertools
@@ -41,7 +41,7 @@ def long_config():
 
 
 def train_in_process(config, workdir, trap):
-    """Runs in the child process: run_lib.train with 200 training images as the held-out images, and no output."""
+    """Runs run_lib.train in a child process, with 200 training images as the held-out images and without output."""
     trap()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -59,7 +59,7 @@ def no_trap():
 
 
 def kill_inside(owner, name, call):
-    """Kills the process at the beginning of a call of a function; calls are counted from 1."""
+    """Kills the process at the beginning of the given call of a function. Calls are counted from 1."""
     function = getattr(owner, name)
     calls = itertools.count(1)
 
@@ -83,7 +83,7 @@ def kill_inside_a_save():
 
 @pytest.fixture(scope="module")
 def start():
-    """start(config, workdir) -> a child process that trains. The modules are already imported, which saves seconds.
+    """Returns start(config, workdir), which starts a child process that trains. Its modules are already imported.
 
     The child first calls `trap`, which may make it kill itself at some point.
     """
@@ -110,7 +110,7 @@ def last_step(workdir):
 
 
 def state_at(config, workdir):
-    """All arrays of the newest whole checkpoint."""
+    """Returns all arrays of the newest intact checkpoint."""
     _, state = losses.create_state(config)
     found = checkpoints.load(config, workdir, checkpoints.newest_whole(workdir), state)
     return jax.tree.map(np.asarray, found)
@@ -122,7 +122,7 @@ def saves_begun(workdir):
 
 @pytest.fixture(scope="module")
 def straight(start, tmp_path_factory):
-    """The workdir of a run without interruption."""
+    """Returns the workdir of a run without interruption."""
     workdir = tmp_path_factory.mktemp("straight")
     process = start(long_config(), workdir)
     process.join()
@@ -133,7 +133,7 @@ def straight(start, tmp_path_factory):
 def test_kills_at_random_moments_do_not_change_the_result(start, straight, tmp_path):
     """Catches everything that a kill can damage or lose.
 
-    That is half-written checkpoints and lines, the position in the data, keys, EMA, optimiser and evaluations.
+    These are checkpoints, lines of metrics, the position in the data, keys, EMA, optimiser and evaluations.
     """
     config = long_config()
     chance = random.Random(8)
@@ -145,7 +145,7 @@ def test_kills_at_random_moments_do_not_change_the_result(start, straight, tmp_p
         found = max(checkpoints.saved_steps(tmp_path), default=0)
         process = start(config, tmp_path)
         while process.is_alive() and not (path.exists() and path.stat().st_ino != inode):
-            time.sleep(0.002)  # until it has resumed from the checkpoint that it found
+            time.sleep(0.002)  # waits until the process has resumed from its checkpoint
         target = found + chance.randint(2, 13)
         while process.is_alive() and last_step(tmp_path) < target:
             time.sleep(0.002)
@@ -186,7 +186,7 @@ def test_kills_inside_an_evaluation_and_a_save_do_not_change_the_result(start, s
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Training in this process with a cached initial state and train step: half a second per run.
+    """Makes training in this process take half a second, with a cached initial state and train step.
 
     200 training images are the held-out images.
     """
@@ -216,7 +216,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def foreground():
-    """The handlers of a program in the foreground; tests may run under nohup, or in the background of a shell."""
+    """Sets the signal handlers of a foreground program, because tests may run under nohup or in the background."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -225,7 +225,7 @@ def foreground():
 
 
 def key(config):
-    """The sections of the config that the compiled step depends on, as JSON."""
+    """Returns, as JSON, the sections of the config that the compiled step depends on."""
     return json.dumps({name: json.loads(config[name].to_json()) for name in ("model", "optim", "data")})
 
 
@@ -237,7 +237,7 @@ def tiny_with(sections):
 
 
 def at_step(monkeypatch, step, act):
-    """Calls `act` when training has logged a step, before the next one."""
+    """Calls `act` after training has logged a step and before the next step."""
     write = loop.MetricsWriter.write
 
     def writing(self, logged, values):
@@ -296,7 +296,7 @@ def test_a_second_ctrl_c_interrupts_at_once(quick, foreground, monkeypatch, tmp_
 
 
 def test_nohup_is_respected(quick, foreground, monkeypatch, tmp_path):
-    """Catches a training under nohup that stops when its terminal closes."""
+    """Catches a training under nohup that stops when the terminal closes."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGHUP))
     run_lib.train(tiny.get_config(), tmp_path)
@@ -321,7 +321,7 @@ def test_a_clock_that_jumps_backwards_changes_nothing(quick, monkeypatch, tmp_pa
 
 
 def test_another_seed_is_refused_and_other_differences_are_named(quick, capsys, tmp_path):
-    """Catches a run that goes on as another run without a word, and a warning that does not say what differs."""
+    """Catches a run that is resumed with other settings without a message, and a warning that does not name them."""
     config = tiny.get_config()
     run_lib.train(config, tmp_path)
     config.training.n_iters = 14
@@ -343,7 +343,7 @@ def same_state(config, one, other):
 
 
 def test_no_step_is_dispatched_before_the_last_one_has_finished(quick, monkeypatch, tmp_path):
-    """Catches a signal that has to wait for two steps: a step on the device cannot be cancelled."""
+    """Catches a signal that has to wait for two steps. A dispatched step cannot be cancelled."""
     events = []
     make = losses.make_train_step
 
@@ -373,7 +373,7 @@ def test_no_step_is_dispatched_before_the_last_one_has_finished(quick, monkeypat
 
 
 def test_a_signal_ends_an_evaluation_and_the_next_run_repeats_it(quick, monkeypatch, tmp_path):
-    """Catches a stop that waits for an evaluation of minutes, and an evaluation that is missing after the stop."""
+    """Catches a stop that waits minutes for an evaluation, and an evaluation that is missing afterwards."""
     config = tiny.get_config()
     config.training.eval_freq = 5
     run_lib.train(config, tmp_path / "straight")
@@ -409,7 +409,7 @@ def test_a_second_training_run_is_refused_and_an_evaluation_is_not(quick, monkey
     assert seen[0] in (4, 8)
 
 
-@pytest.mark.parametrize("bad_step", [7, 8])  # between two checkpoints, and where one is due
+@pytest.mark.parametrize("bad_step", [7, 8])  # between two checkpoints, and at a checkpoint
 def test_a_gradient_that_is_not_finite_is_reported_with_the_losses_before(quick, monkeypatch, tmp_path, bad_step):
     """Catches NaN in a checkpoint, and a message that does not show when the problem began."""
     config = tiny.get_config()
@@ -465,7 +465,7 @@ OPERATIONS = st.one_of(
 
 @pytest.fixture
 def reference(quick, monkeypatch, tmp_path_factory):
-    """A run of 24 steps without interruption: its metrics, and its state after every step."""
+    """Returns the metrics and the state after every step of a run of 24 steps without interruption."""
     config = tiny.get_config()
     workdir = tmp_path_factory.mktemp("reference")
     states = {}
@@ -489,11 +489,11 @@ def reference(quick, monkeypatch, tmp_path_factory):
 
 
 class Killed(BaseException):
-    """Ends a run in this process as a kill would."""
+    """Ends a run in this process like a kill."""
 
 
 def kill_at(step, config, workdir, crashed):
-    """Ends a run at a step. The folder `crashed` gets what is on disk at that moment, with unfinished saves."""
+    """Ends a run at a step, and copies the files on disk at that moment, with unfinished saves, to `crashed`."""
 
     def die():
         subprocess.run(["cp", "-a", workdir, crashed], check=False, capture_output=True)
@@ -513,7 +513,7 @@ def kill_at(step, config, workdir, crashed):
 )
 @given(operations=st.lists(OPERATIONS, min_size=4, max_size=6))
 def test_no_sequence_of_operations_changes_the_result(reference, tmp_path_factory, operations):
-    """Catches a run that does not resume from its newest whole checkpoint, or that then differs from `reference`."""
+    """Catches a run that does not resume from its newest intact checkpoint, or that then differs from `reference`."""
     config = tiny.get_config()
     workdir = tmp_path_factory.mktemp("operations") / "0"
     config.training.update(snapshot_freq=6, snapshot_freq_for_preemption=2)
@@ -548,7 +548,7 @@ def test_no_sequence_of_operations_changes_the_result(reference, tmp_path_factor
 
 
 def check_eval(config, workdir, found):
-    """Checks that an evaluation uses the newest whole checkpoint, and that it changes only its own folder."""
+    """Checks that an evaluation uses the newest intact checkpoint, and changes only the folder of evaluations."""
 
     def others():
         return {path: data for path, data in contents(workdir).items() if path.parts[0] != "eval"}

@@ -1,4 +1,4 @@
-"""`verify` against samplers in NumPy that are right, or wrong in a known way."""
+"""`verify` on samplers in NumPy that are correct, or have a known mistake."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from sampling.verification.verify import ADAPTERS, sampler_of, verify
 
 
 def as_sampler(**options):
-    """DDIM, with one mistake, as a foreign sampler."""
+    """Returns DDIM, with the options of a mistake, as a foreign sampler."""
 
     def sampler(eps_fn, alpha_bars, start, times):
         def eps(x, t):
@@ -24,7 +24,7 @@ def as_sampler(**options):
 
 
 def heun(eps_fn, sigmas, start, times):
-    """Karras et al. (2022), algorithm 1, in x / signal."""
+    """Heun's method of Karras et al. (2022), algorithm 1, in x / signal."""
     x = start
     ratios = np.append(sigmas[times], 0)
     for here, there in itertools.pairwise(ratios):
@@ -43,7 +43,7 @@ def results(report):
 
 
 def test_ddim_passes():
-    """Catches a wrong exact answer, and a check that no sampler can pass."""
+    """Catches a wrong exact answer, and a check that every sampler fails."""
     report = verify(as_sampler())
     assert report.passed and report.fault is None
     assert "FAILED" not in report.text and report.text.endswith("all checks passed")
@@ -51,14 +51,14 @@ def test_ddim_passes():
 
 @pytest.mark.parametrize("text", MISTAKES)
 def test_each_mistake_is_found_and_named(text):
-    """Catches a mistake that passes all checks, and one that is taken for another."""
+    """Catches a mistake that passes all checks, and one that is reported as another."""
     report = verify(as_sampler(**MISTAKES[text]))
     assert not report.passed
     assert report.fault.startswith(text)
 
 
 def test_sampler_of_sigmas_and_its_claims():
-    """Catches sigmas of another scale, and claims that are not read: Heun is of order 2, not 3."""
+    """Catches sigmas of another scale, and claims that are not read. Heun's method has order 2, not 3."""
     assert verify(heun).passed
 
     def boasting(eps_fn, sigmas, start, times):
@@ -72,7 +72,7 @@ def test_sampler_of_sigmas_and_its_claims():
 
 
 def test_ancestral_sampler_is_judged_by_its_moments():
-    """Catches noise of a wrong variance, which changes no mean."""
+    """Catches noise with a wrong variance, which does not change the mean."""
 
     def ancestral(factor):
         rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_result_that_depends_on_the_batch_fails():
 
 
 def test_ignored_times_are_reported():
-    """Catches a sampler that walks its own grid, whose number of calls is right."""
+    """Catches a sampler that ignores the given times but makes the correct number of calls."""
     good = as_sampler()
     report = verify(lambda eps_fn, alpha_bars, start, times: good(eps_fn, alpha_bars, start, np.maximum(times - 3, 0)))
     assert "called at 637 where the times are 640" in report.text
@@ -124,7 +124,7 @@ def test_error_of_a_sampler_is_a_finding():
 
 
 def test_sampler_of():
-    """Catches an error of the user that ends in a traceback, and an adapter of a module that does not exist."""
+    """Catches a traceback for an error of the user, and an adapter of a module that does not exist."""
     assert sampler_of("sampling.verification.mistakes:ddim") is ddim
     for source in (
         "no_such_module:f",
@@ -140,7 +140,7 @@ def test_sampler_of():
 
 
 def test_flows_agree_with_each_other():
-    """Catches a wrong closed form: the Gaussian's flow, integrated as a mixture of two equal components."""
+    """Catches a wrong closed form. The Gaussian's flow is also integrated as a mixture of two equal components."""
     x = start(LAST, 16)[:, :4]
     twice = type(GAUSSIAN)(np.full(2, 0.5), np.repeat(GAUSSIAN.means, 2, 0), np.repeat(GAUSSIAN.variances, 2, 0))
     ends = [flow.transported(x, ALPHA_BARS[LAST], ALPHA_BARS[0]) for flow in (GAUSSIAN, twice)]
@@ -148,7 +148,7 @@ def test_flows_agree_with_each_other():
 
 
 def test_mixture_flow_returns():
-    """Catches an integration that is less accurate than the errors it is to measure."""
+    """Catches an integration that is less accurate than the errors that it measures."""
     x = start(LAST, 16)[:, 4:]
     back = MIXTURE.transported(exact_end(LAST, 16)[:, 4:], ALPHA_BARS[0], ALPHA_BARS[LAST])
     np.testing.assert_allclose(back, x, atol=1e-8)
@@ -166,11 +166,11 @@ def test_diffusers_ddim_takes_a_wrong_previous_time():
 
 @pytest.mark.parametrize("name", ["ddim", "unipc_3", "ode"])
 def test_own_samplers_pass(name):
-    """Catches a sampler of ours that lost its order, and JAX code that cannot call back to NumPy."""
+    """Catches a sampler of this project with too low an order, and JAX code that cannot call NumPy."""
     assert verify(sampler_of(f"sampling:{name}")).passed
 
 
 def test_unknown_own_sampler():
-    """Catches a ValueError that ends in a traceback."""
+    """Catches a traceback for an unknown name."""
     with pytest.raises(UserError, match="sampling:euler: sampler 'euler' is not known"):
         sampler_of("sampling:euler")
