@@ -279,7 +279,7 @@ def mixtures(experiment, tmp_path, monkeypatch):
         "STARTS": (200, 300),
         "COPY_STARTS": (200,),
         "COPY_SAMPLES": 20,
-        "LONG": ("ddim", 4),
+        "MANY_STEPS": ("ddim", 4),
         "FLOW_STARTS": (300,),
         "FLOW_SAMPLES": 20,
         "FULL_STEPS": 4,
