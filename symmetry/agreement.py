@@ -1,4 +1,4 @@
-"""Compares the network with a Gaussian or a mixture of the data at each time. Late starts are accurate where they agree.
+"""Compares the network with a Gaussian or mixture of the data at each time. Late starts are accurate where they agree.
 
 `revealed_components` measures what x_t tells about the component of its image.
 """
