@@ -32,7 +32,7 @@ from metrics.results import Result
 from sampling.auto_grid import FINE_STEPS
 from sampling.time_grid import AUTO_START
 
-NETWORKS = ("fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
+NETWORKS = ("fashion_mnist", "fashion_mnist_eps")
 
 TABLE_SEEDS = (1, 2, 3)
 TABLE_SAMPLES = 10_000

@@ -29,7 +29,7 @@ from metrics import frechet
 from metrics.tally import Tally, observe
 from sampling.time_grid import AUTO_START
 
-CONFIGS = ("digits", "fashion_mnist", "fashion_mnist_muon", "fashion_mnist_eps")
+CONFIGS = ("digits", "fashion_mnist", "fashion_mnist_eps")
 STARTS = range(150, 851, 25)
 SAMPLERS = [name for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_score", "regret", "share_of_evaluation")

@@ -1,16 +1,21 @@
-"""The network of fashion_mnist_muon.py, but it predicts the noise and is trained with the paper's loss.
+"""The network of fashion_mnist.py with fewer groups in its GroupNorm layers. It predicts the noise and is trained by Muon.
+
+The loss is the paper's.
 
 python main.py --mode=train --config=configs/ddpm/fashion_mnist_eps.py --workdir=results/fashion_mnist_eps
 """
 
 from ml_collections import ConfigDict
 
-from configs.ddpm import fashion_mnist_muon
+from configs.ddpm import fashion_mnist
 
 
 def get_config() -> ConfigDict:
-    config = fashion_mnist_muon.get_config()
+    config = fashion_mnist.get_config()
     config.training.n_iters = 14_000
     config.training.weighting = 0.0
+    config.model.num_groups = 8
     config.model.prediction = "eps"
+    config.optim.optimizer = "Muon"
+    config.optim.lr = 4e-3
     return config
