@@ -71,7 +71,7 @@ def prepare(config: ConfigDict) -> Split:
 
 
 def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.ndarray, "count ..."]:
-    """`count` evenly spaced images, or all images if there are fewer.
+    """Selects `count` evenly spaced images, or all images if there are fewer.
 
     The first `count` images of a folder may all be of one class.
     """
@@ -79,7 +79,7 @@ def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.nd
 
 
 def image_shape(config: ConfigDict) -> ImageShape:
-    """(height, width, channels) of the images of the config."""
+    """The (height, width, channels) of the config's images."""
     return config.data.image_size, config.data.image_size, config.data.num_channels
 
 
@@ -140,7 +140,7 @@ def _load_decoded(config: ConfigDict, split: str) -> Split:
 
 
 def _existing_path(config: ConfigDict) -> Path:
-    """data.path with ~ expanded. Raises UserError if it does not exist."""
+    """The path data.path with ~ expanded. Raises UserError if it does not exist."""
     path = path_field(config, "data.path")
     if not path.exists():
         from_tfds = config.data.dataset in tfds_source.DATA_SETS

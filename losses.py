@@ -43,7 +43,10 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0 in optim.warmup steps, then constant, or a cosine decay to 0 at step training.n_iters."""
+    """The schedule of the learning rate.
+
+    After a linear warm-up from 0 in optim.warmup steps, it is constant, or a cosine that reaches 0 at training.n_iters.
+    """
     optim = config.optim
     decay_steps = max(config.training.n_iters - optim.warmup, 1)
     after_warmup = {
@@ -55,9 +58,9 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam or Muon on clipped gradients.
+    """Makes Adam or Muon, with clipping of the gradients and weight decay.
 
-    Weight decay is L2 regularisation: it is added to the gradient, as in torch.optim.Adam and the paper's code.
+    Weight decay is L2 regularisation: it is added to the gradient, as in torch.optim.Adam and in the paper's code.
     """
     optim = config.optim
     scale_by_optimizer = {"Adam": optax.scale_by_adam, "Muon": _scale_by_muon}[optim.optimizer]
@@ -70,7 +73,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _scale_by_muon(b1: float, eps: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the kernels of dense and convolutional layers, Adam for all other parameters.
+    """Applies Muon (Jordan et al. 2024) to kernels of dense and convolutional layers, and Adam to other parameters.
 
     Both use Nesterov momentum: Adam with decay b1, Muon with optax's default of 0.95. The momentum of a kernel is
     reshaped to a matrix (inputs x outputs) and orthogonalised. It is then scaled to a root mean square of 0.2, the size

@@ -97,7 +97,7 @@ def _identity(own: Convention, signal: jax.Array, noise: jax.Array) -> float:
 
 
 def _exploding(own: Convention, signal: jax.Array, noise: jax.Array) -> jax.Array:
-    """y = x_0 + sigma noise."""
+    """The factor with which the network's input is y = x_0 + sigma noise."""
     return 1 / signal
 
 

@@ -47,9 +47,9 @@ class Denoiser:
         return dataclasses.replace(self, schedule=self.schedule.astype(dtype))
 
     def predictions(self, x_t: Images, t: ArrayLike, labels: Labels | None = None) -> tuple[Images, Images]:
-        """(x_0, noise) predicted in x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise.
+        """The predicted (x_0, noise) in x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise.
 
-        t is real, a scalar or one per image, from -1 to T - 1. labels are for networks with classes.
+        t is real, a scalar or one value per image, from -1 to T - 1. labels are for networks with classes.
         """
         schedule = self.schedule
         sigma = jnp.maximum(schedule.noise_ratio(t), LEAST_SIGMA)
@@ -65,7 +65,7 @@ class Denoiser:
         return self.predictions(x_t, t, labels)[0]
 
     def denoise(self, x: Images, sigma: ArrayLike, labels: Labels | None = None) -> Images:
-        """E[x_0 | x] for x = x_0 + sigma noise: D(x; sigma) of Karras et al. (2022, arXiv 2206.00364), section 2.
+        """The estimate of E[x_0 | x] for x = x_0 + sigma noise: D(x; sigma) of Karras et al. (2022), section 2.
 
         sigma is positive, a scalar or one per image. x divided by sqrt(1 + sigma^2) lies on the variance-preserving
         path at alpha_bar = 1 / (1 + sigma^2). A network whose input is t is evaluated at the t with this alpha_bar, or
@@ -77,7 +77,7 @@ class Denoiser:
         return self._predictions(per_image(signal, x) * x, level, labels)[0]
 
     def output(self, x: Images, t: ArrayLike, labels: Labels | None = None) -> Images:
-        """What the network itself returns for its own input x at its own time t, without any conversion."""
+        """The output of the network without any conversion; x and t must be scaled as the network expects them."""
         times = jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),))
         return self.network(x, times) if labels is None else self.network(x, times, labels)
 

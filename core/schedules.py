@@ -78,7 +78,7 @@ class NoiseSchedule:
         return self.betas.shape[0]
 
     def astype(self, dtype: jnp.dtype) -> "NoiseSchedule":
-        """The same schedule with tables of this dtype, which is then the dtype of all functions of t."""
+        """The same schedule with tables of this dtype. All functions of t then return this dtype."""
         return jax.tree.map(lambda table: jnp.asarray(table, dtype), self)
 
     def log_alpha_bar(self, t: ArrayLike) -> jax.Array:
@@ -116,7 +116,7 @@ class NoiseSchedule:
         return jnp.interp(log_ab, table[::-1], jnp.arange(self.num_timesteps - 1, -2, -1, table.dtype))
 
     def diffuse(self, x0: AnyArray, t: ArrayLike, noise: AnyArray) -> AnyArray:
-        """x_t = signal(t) x_0 + sigma(t) noise; t is a scalar or one per image."""
+        """The noised x_t = signal(t) x_0 + sigma(t) noise; t is a scalar or one value per image."""
         return per_image(self.signal(t), x0) * x0 + per_image(self.sigma(t), x0) * noise
 
     def predict_x0(self, x_t: AnyArray, t: ArrayLike, eps: AnyArray) -> AnyArray:
@@ -131,7 +131,7 @@ def per_image(value: ArrayLike, images: AnyArray) -> AnyArray:
 
 
 def rho_sigmas(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> Float[np.ndarray, "{n}"]:
-    """n ratios of noise to signal, ascending, in equal steps of sigma ** (1 / rho) (Karras et al. 2022, equation 5)."""
+    """Ascending sigma = noise / signal, in equal steps of sigma ** (1 / rho) (Karras et al. 2022, equation 5)."""
     return np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), n) ** rho
 
 

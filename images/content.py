@@ -34,9 +34,9 @@ HEAD = 64  # bytes
 def kind_of(path: Path) -> str:
     """The kind of a file: 'picture', 'idx', 'npy' or 'npz'; '' for any other content.
 
-    A file whose name is that of a picture or an IDX file is not opened, so that a folder of a million pictures is
-    listed in seconds. Its content is checked when it is read. For all other files the first bytes decide. If these are
-    unknown, the extensions .npy and .npz decide. Raises OSError if the file cannot be read.
+    A file with the name of a picture or an IDX file is not opened, so that a folder of a million pictures is listed in
+    seconds. Its content is checked when it is read. For all other files the first bytes decide. If these are unknown,
+    the extensions .npy and .npz decide. Raises OSError if the file cannot be read.
     """
     name = path.name.lower()
     if name.endswith(PICTURE_ENDINGS):

@@ -152,8 +152,8 @@ def describe(spellings: list[Sequence]) -> Emoji:
 def base_of(sequence: Sequence) -> str:
     """The base of a sequence: its code points without skin tones and joiners, as a string.
 
-    A joined sequence and its reverse have the same base. The five skin-tone modifiers alone all have the base of the
-    first one.
+    A joined sequence and its reverse have the same base. The five pictures of a skin-tone modifier without an emoji all
+    have the first modifier as base.
     """
     codes = [f"{code:X}" for code in sequence if code not in (*TONES, JOINER)]
     key = "-".join(sorted(codes) if JOINER in sequence else codes)

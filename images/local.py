@@ -167,6 +167,6 @@ def _idx_source(root: Path, listing: Listing, pairs: dict[str, idx.Pair], split:
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Path, size in bytes and modification time of a file."""
+    """The path, the size in bytes and the modification time of a file."""
     status = path.stat()
     return str(path.resolve()), status.st_size, status.st_mtime_ns

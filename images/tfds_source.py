@@ -143,7 +143,7 @@ def _builder_name(config: ConfigDict) -> str:
 
 
 def _data_dir(config: ConfigDict) -> str:
-    """data.data_dir if set, else the environment variable TFDS_DATA_DIR, else TFDS's own default."""
+    """The folder of TFDS: data.data_dir if set, else the environment variable TFDS_DATA_DIR, else TFDS's default."""
     from tensorflow_datasets.core import constants
 
     return str(expanded(config.data.data_dir or constants.DATA_DIR, "data.data_dir or TFDS_DATA_DIR"))

@@ -21,10 +21,11 @@ Covariance = Real[np.ndarray, "dim dim"]
 
 
 def frechet_distance(mean1: AnyArray, cov1: AnyArray, mean2: AnyArray, cov2: AnyArray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Dowson and Landau (1982); with Inception features, the FID.
+    """The Fréchet distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) between Gaussians (Dowson and Landau 1982).
 
-    Means have shape [dim], and covariances have shape [dim, dim]. The computation is in float64. Raises ValueError for
-    shapes that do not fit together and for values that are not finite.
+    With the moments of Inception features it is the FID. Means have shape [dim], and covariances have shape [dim, dim].
+    The computation is in float64. Raises ValueError for shapes that do not fit together and for values that are not
+    finite.
     """
     mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
     shapes = [array.shape for array in (mean1, cov1, mean2, cov2)]
@@ -77,7 +78,7 @@ class Reference:
 
     @functools.cached_property
     def squared_radii(self) -> Float[np.ndarray, "kept neighbours"]:
-        """`kid_prdc.squared_radii` of the features. Cached, since it takes longer than sampling a small batch."""
+        """The `kid_prdc.squared_radii` of the features. Cached, because they cost more than a batch of samples."""
         return kid_prdc.squared_radii(self.features)
 
 
