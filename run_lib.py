@@ -27,6 +27,7 @@ from models.edm_file import load_edm
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.guided_file import load_guided
 from models.score_sde_file import load_score_sde
+from models.unet2d_file import load_unet2d
 from models.weights import fill, read_weights, save_weights
 from sampling import start_file
 from sampling.generate import record_trajectory
@@ -296,6 +297,8 @@ def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
         checkpoints.check_network(config, own.config, source)
         step = own.step
         params = fill(source, config, own.arrays)
+    elif config.model.name == "unet2d":
+        params = load_unet2d(source, config)
     elif source.suffix == ".pkl":
         params = load_edm(source, config)
     elif source.suffix == ".pt":

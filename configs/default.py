@@ -62,9 +62,9 @@ def get_default_config() -> ConfigDict:
     data.uniform_dequantization = False
 
     config.schedule = schedule = ConfigDict()
-    # The noise schedule: "linear", the paper's; "scaled_linear", Stable Diffusion's; "cosine", improved-diffusion's
-    # (squaredcos_cap_v2); "vp", the continuous variance-preserving SDE; "ve", equal steps in log sigma; "edm", equal
-    # steps in sigma ** (1 / 7); "flow", rectified flow; or "table". All have model.num_scales times.
+    # The noise schedule: "linear", the paper's; "scaled_linear", Stable Diffusion's; "sigmoid"; "cosine",
+    # improved-diffusion's (squaredcos_cap_v2); "vp", the continuous variance-preserving SDE; "ve", equal steps in log
+    # sigma; "edm", equal steps in sigma ** (1 / 7); "flow", rectified flow; or "table". It has model.num_scales times.
     schedule.name = "linear"
     # The range of sigma, the ratio of noise to signal, of "ve" and "edm".
     schedule.sigma_min = 0.002
@@ -74,14 +74,16 @@ def get_default_config() -> ConfigDict:
     # Whether the schedule is rescaled so that no signal is left at the last time (Lin et al. 2024). Such a network
     # cannot learn from its eps there, so it needs another model.prediction.
     schedule.zero_snr = False
+    # Whether the first four are rounded to float32 as in diffusers, so that its networks have their own table.
+    schedule.single_precision = False
 
     config.model = model = ConfigDict()
-    # "ddpm", the paper's U-Net; "songunet", DDPM++ and NCSN++; or "adm".
+    # "ddpm", the paper's U-Net; "songunet", DDPM++ and NCSN++; "adm"; or "unet2d", diffusers' UNet2DModel.
     model.name = "ddpm"
     # The dtype that the network computes in: "float32", or "bfloat16" for GPUs and TPUs. Weights are always float32.
     model.dtype = "float32"
-    # The noise schedule has num_scales times. The betas of "linear" and "scaled_linear" run from beta_min / num_scales
-    # to beta_max / num_scales, and those of "vp" from beta_min to beta_max.
+    # The noise schedule has num_scales times. The betas of "linear", "scaled_linear" and "sigmoid" run from
+    # beta_min / num_scales to beta_max / num_scales, and those of "vp" from beta_min to beta_max.
     model.beta_min = 0.1
     model.beta_max = 20.0
     model.num_scales = 1000
@@ -144,6 +146,10 @@ def get_default_config() -> ConfigDict:
     # resolution (otherwise convolutions do).
     model.scale_shift = True
     model.resamp_in_blocks = True
+
+    # The settings of a "unet2d" that are not diffusers' defaults, as JSON with the names of its config.json. The image
+    # size and the channels follow from config.data, the other fields of config.model that describe layers are ignored.
+    model.unet2d = "{}"
 
     config.optim = optim = ConfigDict()
     # "Adam", or "Muon" for the kernels of layers with Adam for all other weights.

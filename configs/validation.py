@@ -5,6 +5,7 @@ names of networks are therefore repeated here; tests/configs/test_validation.py 
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -23,7 +24,7 @@ from sampling.auto_start import chooses_grid, chooses_start
 from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
 from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
 
-SCHEDULES = ("linear", "scaled_linear", "cosine", "table", "vp", "ve", "edm", "flow")
+SCHEDULES = ("linear", "scaled_linear", "sigmoid", "cosine", "table", "vp", "ve", "edm", "flow")
 
 
 class Rule(NamedTuple):
@@ -124,7 +125,7 @@ RULES = {
     "schedule.sigma_min": above(0),
     "schedule.sigma_max": above(0),
     "schedule.alpha_bars": list_of(from_up_to(0, 1), least=0),
-    "model.name": one_of(["ddpm", "songunet", "adm"]),
+    "model.name": one_of(["ddpm", "songunet", "adm", "unet2d"]),
     "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
@@ -155,6 +156,7 @@ RULES = {
     "model.num_heads": at_least(0),
     "model.head_channels": at_least(1),
     "model.group_channels": at_least(1),
+    "model.unet2d": Rule("a JSON object", lambda text: isinstance(json.loads(text), dict)),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
     "optim.beta1": from_up_to(0, 1),
@@ -262,13 +264,21 @@ def _validate_width(config: ConfigDict) -> None:
 
 def _validate_image_size(config: ConfigDict) -> None:
     size = config.data.image_size
-    halvings = len(config.model.ch_mult) - 1
+    halvings = _halvings(config)
     factor = config.model.patch_size * 2**halvings
     _require(
         size % factor == 0,
         f"data.image_size={size} must be a multiple of {factor}: model.patch_size is {config.model.patch_size}, and "
         "each entry of model.ch_mult after the first halves the image",
     )
+
+
+def _halvings(config: ConfigDict) -> int:
+    """The number of times that the network halves the image."""
+    if config.model.name == "unet2d":
+        levels = json.loads(config.model.unet2d).get("block_out_channels")
+        return len(levels) - 1 if isinstance(levels, list) else 3  # diffusers' default has 4 levels
+    return len(config.model.ch_mult) - 1
 
 
 def _validate_betas(config: ConfigDict) -> None:
@@ -290,7 +300,7 @@ def _validate_schedule(config: ConfigDict) -> None:
             len(table) == config.model.num_scales and all(b < a for a, b in itertools.pairwise((1, *table))),
             f"schedule.alpha_bars must be {config.model.num_scales} (model.num_scales) descending numbers below 1",
         )
-    if settings.zero_snr or settings.name == "flow":
+    if settings.zero_snr or settings.name == "flow" or (settings.name == "table" and settings.alpha_bars[-1] == 0):
         says_nothing = config.model.prediction in ("eps", "negative_eps", "score")
         _require(
             not says_nothing,
