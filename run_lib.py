@@ -275,7 +275,7 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a foreign file.
 
     The file is our own .npz, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of improved- or
-    guided-diffusion, or a flax checkpoint of score_sde, whose name has no ending.
+    guided-diffusion, or a checkpoint of score_sde: of flax, without an ending, or a .pth of its PyTorch port.
     """
     validate(config)
     if checkpoints.saved_steps(workdir):
@@ -303,7 +303,7 @@ def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
         params = load_edm(source, config)
     elif source.suffix == ".pt":
         params = load_guided(source, config)
-    elif source.suffix == "" and source.is_file():
+    elif source.is_file() and (source.suffix == "" or (source.suffix == ".pth" and config.model.name == "songunet")):
         step, params = load_score_sde(source, config)
     else:
         return load_foreign(source, config)

@@ -138,14 +138,17 @@ def get_default_config() -> ConfigDict:
     model.encoder = "standard"
     model.decoder = "standard"
     model.resample_filter = (1, 1)
-    # Heads of attention of an "adm", or if 0 the channels of a head; the least channels of a group of its GroupNorm.
+    # The least channels of a group of GroupNorm.
+    model.group_channels = 4
+    # Whether residual blocks change the resolution (otherwise convolutions do).
+    model.resamp_in_blocks = True
+    # Whether the sums of a "songunet"'s residual blocks are divided by sqrt(2).
+    model.skip_rescale = True
+    # Heads of attention of an "adm", or if 0 the channels of a head.
     model.num_heads = 0
     model.head_channels = 64
-    model.group_channels = 4
-    # Whether its embedding scales and shifts (otherwise it is added), and whether its residual blocks change the
-    # resolution (otherwise convolutions do).
+    # Whether its embedding scales and shifts (otherwise it is added).
     model.scale_shift = True
-    model.resamp_in_blocks = True
 
     # The settings of a "unet2d" that are not diffusers' defaults, as JSON with the names of its config.json. The image
     # size and the channels follow from config.data, the other fields of config.model that describe layers are ignored.

@@ -17,9 +17,9 @@ from core.shapes import AnyArray, Images, Labels, RandomKey
 from models.adm import ADM
 from models.ddpm import DDPM
 from models.songunet import SongUNet
-from models.unet2d import unet2d
+from models.unet2d import UNet2D
 
-MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM, "unet2d": unet2d}
+MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM, "unet2d": UNet2D.of_config}
 
 Params = nnx.State
 

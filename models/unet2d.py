@@ -481,6 +481,11 @@ class UNet2D(nnx.Module):
         self.conv_norm_out = norm(widths[0], settings.norm_num_groups or narrow_groups(widths[0]), settings, rngs=rngs)
         self.conv_out = conv3x3(widths[0], settings.out_channels, init_scale=0, rngs=rngs)
 
+    @classmethod
+    def of_config(cls, config: ConfigDict, *, rngs: nnx.Rngs) -> "UNet2D":
+        """The network of config.model.unet2d, for the images of config.data."""
+        return cls(settings_of(config), rngs=rngs)
+
     def _make_levels(self, settings: Settings, rngs: nnx.Rngs) -> None:
         channels = settings.block_out_channels[0]
         skips = [channels]
@@ -540,8 +545,3 @@ class UNet2D(nnx.Module):
             dim = settings.block_out_channels[0]
             return timestep_embedding(t, dim, shift=settings.freq_shift, cos_first=settings.flip_sin_to_cos)
         return self.time_proj(t.astype(int) if settings.time_embedding_type == "learned" else t)
-
-
-def unet2d(config: ConfigDict, *, rngs: nnx.Rngs) -> UNet2D:
-    """The network of config.model.unet2d, for the images of config.data."""
-    return UNet2D(settings_of(config), rngs=rngs)
