@@ -69,6 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     validate_batch(config)
     if config.sampling.spacing == AUTO_SPACING:
         raise UserError("sampling.spacing=auto is for eval, sweep and sample; training's sample grids cannot use it")
+    datasets.require_images(config, "training")
+    if config.model.label_dim:
+        raise UserError("model.label_dim must be 0: networks with classes can be imported, but not trained here")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -84,7 +87,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 def fid_stats(config: ConfigDict) -> None:
     """Saves statistics of the training split: its Gaussian, the mixtures of sampling.components and sweep.components,
-    and, with eval.enable_fid, the moments of its features."""
+    and, with eval.enable_fid, the moments of its features. Latents have no features."""
     validate(config)
     split = datasets.load(config, "train")
     images = split.images
@@ -93,7 +96,8 @@ def fid_stats(config: ConfigDict) -> None:
     for components in mixtures:
         statistics.require_components(components, split)
     files.require_writable(statistics.stats_path(config, statistics.GAUSSIAN).parent)
-    features = load_features(config, may_train=True) if config.eval.enable_fid else None
+    scored = config.eval.enable_fid and not datasets.is_latents(config)
+    features = load_features(config, may_train=True) if scored else None
     labeller = load_labeller(config) if features else None
 
     gaussian = statistics.fit_gaussian(images, rank=config.sampling.rank, centered=config.data.centered)
@@ -163,6 +167,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
     """Scores the images of a folder or an array file against the statistics of the config, or reference images."""
     validate(config)
+    datasets.require_images(config, "--mode=score")
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     for path in (source, reference):
@@ -196,6 +201,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
     """
     config = without_scores(config, num)
     validate(config)
+    if trajectory or file_format == "png":
+        datasets.require_images(config, "--format=png" if file_format == "png" else "--trajectory")
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images have different times")
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
@@ -209,7 +216,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
             plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
     if trajectory:
         _save_trajectory(run, timesteps, folder)
-    plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
+    if not datasets.is_latents(config):
+        plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
     print(f"{num} images: {folder}")
     return folder
 
@@ -221,6 +229,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     """
     config = without_scores(config, num)
     validate(config)
+    datasets.require_images(config, "--compare")
     configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
     context = evaluation.load_context(config, workdir, configs)
     runs = [EvalRun(run_config, context) for run_config in configs]

@@ -119,9 +119,12 @@ def get_default_config() -> ConfigDict:
     # "swish", "relu", "elu" or "lrelu".
     model.nonlinearity = "swish"
 
-    # The following fields are for "songunet" and "adm". Number of classes that the network is conditioned on, and the
-    # length of its augmentation input.
+    # Number of classes that the network is given, and the class that stands for none, if it was trained with one. In
+    # "songunet" and "adm" the label label_dim stands for none.
     model.label_dim = 0
+    model.null_class = -1
+
+    # The following fields are for "songunet" and "adm". The length of the augmentation input.
     model.augment_dim = 0
     # Channels of the embedding of the time, before and after its dense layers, in units of nf.
     model.noise_mult = 1
@@ -186,8 +189,10 @@ def get_default_config() -> ConfigDict:
     # The Gaussians of a late start: "1", the data's Gaussian; "labels", a mixture of one Gaussian per class; or a
     # number of clusters, such as "10", for a mixture of one Gaussian per cluster. fid_stats fits them.
     sampling.components = "1"
-    # With components="labels": the classes that are drawn, such as (3, 7); empty for all.
+    # For networks with classes, or with components="labels": the classes that are drawn, such as (3, 7); empty for all.
     sampling.classes = ()
+    # Classifier-free guidance of a network with a null class: 1 is none. Every step then costs two network calls.
+    sampling.guidance = 1.0
     # An alternative that late starts are compared with: "leading", pure noise at T - T/n, where DDIM's own code starts;
     # "afs", a start from pure noise in which the first noise prediction is analytic instead of the network's;
     # "isotropic", a late start from Gaussians with the data's means and mean variances only; "no_history", a late start

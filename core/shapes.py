@@ -12,6 +12,9 @@ Pixels = UInt8[Array | np.ndarray, "batch height width channels"]
 HostPixels = UInt8[np.ndarray, "batch height width channels"]
 """Levels in host memory, or mapped into it."""
 
+HostImages = HostPixels | Float[np.ndarray, "batch height width channels"]
+"""Levels, or latents in the network's range, in host memory."""
+
 Timesteps = Real[Array | np.ndarray, "steps"]
 """A time grid, descending; integers, or real times."""
 

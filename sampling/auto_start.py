@@ -113,8 +113,15 @@ def choose(
     if chooses_grid(config):
         measured = min(size, parallel.round_up(GRID_IMAGES))
         noise, _ = prior(config.seed, first=first_chunk * size, batch_size=measured, image_shape=image_shape)
+        labels = labels_of(config, first_chunk * size, measured)
         num_measured = min(size, GRID_IMAGES)
-        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times=times, num_measured=num_measured)
+        _, errors = walk(
+            of_labels(config, parallel.replicate(denoiser), labels),
+            gaussian,
+            noise,
+            times=times,
+            num_measured=num_measured,
+        )
         errors = np.asarray(parallel.replicate(errors), np.float64)
         calls += len(times) * measured
 

@@ -15,7 +15,7 @@ import scipy.linalg
 from jaxtyping import Float, Float32, Int
 from tqdm import tqdm
 
-from core.shapes import HostPixels
+from core.shapes import HostImages
 from sampling.late_start import DataGaussian, DataMixture
 
 FEWEST = 10  # images of a cluster; smaller clusters are dissolved
@@ -23,10 +23,11 @@ CLUSTER_DIRECTIONS = 50  # leading directions of the data in which k-means measu
 LARGEST_ROTATIONS = 2**24  # numbers in all rotations of a mixture: 67 MB in float32
 LARGEST_COORDINATES = 2**28  # numbers in the coordinates of all images: 1 GB in float32
 ROUNDING_VARIANCE = 1 / 12  # of a pixel that is rounded to one of 256 grey levels
+LATENT_VARIANCE = 1e-4  # the least variance of a direction of latents, in units of the mean variance
 ROWS = 1024  # images per matrix product
 
 
-def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.ndarray, "images"]:
+def clusters(gaussian: DataGaussian, images: HostImages, count: int) -> Int[np.ndarray, "images"]:
     """The cluster of each image, from 0 on, by k-means in CLUSTER_DIRECTIONS leading directions with a fixed seed.
 
     gaussian: that of the pixels. Each cluster has at least FEWEST images. Smaller ones are dissolved: their images
@@ -44,7 +45,7 @@ def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.n
     return np.unique(nearest, return_inverse=True)[1]
 
 
-def fit_mixture(gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]) -> DataMixture:
+def fit_mixture(gaussian: DataGaussian, images: HostImages, assignment: Int[np.ndarray, "images"]) -> DataMixture:
     """The mixture whose component c is fitted to the images with assignment c.
 
     gaussian: that of the pixels of all images. Its eigenvectors are the mixture's. If they do not span the image space,
@@ -93,7 +94,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(
-    images: HostPixels,
+    images: HostImages,
     assignment: Int[np.ndarray, "images"],
     *,
     origin: Float[np.ndarray, "d"],
@@ -118,7 +119,7 @@ def _sums(
 
 
 def _basis(
-    gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]
+    gaussian: DataGaussian, images: HostImages, assignment: Int[np.ndarray, "images"]
 ) -> Float[np.ndarray, "d k"]:
     """The eigenvectors of the Gaussian, and directions that the means of the components have outside their span."""
     vectors = np.asarray(gaussian.eigenvectors)
@@ -151,7 +152,8 @@ def _shrinkage(
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
-    root = np.linalg.cholesky(pooled + ROUNDING_VARIANCE * np.eye(len(pooled)))
+    least = min(ROUNDING_VARIANCE, LATENT_VARIANCE * np.trace(pooled) / len(pooled))
+    root = np.linalg.cholesky(pooled + least * np.eye(len(pooled)))
     white = (scipy.linalg.solve_triangular(root, part.T, lower=True).T for part in parts)
     return np.array([ledoit_wolf_shrinkage(part, assume_centered=True) for part in white])
 
@@ -173,7 +175,7 @@ def _members(assignment: Int[np.ndarray, "rows"], count: int) -> Float[np.ndarra
     return (assignment == np.arange(count)[:, None]).astype(np.float64)
 
 
-def _chunks(images: HostPixels, name: str) -> Iterator[tuple[slice, Float[np.ndarray, "rows d"]]]:
+def _chunks(images: HostImages, name: str) -> Iterator[tuple[slice, Float[np.ndarray, "rows d"]]]:
     """One pass over the images, with a progress bar: pairs of rows and their images as vectors."""
     for start in tqdm(range(0, len(images), ROWS), name):
         rows = slice(start, start + ROWS)
