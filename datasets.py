@@ -87,15 +87,14 @@ def image_shape(config: ConfigDict) -> ImageShape:
 def slug(config: ConfigDict) -> str:
     """The name of the config's images, as a part of the file names of their statistics and classifier.
 
-    For the user's own images, it has a hash of the path and of the settings that select images from it.
+    For the user's own images and latents, it has a hash of the path and of the settings that select images from it.
     """
     data = config.data
     if data.dataset not in (CUSTOM, LATENTS):
         return f"{data.dataset}_{data.image_size}"
     settings = f"{absolute(data.path)} {data.held_out} {data.num_channels}"
-    return (
-        f"{data.dataset}-{hashlib.sha256(settings.encode(errors='surrogateescape')).hexdigest()[:8]}_{data.image_size}"
-    )
+    digest = hashlib.sha256(settings.encode(errors="surrogateescape")).hexdigest()
+    return f"{data.dataset}-{digest[:8]}_{data.image_size}"
 
 
 def absolute(path: str) -> str:

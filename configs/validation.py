@@ -132,14 +132,14 @@ RULES = {
     "model.num_scales": at_least(2),
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
-    "model.nf": at_least(1),
+    "model.nf": from_up_to(1, 2**16),
     "model.patch_size": at_least(1),
     "model.prediction": one_of(PREDICTIONS),
     "model.convention": one_of(CONVENTIONS),
     "model.sigma_data": above(0),
     "model.ch_mult": list_of(whole(at_least(1))),
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
-    "model.num_res_blocks": at_least(1),
+    "model.num_res_blocks": from_up_to(1, 1000),  # of a damaged file's network, which would take forever to build
     "model.normalization": one_of(["GroupNorm"]),
     "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # divisors of model.nf, a multiple of 32
     "model.nonlinearity": one_of(["swish", "relu", "elu", "lrelu"]),
@@ -371,6 +371,9 @@ def _validate_classes(config: ConfigDict) -> None:
             f"sampling.guidance={settings.guidance} needs a network with classes: model.label_dim is 0",
         )
         return
+    _require(
+        model.name != "ddpm", f"model.label_dim={model.label_dim} is not for model.name='ddpm', which has no classes"
+    )
     unknown = [label for label in settings.classes if label >= model.label_dim or label == model.null_class]
     _require(
         not unknown, f"sampling.classes has {unknown}, which are not among the network's {model.label_dim} classes"

@@ -33,17 +33,17 @@ class OpenedImages(NamedTuple):
 
 
 def open_images(path: Path, shape: ImageShape) -> OpenedImages:
-    """All images of a folder, in any split, or of an array file.
+    """All images of a folder, in any split, of a zip of pictures, or of an array file.
 
-    A folder is read as training reads it (`images.local`), except that every picture must have the shape (H, W, C)
-    already: resizing would change the score. All pictures are decoded once to check them, and again batch by batch, in
-    the order of their names. Files that are not images are printed.
+    Pictures are read as training reads them (`images.local`), except that each must have the shape (H, W, C) already:
+    resizing would change the score. All pictures are decoded once to check them, and again batch by batch, in the order
+    of their names. Files that are not images are printed.
 
     Raises UserError if there are no images, if one of them cannot be used, or if the array has another shape; the
     iterator raises it if a picture cannot be used any more.
     """
-    if path.is_dir():
-        source = local.folder_source(path, local.ALL)
+    if path.is_dir() or path.suffix == ".zip":
+        source = (local.folder_source if path.is_dir() else local.zip_source)(path, local.ALL)
         if source.note:
             print(source.note)
         pictures = source.read()

@@ -131,6 +131,8 @@ def settings_of(config: ConfigDict) -> Settings:
         unet = json.loads(config.model.unet2d)
     except ValueError as error:
         raise UserError(f"config.model.unet2d: not JSON ({error})") from error
+    if unknown := unet.keys() - {field.name for field in dataclasses.fields(Settings)}:
+        raise UserError(f"config.model.unet2d: no setting {min(unknown)!r} of a UNet2DModel")
     channels = config.data.num_channels
     fields = {"in_channels": channels, "out_channels": channels * (1 + config.model.learned_variance)}
     return read_settings("config.model.unet2d", {**unet, **fields, "sample_size": config.data.image_size})

@@ -1,7 +1,7 @@
 """EDM on AFHQv2 at 64x64: edm-afhqv2-64x64-uncond-vp.pkl, for Heun's method in 40 steps (79 network calls).
 
 The FID at 79 calls is 1.96 according to table 2 of EDM, which could not be read here to check it. The images are a
-folder or an array of yours.
+folder, a zip or an array of yours.
 
 python main.py --mode=import --config=configs/edm/afhqv2_64.py --workdir=results/edm_afhqv2_64 \
     --config.data.path=PATH --source=edm-afhqv2-64x64-uncond-vp.pkl

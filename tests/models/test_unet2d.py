@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from configs import imported
+from configs.default import get_default_config
 from core.errors import UserError
 from core.files import write_json
 from models import abstract_params, make_schedule, unet2d
@@ -168,6 +169,15 @@ def test_dropout_is_applied_with_keys_only():
     dropped = network(x, jnp.ones(2), nnx.Rngs(dropout=1))
     np.testing.assert_array_equal(*plain)
     assert not np.allclose(plain[0], dropped)
+
+
+def test_unknown_settings_in_a_config_are_refused():
+    """Catches a misspelt setting that is ignored, and text that is not JSON."""
+    config = get_default_config()
+    for text, says in (('{"layers": 1}', "no setting 'layers'"), ("{", "not JSON")):
+        config.model.unet2d = text
+        with pytest.raises(UserError, match=says):
+            unet2d.settings_of(config)
 
 
 def test_network_with_classes_asks_for_labels():

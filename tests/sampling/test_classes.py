@@ -16,7 +16,7 @@ SHAPE = (2, 2, 1)
 
 def config_of(**fields):
     config = digits.get_config()
-    config.model.label_dim = 4
+    config.model.update(name="adm", label_dim=4)
     config.sampling.n_steps = 2
     config.sampling.update(fields)
     return config
