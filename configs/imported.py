@@ -33,5 +33,6 @@ def get_config(source: str) -> ConfigDict:
     try:
         config.update_from_flattened_dict(network_fields(path))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its network has arguments of wrong types ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: its network has arguments of wrong types ({reason})") from error
     return config
