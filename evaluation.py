@@ -22,7 +22,7 @@ from core import files, parallel, plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from core.moments import Moments as Moments  # public here, like frechet_distance, for users who score features
-from core.shapes import HostPixels, Images, Pixels
+from core.shapes import HostImages, HostPixels, Images, Pixels
 from images.generated import OpenedImages
 from metrics import figures, results, statistics
 from metrics.features import Features, classifier_path, load_features, rebatched
@@ -73,6 +73,8 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
     """Loads the objects that the runs share. Errors in configs and files are found before the network is loaded."""
     for run in (config, *runs):
         validate(run)
+    if config.eval.enable_fid or config.eval.enable_loss or config.eval.enable_bpd:
+        datasets.require_images(config, "a score, a loss or a likelihood")
     checkpoints.require(config, workdir)
     needs_gaussian = any(map(auto_start.needs_gaussian, runs))
     scored = config.eval.enable_fid
@@ -144,6 +146,8 @@ class EvalRun:
         nfe = sampling.nfe(sampling_settings.sampler, sampling_settings.n_steps)
         if nfe is not None and sampling_settings.baseline == "afs":
             nfe -= 1
+        if nfe is not None and sampling_settings.guidance != 1:
+            nfe *= 2
         num_samples = config.eval.num_samples
         return {
             "dataset": config.data.dataset,
@@ -170,6 +174,7 @@ class EvalRun:
             "eval_loss": context.eval_loss,
             "bits_per_dim": context.bits_per_dim,
             **self._mixture_settings(),
+            **self._class_settings(),
             **_fixed_times(config, context.denoiser.schedule),
         }
 
@@ -180,6 +185,13 @@ class EvalRun:
         components, classes = late_start = _late_start(self.config)
         _, sha256 = self.context.mixtures[late_start]
         return {"components": components, "mixture_sha256": sha256} | ({"classes": list(classes)} if classes else {})
+
+    def _class_settings(self) -> RunSettings:
+        """The classes that are drawn and the guidance; empty for a network without classes."""
+        if not self.config.model.label_dim:
+            return {}
+        settings = self.config.sampling
+        return {"guidance": settings.guidance} | ({"classes": list(settings.classes)} if settings.classes else {})
 
     @functools.cached_property
     def mixture(self) -> DataMixture | None:
@@ -208,11 +220,11 @@ class EvalRun:
         )
         return chosen.timesteps, chosen
 
-    def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels, int]]:
+    def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels | Images, int]]:
         """Draws the images `first` to eval.num_samples - 1; yields pairs (batch on the devices, count).
 
-        The pairs are those of `generate`, converted to uint8 pixels. A progress bar is shown. Raises UserError if a
-        sample is not finite, because the conversion would hide this.
+        The pairs are those of `generate`. Images are converted to uint8 pixels, latents are not. A progress bar is
+        shown. Raises UserError if a sample is not finite, because the conversion would hide this.
         """
         config, num = self.config, self.config.eval.num_samples
         drawn = generate(
@@ -229,11 +241,11 @@ class EvalRun:
             for x0, count in drawn:
                 if not jnp.isfinite(x0).all():
                     raise UserError(f"{self.name}: samples hold NaN or infinity; did the training diverge?")
-                yield datasets.to_uint8(x0, config.data.centered), count
+                yield x0 if datasets.is_latents(config) else datasets.to_uint8(x0, config.data.centered), count
                 progress.update(count)
 
-    def images(self, timesteps: Int32[np.ndarray, "steps"]) -> HostPixels:
-        """All eval.num_samples images as one array in host memory."""
+    def images(self, timesteps: Int32[np.ndarray, "steps"]) -> HostImages:
+        """All eval.num_samples images, or latents, as one array in host memory."""
         return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in self.batches(timesteps)])
 
     def result(self, parent: Path) -> Result:

@@ -27,6 +27,7 @@ from models.edm_file import load_edm
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.guided_file import load_guided
 from models.score_sde_file import load_score_sde
+from models.unet2d_file import load_unet2d
 from models.weights import fill, read_weights, save_weights
 from sampling import start_file
 from sampling.generate import record_trajectory
@@ -68,6 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     validate_batch(config)
     if config.sampling.spacing == AUTO_SPACING:
         raise UserError("sampling.spacing=auto is for eval, sweep and sample; sample grids in training cannot use it")
+    datasets.require_images(config, "training")
+    if config.model.label_dim:
+        raise UserError("model.label_dim must be 0: networks with classes can be imported, but not trained here")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -85,7 +89,7 @@ def fid_stats(config: ConfigDict) -> None:
     """Saves statistics of the training split.
 
     These are its Gaussian, the mixtures of sampling.components and sweep.components, and, if eval.enable_fid is true,
-    the moments of its features.
+    the moments of its features. Latents have no features.
     """
     validate(config)
     split = datasets.load(config, "train")
@@ -95,7 +99,8 @@ def fid_stats(config: ConfigDict) -> None:
     for components in mixtures:
         statistics.require_components(components, split)
     files.require_writable(statistics.stats_path(config, statistics.GAUSSIAN).parent)
-    features = load_features(config, may_train=True) if config.eval.enable_fid else None
+    scored = config.eval.enable_fid and not datasets.is_latents(config)
+    features = load_features(config, may_train=True) if scored else None
     labeller = load_labeller(config) if features else None
 
     gaussian = statistics.fit_gaussian(images, rank=config.sampling.rank, centered=config.data.centered)
@@ -165,6 +170,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
     """Scores the images of a folder or an array file against `reference` images or, without them, the config's data."""
     validate(config)
+    datasets.require_images(config, "--mode=score")
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     for path in (source, reference):
@@ -198,6 +204,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
     """
     config = without_scores(config, num)
     validate(config)
+    if trajectory or file_format == "png":
+        datasets.require_images(config, "--format=png" if file_format == "png" else "--trajectory")
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images have different times")
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
@@ -211,7 +219,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
             plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
     if trajectory:
         _save_trajectory(run, timesteps, folder)
-    plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
+    if not datasets.is_latents(config):
+        plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
     print(f"{num} images: {folder}")
     return folder
 
@@ -223,6 +232,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     """
     config = without_scores(config, num)
     validate(config)
+    datasets.require_images(config, "--compare")
     configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
     context = evaluation.load_context(config, workdir, configs)
     runs = [EvalRun(run_config, context) for run_config in configs]
@@ -277,7 +287,8 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a file of weights.
 
     The file is an .npz of this project, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of
-    improved- or guided-diffusion, or a flax checkpoint of score_sde (without an extension).
+    improved- or guided-diffusion, or a checkpoint of score_sde: of flax (without an extension) or of its PyTorch port
+    (a .pth).
     """
     validate(config)
     if checkpoints.saved_steps(workdir):
@@ -302,11 +313,13 @@ def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
         checkpoints.check_network(config, own.config, source)
         step = own.step
         params = fill(source, config, own.arrays)
+    elif config.model.name == "unet2d":
+        params = load_unet2d(source, config)
     elif source.suffix == ".pkl":
         params = load_edm(source, config)
     elif source.suffix == ".pt":
         params = load_guided(source, config)
-    elif source.suffix == "" and source.is_file():
+    elif source.is_file() and (source.suffix == "" or (source.suffix == ".pth" and config.model.name == "songunet")):
         step, params = load_score_sde(source, config)
     else:
         return load_foreign(source, config)

@@ -13,24 +13,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from core.errors import UserError
-from core.files import making_folder, read_json, write_json
+from core.files import read_json
 from models import abstract_params
 from models.ddpm import DDPM
-from models.diffusers_folder import (
-    SCHEDULER,
-    WEIGHTS,
-    check_schedulers,
-    find_settings,
-    find_weights,
-    read_weights,
-    scheduler_settings,
-)
+from models.diffusers_folder import find_settings, find_weights, read_weights, write_folder
+from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.torch_file import read_pth
 from models.torch_names import DIFFUSERS, PAPER, Tensor, tensors, unet2d_tensors
-from models.unet2d import UNet2D, abstract, read_settings
+from models.unet2d_file import unet2d_config
 from models.weights import require_finite
 
 
@@ -97,17 +89,16 @@ def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) ->
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; name a new folder for the export")
-    _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
+    if config.model.name == "unet2d":
+        unet = unet2d_config(config)
+        expected = unet2d_tensors(_network(config))
+    else:
+        _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
+        unet = _unet_config(config)
+        expected = tensors(_network(config), DIFFUSERS)
     arrays = {keys: np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
-    weights = {
-        # The arrays must be contiguous, because safetensors writes the memory of an array and ignores its strides.
-        tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
-        for tensor in tensors(_network(config), DIFFUSERS)
-    }
-    with making_folder(path) as folder:
-        write_json(folder / "config.json", _unet_config(config))
-        write_json(folder / SCHEDULER, scheduler_settings(config))
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = {tensor.name: tensor.layout.save(arrays[tensor.path]) for tensor in expected}
+    write_folder(path, {"config.json": unet, SCHEDULER: scheduler_settings(config)}, weights)
 
 
 def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
@@ -151,20 +142,6 @@ def _load_diffusers(source: Path, config: ConfigDict) -> ForeignCheckpoint:
     weights = find_weights(source, settings)
     params = _state(weights, model, tensors(model, DIFFUSERS), read_weights(weights))
     return ForeignCheckpoint(0, params, params)
-
-
-def load_unet2d(source: str | Path) -> UNet2D:
-    """Loads a network of diffusers, with its weights, in any configuration that models/unet2d.py supports.
-
-    source: a folder or pipeline of diffusers, or a file in it.
-
-    Raises UserError if the folder is damaged, if the configuration is not supported, or if a weight is not finite.
-    """
-    settings = find_settings(Path(source))
-    model = abstract(read_settings(settings, read_json(settings)))
-    weights = find_weights(Path(source), settings)
-    nnx.update(model, _state(weights, model, unet2d_tensors(model), read_weights(weights)))
-    return model
 
 
 def _network(config: ConfigDict) -> DDPM:

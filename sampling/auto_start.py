@@ -21,7 +21,7 @@ from core.arithmetic import ceil_div
 from core.diffusion import Denoiser
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
-from sampling.generate import generate, prior
+from sampling.generate import generate, labels_of, of_labels, prior
 from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
 
@@ -115,8 +115,15 @@ def choose(
     if chooses_grid(config):
         measured = min(size, parallel.round_up(GRID_IMAGES))
         noise, _ = prior(config.seed, first=first_chunk * size, batch_size=measured, image_shape=image_shape)
+        labels = labels_of(config, first_chunk * size, measured)
         num_measured = min(size, GRID_IMAGES)
-        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times=times, num_measured=num_measured)
+        _, errors = walk(
+            of_labels(config, parallel.replicate(denoiser), labels),
+            gaussian,
+            noise,
+            times=times,
+            num_measured=num_measured,
+        )
         errors = np.asarray(parallel.replicate(errors), np.float64)
         calls += len(times) * measured
 

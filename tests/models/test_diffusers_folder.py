@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
 from core.files import write_json
-from models.diffusers_folder import SCHEDULER, STEM, WEIGHTS, check_schedulers, scheduler_settings
+from models.diffusers_folder import STEM, WEIGHTS
+from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.foreign import export_diffusers, load_foreign
 from tests.models.test_foreign import TINY, bits, make_config, make_params, refusal
 from tests.torch_pickles import write_state_dict
@@ -37,14 +38,14 @@ def hub(tmp_path_factory) -> Path:
         ({"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction', but 'epsilon' by config.model.pred"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
-        ({"beta_schedule": "scaled_linear"}, "beta_schedule is 'scaled_linear', only 'linear' is supported"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule is 'scaled_linear', but 'linear' by config.schedule.name"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"beta_start": 0.00085}, "beta_start is 0.00085, but 0.0001 by config.model.beta_min / num_scales"),
         ({"beta_end": 0.012}, "beta_end is 0.012, but 0.02 by config.model.beta_max / num_scales"),
         ({"num_train_timesteps": 4000}, "num_train_timesteps is 4000, but 1000 by config.model.num_scales"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas is [0.1, 0.2], only None is supported"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, only False is supported"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, but False by config.schedule.zero_snr"),
         ({"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name is 'ScoreSdeVeScheduler'"),
