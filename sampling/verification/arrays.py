@@ -11,9 +11,10 @@ HostFunction = Callable[[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."]], 
 
 
 def library_of(annotation: Any) -> str:
-    """The array library of a type or of its name: "torch", "jax" or, without an annotation, "numpy"."""
+    """The array library of a type, of a jaxtyping annotation or of a name: "torch", "jax" or, for others, "numpy"."""
+    annotation = getattr(annotation, "array_type", annotation)
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__module__", "")
-    return {"torch": "torch", "jax": "jax", "jaxlib": "jax"}.get(name.split(".")[0], "numpy")
+    return {"torch": "torch", "jax": "jax", "jaxlib": "jax", "jnp": "jax"}.get(name.split(".")[0], "numpy")
 
 
 def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
@@ -27,14 +28,19 @@ def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
             import jax.numpy as jnp
 
             return jnp.asarray(array)
-    return array
+    return np.array(array)  # a copy, which the sampler may change
+
+
+def to_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
+    """An array of any library, or a number, as an array of NumPy. A tensor may be on a GPU, or need gradients."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
 
 
 def on_host(function: HostFunction, x: Any, t: Any) -> Any:
     """function(x, t) as the kind of array that x is, of its dtype and shape. JAX may trace this call."""
     match type(x).__module__.split(".")[0]:
         case "torch":
-            return x.new_tensor(function(x.detach().cpu().numpy(), np.asarray(t)))
+            return x.new_tensor(function(to_numpy(x), to_numpy(t)))
         case "jax" | "jaxlib":
             import jax
             import jax.numpy as jnp
