@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -51,7 +52,11 @@ SCHEDULERS = (
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"),
     *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
 )
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # diffusers' names of config.model.prediction
+# diffusers' names of config.model.prediction and config.schedule.name. "table" stands for trained_betas.
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "table": "linear"}
+# Settings that have no meaning with a schedule.
+UNUSED = {"cosine": ("beta_start", "beta_end"), "table": ("beta_start", "beta_end", "beta_schedule")}
 
 # Settings of a scheduler that determine what the network means, with diffusers' values where they are missing.
 DEFAULTS = {
@@ -71,6 +76,9 @@ FIELDS = {
     "num_train_timesteps": "model.num_scales",
     "beta_start": "model.beta_min / num_scales",
     "beta_end": "model.beta_max / num_scales",
+    "beta_schedule": "schedule.name",
+    "trained_betas": "schedule.alpha_bars",
+    "rescale_betas_zero_snr": "schedule.zero_snr",
 }
 
 
@@ -146,17 +154,32 @@ def _read_arrays(file: Path) -> dict[str, Any]:
 
 
 def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
-    """The content of scheduler_config.json for the network of the config."""
-    model = config.model
+    """The content of scheduler_config.json for the network of the config.
+
+    Raises UserError for a prediction or a noise schedule that diffusers lacks.
+    """
+    model, schedule = config.model, config.schedule
+    _require_counterpart("model.prediction", model.prediction, PREDICTIONS)
+    _require_counterpart("schedule.name", schedule.name, SCHEDULES)
+    betas = 1 - np.array(schedule.alpha_bars) / np.append(1, schedule.alpha_bars[:-1])
     return {
         "_class_name": "DDPMScheduler",
         "prediction_type": PREDICTIONS[model.prediction],
         "num_train_timesteps": model.num_scales,
         "beta_start": model.beta_min / model.num_scales,
         "beta_end": model.beta_max / model.num_scales,
-        "beta_schedule": "linear",
+        "beta_schedule": SCHEDULES[schedule.name],
+        "trained_betas": betas.tolist() if schedule.name == "table" else None,
+        "rescale_betas_zero_snr": schedule.zero_snr,
         "clip_sample": config.sampling.clip_x0,
     }
+
+
+def _require_counterpart(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(
+            f"config.{field}={value!r} has no counterpart in diffusers' schedulers; {', '.join(known)} have"
+        )
 
 
 def check_schedulers(folder: Path, config: ConfigDict) -> None:
@@ -183,18 +206,23 @@ def _check_scheduler(file: Path, scheduler: dict[str, Any], config: ConfigDict) 
         raise UserError(f"{file}: _class_name is {str(name)[:60]!r}; supported are {', '.join(SCHEDULERS)}")
     expected = DEFAULTS | scheduler_settings(config)
     found = DEFAULTS | scheduler
-    wrong = [_difference(key, found[key], expected[key]) for key in DEFAULTS if not _agree(found[key], expected[key])]
+    keys = [key for key in DEFAULTS if key not in UNUSED.get(config.schedule.name, ())]
+    wrong = [_difference(key, found[key], expected[key]) for key in keys if not _agree(found[key], expected[key])]
     if wrong:
         raise UserError(f"{file}: {'; '.join(wrong)}; the network must be used on the schedule of its training")
     _warn_of_sampler(file, scheduler, config)
 
 
 def _difference(key: str, found: Any, expected: Any) -> str:
-    required = f"but {expected!r} by config.{FIELDS[key]}" if key in FIELDS else f"only {expected!r} is supported"
+    required = f"only {expected!r} is supported"
+    if key in FIELDS:
+        required = f"but {reprlib.repr(expected)} by config.{FIELDS[key]}"
     return f"{key} is {reprlib.repr(found)}, {required}"
 
 
 def _agree(found: Any, expected: Any) -> bool:
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_agree, found, expected))
     if isinstance(found, float) and isinstance(expected, float):
         return math.isclose(found, expected, rel_tol=1e-6)
     return found == expected

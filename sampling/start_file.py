@@ -55,8 +55,11 @@ SCHEDULERS = {
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction, in diffusers' words
 
 
-def require_followed(sampler: str) -> None:
-    """Raises UserError for a sampler that no scheduler of diffusers follows at the times of a late start."""
+def require_followed(sampler: str, prediction: str) -> None:
+    """Raises UserError for a sampler or a config.model.prediction that the schedulers of diffusers do not follow."""
+    if prediction not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise UserError(f"--what=start is for networks that predict {known}, not model.prediction={prediction}")
     if sampler not in SCHEDULERS:
         names = dict.fromkeys(row["sampler"] for row in SCHEDULERS.values())
         raise UserError(f"no scheduler of diffusers follows --sampler={sampler}; choose from {', '.join(names)}")
@@ -116,7 +119,7 @@ def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, 
     return {
         name: {
             **row,
-            "options": row["options"] | (common if row["class"] else {}),
+            "options": row["options"] | common,
             "history": with_history and sampling.lookup(row["sampler"]).takes_history(n_steps),
         }
         for name, row in SCHEDULERS.items()
