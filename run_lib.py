@@ -345,7 +345,7 @@ def export_start(config: ConfigDict, workdir: Path, destination: Path) -> None:
     config = without_scores(config, 1)
     validate(config)
     settings = config.sampling
-    start_file.require_followed(settings.sampler)
+    start_file.require_followed(settings.sampler, config.model.prediction)
     if not settings.gls:
         raise UserError("--what=start exports a late start: give --gls, and --t_start")
     if settings.clip_x0 or settings.baseline not in ("", "no_history"):

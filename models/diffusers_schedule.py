@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ SCHEDULERS = (
 # config.model.prediction and config.schedule.name: their names in diffusers.
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid", "cosine": "squaredcos_cap_v2"}
+TABLE = "table"  # the config.schedule.name whose counterpart in diffusers is trained_betas, with any beta_schedule
+# Settings of a scheduler that have no effect with a schedule.
+UNUSED = {"cosine": ("beta_start", "beta_end"), TABLE: ("beta_start", "beta_end", "beta_schedule")}
 MOST_TIMES = 100_000  # limit of num_train_timesteps; a damaged file could ask for more times than fit into memory
 
 # Settings of a scheduler that a network depends on, and the values that diffusers uses where a setting is missing.
@@ -48,6 +52,7 @@ FIELDS = {
     "beta_start": "model.beta_min / num_scales",
     "beta_end": "model.beta_max / num_scales",
     "beta_schedule": "schedule.name",
+    "trained_betas": "schedule.alpha_bars",
     "rescale_betas_zero_snr": "schedule.zero_snr",
 }
 
@@ -113,7 +118,7 @@ def _trained(given: dict[str, Any]) -> dict[str, Any]:
     if betas.shape != (given["num_train_timesteps"],) or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"trained_betas are not {given['num_train_timesteps']} numbers between 0 and 1")
     table = NoiseSchedule.in_single_precision(betas).alpha_bars
-    return {"schedule.name": "table", "schedule.alpha_bars": tuple(table.tolist())}
+    return {"schedule.name": TABLE, "schedule.alpha_bars": tuple(table.tolist())}
 
 
 def _sampling_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -179,13 +184,14 @@ def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
     model = config.model
     schedule = config.schedule
     match model.convention, schedule.name:
-        case "ddpm", name if name in SCHEDULES and model.prediction in PREDICTIONS:
+        case "ddpm", name if name in (*SCHEDULES, TABLE) and model.prediction in PREDICTIONS:
             own = {
                 "_class_name": "DDPMScheduler",
                 "prediction_type": PREDICTIONS[model.prediction],
                 "beta_start": model.beta_min / model.num_scales,
                 "beta_end": model.beta_max / model.num_scales,
-                "beta_schedule": SCHEDULES[name],
+                "beta_schedule": SCHEDULES.get(name, DEFAULTS["beta_schedule"]),
+                "trained_betas": _betas(schedule.alpha_bars) if name == TABLE else None,
                 "rescale_betas_zero_snr": schedule.zero_snr,
                 "clip_sample": config.sampling.clip_x0,
             }
@@ -198,9 +204,13 @@ def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
         case _:
             raise UserError(
                 f"diffusers has no scheduler for schedule.name={schedule.name} with model.convention="
-                f"{model.convention} and model.prediction={model.prediction}; export to .npz instead"
+                f"{model.convention} and model.prediction={model.prediction}; use an .npz of this project instead"
             )
     return {"num_train_timesteps": model.num_scales} | own
+
+
+def _betas(alpha_bars: Sequence[float]) -> list[float]:
+    return (1 - np.array(alpha_bars) / np.append(1, alpha_bars[:-1])).tolist()
 
 
 def _range(schedule: ConfigDict) -> dict[str, float]:
@@ -235,18 +245,23 @@ def _check_scheduler(file: Path, scheduler: dict[str, Any], config: ConfigDict) 
         raise UserError(f"{file}: _class_name is {str(name)[:60]!r}; supported are {', '.join(SCHEDULERS)}")
     expected = DEFAULTS | scheduler_settings(config)
     found = DEFAULTS | scheduler
-    wrong = [_difference(key, found[key], expected[key]) for key in DEFAULTS if not _agree(found[key], expected[key])]
+    keys = [key for key in DEFAULTS if key not in UNUSED.get(config.schedule.name, ())]
+    wrong = [_difference(key, found[key], expected[key]) for key in keys if not _agree(found[key], expected[key])]
     if wrong:
         raise UserError(f"{file}: {'; '.join(wrong)}; a network needs the noise schedule that it was trained with")
     _warn_of_sampler(file, scheduler, config)
 
 
 def _difference(key: str, found: Any, expected: Any) -> str:
-    required = f"but {expected!r} by config.{FIELDS[key]}" if key in FIELDS else f"only {expected!r} is supported"
+    required = f"only {expected!r} is supported"
+    if key in FIELDS:
+        required = f"but {reprlib.repr(expected)} by config.{FIELDS[key]}"
     return f"{key} is {reprlib.repr(found)}, {required}"
 
 
 def _agree(found: Any, expected: Any) -> bool:
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_agree, found, expected))
     if isinstance(found, float) and isinstance(expected, float):
         return math.isclose(found, expected, rel_tol=1e-6)
     return found == expected

@@ -57,6 +57,8 @@ UNET_SETTINGS = {
 }
 # Config fields for which a UNet2DModel allows only one value.
 UNET_FIELDS = {
+    "model.name": "ddpm",
+    "model.convention": "ddpm",
     "model.patch_size": 1,
     "model.conditional": True,
     "model.nonlinearity": "swish",
@@ -184,6 +186,8 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
         "data.image_size": data.image_size,
         "data.num_channels": data.num_channels,
         "data.centered": data.centered,
+        "model.name": model.name,
+        "model.convention": model.convention,
         "model.conditional": model.conditional,
         "model.nonlinearity": model.nonlinearity,
         "model.nf": model.nf,
@@ -247,6 +251,8 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
     num_res_blocks = down[0].count("R") if down else (middle.count("R") - 3) // 2
     attends = [*("A" in level for level in down), middle.count("A") > 1]
     fields = {
+        "model.name": "ddpm",
+        "model.convention": "ddpm",
         "data.num_channels": num_channels,
         "model.conditional": bool(match[1]),
         "model.nf": nf,

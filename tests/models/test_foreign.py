@@ -32,10 +32,10 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
     model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
     model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
-    model["convention"] = "ddpm"
-    schedule = {"name": "linear", "zero_snr": False}
+    model |= {"convention": "ddpm"}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     model = {name: value for name, value in model.items() if name not in data}
+    schedule = {"name": "linear", "alpha_bars": (), "zero_snr": False}
     sampling = {"clip_x0": False, "spacing": "linear"}
     config = ConfigDict({"data": data, "schedule": schedule, "model": model, "sampling": sampling})
     config.update_from_flattened_dict(changes)
