@@ -20,6 +20,7 @@ from evaluation import EvalRun
 from metrics.results import Result
 from metrics.tally import Tally, open_images, tally_images
 from sampling.late_start import ONE
+from sampling.time_grid import AUTO_START
 
 SEARCH_SEED = 0  # of the noise for the search of the best start
 COARSE = range(300, 901, 100)  # starts tried first
@@ -42,8 +43,8 @@ class Experiment:
     def __init__(self, config: ConfigDict, workdir: Path, components: Sequence[str] = (ONE,)):
         self.config = config
         late_runs = [
-            self.variant("ddim", 3, seed=0, num=2, t_start=500, components=entry) for entry in components
-        ]  # their distributions are loaded
+            self.variant("ddim", 3, seed=0, num=2, t_start=AUTO_START, components=entry) for entry in components
+        ]  # what their starts need is loaded
         self.context = evaluation.load_context(config, workdir, late_runs)
         self.folder = workdir / "experiments"
 

@@ -64,6 +64,14 @@ def mixture_kind(components: str) -> str:
     return GAUSSIAN if components == ONE else f"{MIXTURE}_{components}"
 
 
+def fitted_components(config: ConfigDict) -> list[str]:
+    """The values of sampling.components whose statistics fid_stats has saved; one Gaussian first."""
+    pattern = stats_path(config, mixture_kind("*"))
+    before, after = pattern.name.split("*")
+    names = [path.name.removeprefix(before).removesuffix(after) for path in pattern.parent.glob(pattern.name)]
+    return [ONE, *sorted(name for name in names if name == LABELS or name.isdecimal())]
+
+
 # The origin of a statistics file: a JSON object that must agree with the config of the run that reads the file
 
 

@@ -1,15 +1,24 @@
 """The automatic start of a late start (sampling.t_start=auto) and the automatic time grid (sampling.spacing=auto).
 
-The sampler generates images from several candidate starts with the same noise and the network under evaluation. The
-chosen start is the one whose images are nearest to the data in mean and standard deviation along each of the data's
-principal axes: of the features of the data set's own classifier, or of the pixels where there is no classifier.
-Standard deviations need fewer samples than covariances; noisy axes are down-weighted. The noise differs from the noise
-of the evaluation.
+The rule compares like with like. From the same noise the network makes two sets of images: reference images, by
+REFERENCE_STEPS steps of REFERENCE from an early start, and the images of the sampler under evaluation, with its number
+of steps, from each candidate start. The late start maps a given noise to the same trajectory of the Gaussian at every
+time, so the two sets have the same images where the candidate makes no error, and most of the chance in the choice of
+the noise cancels. The chosen start has the smallest `distance` between the features of the two sets. Every candidate
+has the same images, and the choice is among all candidates that were tried.
+
+The images of a stochastic sampler do not follow from the noise of the start alone. Its start is searched around the
+start of DDIM, by the distance to the data's features.
+
+The noise differs from the noise of the evaluation.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 from ml_collections import ConfigDict
@@ -17,32 +26,65 @@ from tqdm import tqdm
 
 import sampling
 from core import parallel
-from core.arithmetic import ceil_div
 from core.diffusion import Denoiser
+from core.errors import UserError
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
-from sampling.generate import generate, prior
+from sampling.generate import draw, prior
 from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
 
 SHARE = 0.15  # of the evaluation's network calls
-CHUNK_LIMITS = (8, 512)  # images in a chunk; a small evaluation pays more than SHARE for the minimum
-COARSE = np.linspace(0.15, 0.85, 8)  # first candidates, one chunk each, as fractions of the schedule
-FINE = np.arange(-3, 4) * 0.025  # second candidates around the best of the first, two chunks each
-CHUNKS = len(COARSE) + 2 * len(FINE) - 1  # drawn in all: one chunk of the best first candidate is used again
-NOISE_FLOOR = 0.003  # see `_distance`; a compromise for DDPM and DDIM on digits at 300 to 7,500 images
+IMAGES = (16, 512)  # least and most images from each start; a small evaluation pays more than SHARE for the least
+# The reference images. On the Gaussian of digits these 20 steps have an rms error of 0.0024 in x_0. dpmpp_2m with equal
+# steps in t has 0.068: too much, because its last steps are long in log-SNR.
+REFERENCE = "ipndm"
+REFERENCE_SPACING = "quadratic"
+REFERENCE_STEPS = 20
+EARLY = 0.85  # the reference's start as a fraction of the schedule
+# Starts that are tried, as fractions of the schedule: those of the first round, then offsets from the best so far.
+ROUNDS = ((0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85), (-0.05, 0.05), (-0.025, 0.025))
+CANDIDATES = sum(map(len, ROUNDS))
+AROUND = (-0.05, 0.0, 0.05)  # starts of a stochastic sampler, as offsets from DDIM's start
+MORE = 4  # times as many images are compared with the data as with the reference
 GRID_IMAGES = 32  # images whose trajectories determine an automatic grid
 
 
 class Axes(NamedTuple):
-    """The data along the eigenvectors of their covariance."""
+    """Features along orthonormal axes."""
 
     means: Float[np.ndarray, "axes"]
     spreads: Float[np.ndarray, "axes"]  # standard deviations
 
 
-Extract = Callable[[Images], Float[np.ndarray, "batch axes"]]
-"""Maps x_0 on the devices to coordinates along the data's axes."""
+Extract = Callable[[Images], Float[np.ndarray, "batch features"]]
+"""Maps x_0 on the devices to features."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+    """What images are compared by. One judge serves all runs of a sweep, which share its reference images.
+
+    Attributes:
+      extract: the feature network.
+      data: mean and covariance of the data's features; needed for stochastic samplers.
+      references: features of the reference images made so far, by what they depend on.
+    """
+
+    extract: Extract
+    data: tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features features"]] | None
+    references: dict[Hashable, Float[np.ndarray, "n features"]] = dataclasses.field(default_factory=dict)
+
+    def to_data(self, features: Float[np.ndarray, "n features"]) -> float:
+        """The distance between images and the data, along the principal axes of the data."""
+        axes, data = self._data_axes
+        return distance(features @ axes, data)
+
+    @functools.cached_property
+    def _data_axes(self) -> tuple[Float[np.ndarray, "features axes"], Axes]:
+        mean, covariance = self.data
+        variances, axes = np.linalg.eigh(covariance)
+        return axes, Axes(mean @ axes, np.sqrt(np.maximum(variances, 0)))
 
 
 class Candidate(NamedTuple):
@@ -51,6 +93,7 @@ class Candidate(NamedTuple):
     t_start: int
     images: int
     distance: float
+    compared_with: str  # "reference" or "data"
 
 
 class AutoStart(NamedTuple):
@@ -87,6 +130,89 @@ def needs_gaussian(config: ConfigDict) -> bool:
     return config.sampling.gls or chooses_grid(config)
 
 
+def needs_data(config: ConfigDict) -> bool:
+    """Whether the choice of the start needs the data's features: for an automatic start of a stochastic sampler."""
+    return chooses_start(config) and sampling.lookup(config.sampling.sampler).needs_rng
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Trial:
+    """Draws images of one network and compares them; counts the network calls.
+
+    Attributes:
+      denoiser: the network.
+      mixture: the distribution of late starts.
+      judge: compares the images.
+      image_shape: (height, width, channels).
+      first: the index of the first image. Images from there on are for trials; the evaluation has those before.
+      network_calls: made so far.
+    """
+
+    denoiser: Denoiser
+    mixture: DataMixture | None
+    judge: Judge
+    image_shape: ImageShape
+    first: int
+    network_calls: int = 0
+
+    def features(
+        self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], images: slice
+    ) -> Float[np.ndarray, "n features"] | None:
+        """The features of images of config.sampling; None if an image is not finite.
+
+        images: a slice of the trial's images, of a multiple of the number of devices.
+        """
+        count = images.stop - images.start
+        first = self.first + images.start
+        shape = {"image_shape": self.image_shape, "first": first, "batch_size": count}
+        x0 = draw(config, self.denoiser, self.mixture, timesteps=timesteps, **shape)
+        self.network_calls += count * sampling.nfe(config.sampling.sampler, len(timesteps))
+        return self.judge.extract(x0) if jnp.isfinite(x0).all() else None
+
+    def reference(self, config: ConfigDict, count: int) -> Float[np.ndarray, "{count} features"]:
+        """The features of the first `count` reference images, which are made once for all samplers and grids.
+
+        Raises UserError where the images cannot be compared: if one is not finite, or if all have the same features.
+        """
+        settings = config.sampling
+        key = (config.seed, self.first, settings.components, tuple(settings.classes), settings.clip_x0)
+        config = config.copy_and_resolve_references()
+        config.sampling.update(sampler=REFERENCE, n_steps=REFERENCE_STEPS, baseline="")
+        start = round(EARLY * (self.denoiser.schedule.num_timesteps - 1))
+        known = self.judge.references.get(key)
+        made = 0 if known is None else len(known)
+        if made < count:
+            timesteps = time_grid(REFERENCE_STEPS, start, spacing=REFERENCE_SPACING)
+            more = self.features(config, timesteps, slice(made, count))
+            if more is None:
+                raise UserError(f"sampling.t_start=-1 (auto): images of {REFERENCE_STEPS} steps hold NaN or infinity")
+            known = more if known is None else np.concatenate([known, more])
+            self.judge.references[key] = known
+        if not known.std(axis=0).any():
+            raise UserError("sampling.t_start=-1 (auto): the features of all images are equal; give a start")
+        return known[:count]
+
+    def to_reference(self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], count: int) -> float:
+        """The distance between images of config.sampling and the reference images of the same noise."""
+        reference = self.reference(config, count)
+        features = self.features(config, timesteps, slice(0, count))
+        if features is None:
+            return np.inf
+        return distance(features, Axes(reference.mean(axis=0), reference.std(axis=0)))
+
+    def to_data(self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], count: int) -> float:
+        """The distance between images of config.sampling and the data."""
+        features = self.features(config, timesteps, slice(0, count))
+        return np.inf if features is None else self.judge.to_data(features)
+
+
+def distance(features: Float[np.ndarray, "n axes"], other: Axes) -> float:
+    """The squared differences of means and of standard deviations, summed over the axes."""
+    mean_error = features.mean(axis=0) - other.means
+    spread_error = features.std(axis=0) - other.spreads
+    return float(np.sum(mean_error**2 + spread_error**2))
+
+
 def choose(
     config: ConfigDict,
     denoiser: Denoiser,
@@ -94,102 +220,106 @@ def choose(
     gaussian: DataGaussian,
     mixture: DataMixture | None,
     image_shape: ImageShape,
-    axes: tuple[Extract, Axes] | None,
+    judge: Judge | None,
 ) -> AutoStart:
     """The time grid of config.sampling where its start, its spacing or both are automatic.
 
-    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. axes:
-    the data's axes, needed for an automatic start. The result is a deterministic function of the weights and the
-    config.
+    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. judge:
+    needed for an automatic start. The result is a deterministic function of the weights and the config.
     """
     settings = config.sampling
-    num = config.eval.num_samples
-    nfe = sampling.nfe(settings.sampler, settings.n_steps)
-    size = _chunk_size(config, nfe)
-    first_chunk = ceil_div(num, size)  # the evaluation uses the noise of the chunks before it
+    last = denoiser.schedule.num_timesteps - 1
+    first = first_image(config)
+    trial = Trial(denoiser=denoiser, mixture=mixture, judge=judge, image_shape=image_shape, first=first)
+    count = _images(config)
     times = fine_times(denoiser.schedule.num_timesteps)
-    calls = 0
     errors = None
     if chooses_grid(config):
-        measured = min(size, parallel.round_up(GRID_IMAGES))
-        noise, _ = prior(config.seed, first=first_chunk * size, batch_size=measured, image_shape=image_shape)
-        num_measured = min(size, GRID_IMAGES)
-        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times=times, num_measured=num_measured)
-        errors = np.asarray(parallel.replicate(errors), np.float64)
-        calls += len(times) * measured
+        errors = _fine_errors(config, trial, gaussian, times=times, count=min(count, parallel.round_up(GRID_IMAGES)))
 
     def grid(t_start: int) -> np.ndarray:
         if errors is not None:
             return cheapest_grid(errors, times, n_steps=settings.n_steps, t_start=t_start)
         return time_grid(settings.n_steps, t_start, spacing=settings.spacing, schedule=denoiser.schedule)
 
-    last = denoiser.schedule.num_timesteps - 1
     candidates = []
     start = settings.t_start if settings.gls else last
     if chooses_start(config):
-        extract, data = axes
-
-        def draw(t_start: int, k: int) -> np.ndarray:
-            first = (first_chunk + k) * size
-            shape = {"image_shape": image_shape, "num": first + size, "batch_size": size}
-            [(x0, _)] = generate(config, denoiser, mixture, timesteps=grid(t_start), **shape, first=first)
-            return extract(x0)
-
         least = settings.n_steps - 1 if errors is None else least_start(times, settings.n_steps)
-        start, candidates, drawn = _search(draw, data, least=max(least, 1), last=last)
-        calls += drawn * size * nfe
-    return AutoStart(grid(start), candidates, network_calls=calls, share=calls / (num * nfe))
+        candidates = search(config, trial, grid, count=count, within=(max(least, 1), last))
+        start = best_of(candidates).t_start
+    evaluated = config.eval.num_samples * sampling.nfe(settings.sampler, settings.n_steps)
+    return AutoStart(grid(start), candidates, trial.network_calls, share=trial.network_calls / evaluated)
 
 
-def _chunk_size(config: ConfigDict, nfe: int) -> int:
-    """Images per chunk, so that the search costs SHARE of the evaluation's network calls, within CHUNK_LIMITS."""
-    calls_per_image = 0
+def first_image(config: ConfigDict) -> int:
+    """The index of the first image for trials, after those of the evaluation; the same for all cells of a sweep."""
+    return parallel.round_up(config.eval.num_samples)
+
+
+def _images(config: ConfigDict) -> int:
+    """Images from each start, so that the search costs SHARE of the evaluation's network calls, within IMAGES."""
+    settings = config.sampling
+    nfe = sampling.nfe(settings.sampler, settings.n_steps)
+    calls_per_image = FINE_STEPS if chooses_grid(config) else 0
     if chooses_start(config):
-        calls_per_image += CHUNKS * nfe
-    if chooses_grid(config):
-        calls_per_image += FINE_STEPS
+        calls_per_image += REFERENCE_STEPS + CANDIDATES * nfe
+    if needs_data(config):
+        calls_per_image += MORE * len(AROUND) * nfe
     affordable = SHARE * config.eval.num_samples * nfe / calls_per_image
-    return parallel.round_up(int(np.clip(affordable, *CHUNK_LIMITS)))
+    return parallel.round_up(int(np.clip(affordable, *IMAGES)))
 
 
-def _distance(images: Float[np.ndarray, "n axes"], data: Axes) -> float:
-    """The Fréchet distance between images and data, axis by axis, each axis weighted by its signal-to-noise ratio.
+def _fine_errors(
+    config: ConfigDict, trial: Trial, gaussian: DataGaussian, *, times: Int32[np.ndarray, "fine"], count: int
+) -> Float[np.ndarray, "fine fine+1"]:
+    """The errors of single steps along the trajectories of `count` images of the trial (see `auto_grid.walk`)."""
+    noise, _ = prior(config.seed, first=trial.first, batch_size=count, image_shape=trial.image_shape)
+    num_measured = min(count, GRID_IMAGES)
+    _, errors = walk(parallel.replicate(trial.denoiser), gaussian, noise, times=times, num_measured=num_measured)
+    trial.network_calls += len(times) * count
+    return np.asarray(parallel.replicate(errors), np.float64)
 
-    The squared difference of the means has a sampling error of an axis's variance over n. Where that error equals
-    NOISE_FLOOR times the variance of a leading axis (the mean variance, weighted by variance), the axis has half its
-    weight.
+
+def search(
+    config: ConfigDict,
+    trial: Trial,
+    grid: Callable[[int], Int32[np.ndarray, "steps"]],
+    *,
+    count: int,
+    within: tuple[int, int],
+) -> list[Candidate]:
+    """All starts that were tried for the sampler of config.sampling, with `count` images from each.
+
+    grid: the timesteps from a start. within: the smallest and the largest start.
     """
-    variances = data.spreads**2
-    sampling_error = variances / len(images)
-    floor = NOISE_FLOOR * np.sum(variances**2) / np.sum(variances)
-    mean_error = images.mean(axis=0) - data.means
-    spread_error = images.std(axis=0, ddof=1) - data.spreads
-    return float(np.sum(floor / (floor + sampling_error) * (mean_error**2 + spread_error**2)))
+    paired = config.copy_and_resolve_references()
+    stochastic = sampling.lookup(config.sampling.sampler).needs_rng
+    if stochastic:
+        paired.sampling.sampler = "ddim"
+    last = trial.denoiser.schedule.num_timesteps - 1
+
+    def starts(fractions: Sequence[float], centre: int = 0) -> list[int]:
+        return sorted({int(np.clip(round(centre + fraction * last), *within)) for fraction in fractions})
+
+    tried: list[Candidate] = []
+    with tqdm(total=CANDIDATES + stochastic * len(AROUND), desc="choosing the start") as progress:
+        for offsets in ROUNDS:
+            known = {candidate.t_start for candidate in tried}
+            for start in starts(offsets, best_of(tried).t_start if tried else 0):
+                if start not in known:
+                    found = trial.to_reference(paired, grid(start), count)
+                    tried.append(Candidate(start, count, found, "reference"))
+                progress.update()
+        if stochastic:
+            for start in starts(AROUND, best_of(tried).t_start):
+                found = trial.to_data(config, grid(start), MORE * count)
+                tried.append(Candidate(start, MORE * count, found, "data"))
+                progress.update()
+    return tried
 
 
-def _search(
-    draw: Callable[[int, int], np.ndarray], data: Axes, least: int, last: int
-) -> tuple[int, list[Candidate], int]:
-    """The best start from least to last, all candidates, and the number of chunks drawn.
-
-    draw(t_start, k) returns the coordinates of chunk k from a start.
-    """
-    drawn: dict[tuple[int, int], np.ndarray] = {}
-    candidates: list[Candidate] = []
-
-    def best_of(starts: np.ndarray, chunks: int) -> int:
-        tried = []
-        for start in sorted({int(t) for t in np.clip(np.rint(starts), least, last)}):
-            for k in range(chunks):
-                if (start, k) not in drawn:
-                    drawn[start, k] = draw(start, k)
-                    progress.update()
-            images = np.concatenate([drawn[start, k] for k in range(chunks)])
-            tried.append(Candidate(start, len(images), _distance(images, data)))
-        candidates.extend(tried)
-        return min(tried, key=lambda candidate: (candidate.distance, candidate.t_start)).t_start
-
-    with tqdm(total=CHUNKS, desc="choosing the start") as progress:
-        best = best_of(last * COARSE, chunks=1)
-        best = best_of(best + last * FINE, chunks=2)
-    return best, candidates, len(drawn)
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of the smallest distance. Those compared with the data come last and decide where there are any."""
+    kind = candidates[-1].compared_with
+    return min((c for c in candidates if c.compared_with == kind), key=lambda c: (c.distance, c.t_start))

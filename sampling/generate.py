@@ -49,10 +49,35 @@ def generate(
     batch_size = round_up(min(batch_size, num))
     run = _batch_sampler(config, denoiser, mixture, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        noise, keys = prior(config.seed, start, batch_size, image_shape)
-        x0 = run(noise, keys, _components(mixture, config.seed, start, batch_size))
+        x0 = run(*_inputs(config, mixture, first=start, batch_size=batch_size, image_shape=image_shape))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
+
+
+def draw(
+    config: ConfigDict,
+    denoiser: Denoiser,
+    mixture: DataMixture | None,
+    *,
+    timesteps: Timesteps,
+    image_shape: ImageShape,
+    first: int,
+    batch_size: int,
+) -> Images:
+    """One batch of `generate`: the images of index `first` to first + batch_size - 1.
+
+    batch_size: a multiple of the number of devices.
+    """
+    run = _batch_sampler(config, denoiser, mixture, timesteps)
+    return run(*_inputs(config, mixture, first=first, batch_size=batch_size, image_shape=image_shape))
+
+
+def _inputs(
+    config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int, image_shape: ImageShape
+) -> tuple[Images, Keys, Components | None]:
+    """Noise, keys and components of the images from index `first` on."""
+    noise, keys = prior(config.seed, first, batch_size, image_shape)
+    return noise, keys, _components(mixture, config.seed, first, batch_size)
 
 
 def _batch_sampler(
@@ -184,8 +209,7 @@ def record_trajectory(
     """The times of all network evaluations and the x_0 predicted at each, for the first `num` images."""
     size = round_up(num)
     run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
-    noise, keys = prior(config.seed, 0, size, image_shape)
-    _, (times, predictions) = run(noise, keys, _components(mixture, config.seed, 0, size))
+    _, (times, predictions) = run(*_inputs(config, mixture, first=0, batch_size=size, image_shape=image_shape))
     return np.asarray(times), np.asarray(predictions)[:, :num]
 
 
