@@ -31,9 +31,10 @@ from models.score_sde_file import load_score_sde
 from models.weights import fill, read_weights, save_weights
 from sampling import plan as planning
 from sampling import start_file
+from sampling.auto_start import chooses_grid
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
-from sampling.time_grid import AUTO_SPACING, SPACINGS
+from sampling.time_grid import SPACINGS
 from symmetry.critical import leading_times
 from training import checkpoints, loop
 
@@ -68,8 +69,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to training.n_iters, from the newest whole checkpoint of the workdir if there is one; see `loop.run`."""
     validate(config)
     validate_batch(config)
-    if config.sampling.spacing == AUTO_SPACING:
-        raise UserError("sampling.spacing=auto is for eval, sweep and sample; training's sample grids cannot use it")
+    if chooses_grid(config):
+        raise UserError(
+            f"sampling.spacing={config.sampling.spacing} is for eval, sweep and sample; training's sample grids cannot use it"
+        )
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None

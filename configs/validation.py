@@ -19,9 +19,9 @@ from core.paths import expanded
 from datasets import LOADERS
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
-from sampling.auto_start import chooses_grid, chooses_start
+from sampling.auto_start import chooses_grid, chooses_start, measures_grid
 from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
-from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
+from sampling.time_grid import AUTO_SPACING, GAUSSIAN_SPACING, SPACINGS, starts_of
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "table", "vp", "ve", "edm", "flow")
 
@@ -165,7 +165,7 @@ RULES = {
     "optim.grad_clip": above(0),
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
-    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING]),
+    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING, GAUSSIAN_SPACING]),
     "sampling.components": components(),
     "sampling.classes": list_of(whole(at_least(0)), least=0),
     "sampling.baseline": one_of(["", *BASELINES]),
@@ -327,8 +327,8 @@ def _validate_baseline(config: ConfigDict) -> None:
         _require(not settings.gls, f"sampling.baseline={baseline!r} is a start from pure noise: it does not take --gls")
     if baseline == "leading":
         _require(
-            settings.spacing != AUTO_SPACING,
-            "sampling.baseline='leading' has a fixed start: sampling.spacing must not be 'auto'",
+            not chooses_grid(config),
+            f"sampling.baseline='leading' has a fixed start: sampling.spacing must not be {settings.spacing!r}",
         )
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
@@ -344,16 +344,16 @@ def _validate_baseline(config: ConfigDict) -> None:
 
 
 def _validate_auto_start(config: ConfigDict) -> None:
-    """The rules of `auto_start.choose`, for an automatic start or an automatic grid."""
+    """The rules of `auto_start.choose`, for an automatic start or a computed grid."""
     settings = config.sampling
     if not chooses_start(config) and not chooses_grid(config):
         return
-    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else "sampling.spacing='auto'"
+    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else f"sampling.spacing={settings.spacing!r}"
     _require(
         nfe(settings.sampler, settings.n_steps) is not None,
         f"{name} needs a sampler with a fixed number of network calls: {settings.sampler} is adaptive",
     )
-    if chooses_grid(config):
+    if measures_grid(config):
         _validate_auto_grid(config)
 
 

@@ -30,9 +30,10 @@ from core.diffusion import Denoiser
 from core.errors import UserError
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
+from sampling.gaussian_grid import gaussian_grid
 from sampling.generate import draw, prior
 from sampling.late_start import DataGaussian, DataMixture
-from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
+from sampling.time_grid import AUTO_SPACING, AUTO_START, GAUSSIAN_SPACING, time_grid
 
 SHARE = 0.15  # of the evaluation's network calls
 IMAGES = (16, 512)  # least and most images from each start; a small evaluation pays more than SHARE for the least
@@ -121,7 +122,12 @@ def chooses_start(config: ConfigDict) -> bool:
 
 
 def chooses_grid(config: ConfigDict) -> bool:
-    """Whether config.sampling has an automatic grid."""
+    """Whether the grid of config.sampling is computed: for the network, or for the data's Gaussian."""
+    return measures_grid(config) or config.sampling.spacing == GAUSSIAN_SPACING
+
+
+def measures_grid(config: ConfigDict) -> bool:
+    """Whether the grid of config.sampling is computed from trajectories of the network."""
     return config.sampling.spacing == AUTO_SPACING
 
 
@@ -224,7 +230,7 @@ def choose(
 ) -> AutoStart:
     """The time grid of config.sampling where its start, its spacing or both are automatic.
 
-    gaussian: the Gaussian of the data, which an automatic grid needs. mixture: the distribution of late starts. judge:
+    gaussian: the Gaussian of the data, which a computed grid needs. mixture: the distribution of late starts. judge:
     needed for an automatic start. The result is a deterministic function of the weights and the config.
     """
     settings = config.sampling
@@ -234,12 +240,14 @@ def choose(
     count = _images(config)
     times = fine_times(denoiser.schedule.num_timesteps)
     errors = None
-    if chooses_grid(config):
+    if measures_grid(config):
         errors = _fine_errors(config, trial, gaussian, times=times, count=min(count, parallel.round_up(GRID_IMAGES)))
 
     def grid(t_start: int) -> np.ndarray:
         if errors is not None:
             return cheapest_grid(errors, times, n_steps=settings.n_steps, t_start=t_start)
+        if settings.spacing == GAUSSIAN_SPACING:
+            return gaussian_grid(gaussian, denoiser.schedule, n_steps=settings.n_steps, t_start=t_start)
         return time_grid(settings.n_steps, t_start, spacing=settings.spacing, schedule=denoiser.schedule)
 
     candidates = []
@@ -261,7 +269,7 @@ def _images(config: ConfigDict) -> int:
     """Images from each start, so that the search costs SHARE of the evaluation's network calls, within IMAGES."""
     settings = config.sampling
     nfe = sampling.nfe(settings.sampler, settings.n_steps)
-    calls_per_image = FINE_STEPS if chooses_grid(config) else 0
+    calls_per_image = FINE_STEPS if measures_grid(config) else 0
     if chooses_start(config):
         calls_per_image += REFERENCE_STEPS + CANDIDATES * nfe
     if needs_data(config):
