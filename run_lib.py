@@ -70,9 +70,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     validate(config)
     validate_batch(config)
     if chooses_grid(config):
-        raise UserError(
-            f"sampling.spacing={config.sampling.spacing} is for eval, sweep and sample; training's sample grids cannot use it"
-        )
+        spacing = config.sampling.spacing
+        raise UserError(f"sampling.spacing={spacing} is for eval, sweep and sample, not for training's sample grids")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None

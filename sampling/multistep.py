@@ -53,6 +53,10 @@ def dpmpp(
     the predictions m_0, m_1, m_2 of x_0, newest first). (3M) multiplies the second difference by phi_3, which is half
     the coefficient of the Taylor series. It therefore converges at order 2 as well, with a smaller error; with 2 phi_3
     it would converge at order 3.
+
+    The orders fall to 2 and 1 in the last two steps, for any number of steps. The authors' code (lower_order_final)
+    does so below 10 steps and keeps the order from there on. diffusers' DPMSolverMultistepScheduler (lower_order_final)
+    does so below 15 steps; with its default final_sigmas_type="zero" the last step has order 1 for any number.
     """
     schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
