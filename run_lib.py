@@ -1,6 +1,7 @@
 """One function per mode. Each function checks its inputs before long work starts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,14 +12,14 @@ import likelihood
 import losses
 import sampling
 from configs import stored
-from configs.runs import components_of, expand_starts, sweep_configs, without_scores
+from configs.runs import components_of, expand_starts, plan_configs, sweep_configs, without_scores
 from configs.validation import validate, validate_analysis, validate_batch
-from core import files, parallel, plots
+from core import files, parallel, plots, tables
 from core.diffusion import Denoiser
 from core.errors import UserError
 from evaluation import EvalRun
 from images.content import KINDS
-from metrics import card, comparison, statistics, tally
+from metrics import card, comparison, figures, statistics, tally
 from metrics.features import load_features
 from metrics.labels import load_labeller
 from metrics.results import GRID_SIZE, Result, folder_name
@@ -29,10 +30,12 @@ from models.guided_file import load_guided
 from models.score_sde_file import load_score_sde
 from models.unet2d_file import load_unet2d
 from models.weights import fill, read_weights, save_weights
+from sampling import plan as planning
 from sampling import start_file
+from sampling.auto_start import chooses_grid
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
-from sampling.time_grid import AUTO_SPACING
+from sampling.time_grid import SPACINGS
 from symmetry.critical import leading_times
 from training import checkpoints, loop
 
@@ -67,8 +70,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to step training.n_iters, from the newest undamaged checkpoint in the workdir, if any; see `loop.run`."""
     validate(config)
     validate_batch(config)
-    if config.sampling.spacing == AUTO_SPACING:
-        raise UserError("sampling.spacing=auto is for eval, sweep and sample; sample grids in training cannot use it")
+    if chooses_grid(config):
+        spacing = config.sampling.spacing
+        raise UserError(f"sampling.spacing={spacing} is for eval, sweep and sample; training cannot use it")
     datasets.require_images(config, "training")
     if config.model.label_dim:
         raise UserError("model.label_dim must be 0: networks with classes can be imported, but not trained here")
@@ -162,6 +166,67 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
     print(f"{table}\nall runs and their sample grids: {folder}; pictures side by side: {folder / 'comparison.png'}")
     print(f"scores against the start: {folder / 'starts.png'}; to explore in a browser: {folder / 'explorer.html'}")
     return results
+
+
+# --mode=plan
+
+
+def plan(config: ConfigDict, workdir: Path, budget: int) -> Path:
+    """Finds the best solver, components and start for `budget` network calls per image. Returns the path of plan.json.
+
+    All components with statistics are tried. The time grid is sampling.spacing.
+    """
+    validate(config)
+    if not config.eval.enable_fid:
+        raise UserError("--mode=plan compares images with the data: it needs eval.enable_fid")
+    if config.sampling.spacing not in SPACINGS:
+        raise UserError(f"--mode=plan needs a fixed time grid: sampling.spacing={config.sampling.spacing!r}")
+    if not 1 <= budget <= config.model.num_scales:
+        raise UserError(f"--budget={budget} network calls must be from 1 to model.num_scales={config.model.num_scales}")
+    steps = planning.steps_within(budget)
+    runs = plan_configs(config, steps, statistics.fitted_components(config))
+    folder = workdir / "plans" / f"budget{budget}"
+    files.require_writable(folder)
+    context = evaluation.load_context(config, workdir, runs)
+    found = planning.find(runs, evaluation.trials(runs, context))
+    facts = {
+        "budget": budget,
+        "dataset": config.data.dataset,
+        "weights_sha256": context.weights_sha256,
+        "features": context.features.name,
+        "best": found.entries[0].facts(),
+        "runner_up": found.entries[1].facts(),
+        "margin": found.margin,
+        "margin_error": found.margin_error,
+        "network_calls": found.network_calls,
+        "entries": [entry.facts() for entry in found.entries],
+    }
+    path = folder / "plan.json"
+    files.write_json(path, facts)
+    plots.attempt(figures.draw_plan, path.with_suffix(".png"), facts)
+    print(_plan_text(facts, path))
+    return path
+
+
+def _plan_text(facts: dict[str, Any], path: Path) -> str:
+    """Returns the best entries of a plan as a table, the margin, the cost, and how to use the file."""
+    rows = [
+        [
+            *(str(entry[name]) for name in ("sampler", "n_steps", "nfe", "components", "t_start", "images")),
+            "not finite" if entry["distance"] is None else f"{entry['distance']:.3g}",
+        ]
+        for entry in facts["entries"][:5]
+    ]
+    table = tables.aligned(("sampler", "n", "NFE", "K", "start", "images", "distance to the data"), rows)
+    calls = facts["network_calls"]
+    margin = "unknown"
+    if facts["margin"] is not None:
+        margin = f"{facts['margin']:.2g} ± {facts['margin_error']:.2g}"
+    return (
+        f"{table}\nmargin of the best over the runner-up: {margin}\n"
+        f"cost: {calls:,} network calls, those of {calls // facts['budget']:,} images\n"
+        f"use it with --plan={path}"
+    )
 
 
 # --mode=score

@@ -195,8 +195,9 @@ def get_default_config() -> ConfigDict:
     sampling.sampler = "ddim"
     # Number of steps. Some samplers evaluate the network more than once per step.
     sampling.n_steps = 10
-    # Spacing of the time grid: "linear", "quadratic", "logsnr", "trailing", "sigma_rho" (the grid of EDM), or "auto",
-    # which computes a grid for the network and n_steps (see sampling/auto_grid.py).
+    # Spacing of the time grid: "linear", "quadratic", "logsnr", "trailing", "sigma_rho" (the grid of EDM), "gaussian"
+    # (the best grid for DDIM on the data's Gaussian, see sampling/gaussian_grid.py), or "auto", which computes a grid
+    # for the network and n_steps (see sampling/auto_grid.py).
     sampling.spacing = "linear"
     # Whether every predicted x_0 is clipped to the network's range.
     sampling.clip_x0 = False

@@ -20,9 +20,9 @@ from core.paths import expanded
 from datasets import LOADERS, is_latents, require_images
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
-from sampling.auto_start import chooses_grid, chooses_start
+from sampling.auto_start import chooses_grid, chooses_start, measures_grid
 from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
-from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
+from sampling.time_grid import AUTO_SPACING, GAUSSIAN_SPACING, SPACINGS, starts_of
 
 SCHEDULES = ("linear", "scaled_linear", "sigmoid", "cosine", "table", "vp", "ve", "edm", "flow")
 
@@ -168,7 +168,7 @@ RULES = {
     "optim.grad_clip": above(0),
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
-    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING]),
+    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING, GAUSSIAN_SPACING]),
     "sampling.components": components(),
     "sampling.classes": list_of(whole(at_least(0)), least=0),
     "sampling.guidance": at_least(0),
@@ -341,8 +341,8 @@ def _validate_baseline(config: ConfigDict) -> None:
         _require(not settings.gls, f"sampling.baseline={baseline!r} is a start from pure noise: it does not take --gls")
     if baseline == "leading":
         _require(
-            settings.spacing != AUTO_SPACING,
-            "sampling.baseline='leading' has a fixed start: sampling.spacing must not be 'auto'",
+            not chooses_grid(config),
+            f"sampling.baseline='leading' has a fixed start: sampling.spacing must not be {settings.spacing!r}",
         )
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
@@ -411,16 +411,18 @@ def _validate_start_of_classes(config: ConfigDict) -> None:
 
 
 def _validate_auto_start(config: ConfigDict) -> None:
-    """Checks the requirements of `auto_start.choose`, if the start or the grid is automatic."""
+    """Checks the requirements of `auto_start.choose`, if the start is automatic or the grid is computed."""
     settings = config.sampling
     if not chooses_start(config) and not chooses_grid(config):
         return
-    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else "sampling.spacing='auto'"
+    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else f"sampling.spacing={settings.spacing!r}"
+    if chooses_start(config):
+        require_images(config, name)
     _require(
         nfe(settings.sampler, settings.n_steps) is not None,
         f"{name} needs a sampler with a fixed number of network calls: {settings.sampler} is adaptive",
     )
-    if chooses_grid(config):
+    if measures_grid(config):
         _validate_auto_grid(config)
 
 

@@ -65,6 +65,18 @@ def mixture_kind(components: str) -> str:
     return GAUSSIAN if components == ONE else f"{MIXTURE}_{components}"
 
 
+def fitted_components(config: ConfigDict) -> list[str]:
+    """Returns the values of sampling.components whose statistics fid_stats has saved, with one Gaussian first.
+
+    A network with classes has no clusters.
+    """
+    pattern = stats_path(config, mixture_kind("*"))
+    before, after = pattern.name.split("*")
+    names = [path.name.removeprefix(before).removesuffix(after) for path in pattern.parent.glob(pattern.name)]
+    clusters_allowed = not config.model.label_dim
+    return [ONE, *sorted(name for name in names if name == LABELS or (clusters_allowed and name.isdecimal()))]
+
+
 # The origin of a statistics file: a JSON object with the data it was made of, compared with the config of each reader
 
 

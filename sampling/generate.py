@@ -49,11 +49,36 @@ def generate(
     batch_size = round_up(min(batch_size, num))
     run = _batch_sampler(config, denoiser, mixture, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        noise, keys = prior(config.seed, start, batch_size, image_shape)
-        component = _components(config, mixture, start, batch_size)
-        x0 = run(noise, keys, component, labels_of(config, start, batch_size))
+        x0 = run(*_inputs(config, mixture, first=start, batch_size=batch_size, image_shape=image_shape))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
+
+
+def draw(
+    config: ConfigDict,
+    denoiser: Denoiser,
+    mixture: DataMixture | None,
+    *,
+    timesteps: Timesteps,
+    image_shape: ImageShape,
+    first: int,
+    batch_size: int,
+) -> Images:
+    """Draws one batch of the images of `generate`: those with the indices first .. first + batch_size - 1.
+
+    batch_size: a multiple of the number of devices.
+    """
+    run = _batch_sampler(config, denoiser, mixture, timesteps)
+    return run(*_inputs(config, mixture, first=first, batch_size=batch_size, image_shape=image_shape))
+
+
+def _inputs(
+    config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int, image_shape: ImageShape
+) -> tuple[Images, Keys, Components | None, Labels | None]:
+    """Returns noise, keys, components and labels of the images from index `first` on."""
+    noise, keys = prior(config.seed, first, batch_size, image_shape)
+    component = _components(config, mixture, first, batch_size)
+    return noise, keys, component, labels_of(config, first, batch_size)
 
 
 def _batch_sampler(
@@ -219,9 +244,7 @@ def record_trajectory(
     """Returns the times of all network evaluations, and the x_0 predicted at each, for the first `num` images."""
     size = round_up(num)
     run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
-    noise, keys = prior(config.seed, 0, size, image_shape)
-    component = _components(config, mixture, 0, size)
-    _, (times, predictions) = run(noise, keys, component, labels_of(config, 0, size))
+    _, (times, predictions) = run(*_inputs(config, mixture, first=0, batch_size=size, image_shape=image_shape))
     return np.asarray(times), np.asarray(predictions)[:, :num]
 
 

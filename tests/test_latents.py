@@ -51,6 +51,14 @@ def test_samples_are_not_rounded_to_grey_levels(latents):
     np.testing.assert_array_equal(run.images(timesteps), np.full((10, 4, 4, 5), 20.25, np.float32))
 
 
+def test_automatic_start_is_refused(latents):
+    """Catches features of latents that are taken for pixels."""
+    config, _ = latents
+    config.sampling.update(gls=True, t_start=-1)
+    with pytest.raises(UserError, match="needs images, and data.dataset=latents has none"):
+        validate(config)
+
+
 @pytest.mark.parametrize("mode", ["train", "evaluate", "sample", "analyze"])
 def test_what_needs_images_is_refused(latents, tmp_path, mode):
     """Catches scores of latents that are taken for pixels; the message says what to do instead."""
