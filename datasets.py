@@ -15,12 +15,13 @@ from core.files import REPOSITORY
 from core.parallel import own_rows, shard_batch
 from core.paths import expanded, path_field
 from core.rng import image_keys
-from core.shapes import HostPixels, ImageShape, Keys, Pixels, RandomKey
-from images import emoji, local, tfds_source
+from core.shapes import HostImages, HostPixels, ImageShape, Keys, Pixels, RandomKey
+from images import arrays, emoji, local, tfds_source
 from images.decoded import Form, Source, fingerprint, open_split
 from images.decoded import Split as Split  # public here: the return type of `load`
 
 CUSTOM = "custom"  # the data set of the user's own images, at data.path
+LATENTS = "latents"  # arrays of floats that are not images, at data.path
 EMOJI = "emoji"  # the data set of the pictures of an emoji font, at data.path
 
 
@@ -86,13 +87,15 @@ def image_shape(config: ConfigDict) -> ImageShape:
 def slug(config: ConfigDict) -> str:
     """A name for the images of the config, used in the file names of their statistics and classifier.
 
-    For the user's own images, it contains a hash of the path and of the settings that select images from it.
+    For the user's own images and latents, it contains a hash of the path and of the settings that select images from
+    it.
     """
     data = config.data
-    if data.dataset != CUSTOM:
+    if data.dataset not in (CUSTOM, LATENTS):
         return f"{data.dataset}_{data.image_size}"
     settings = f"{absolute(data.path)} {data.held_out} {data.num_channels}"
-    return f"{CUSTOM}-{hashlib.sha256(settings.encode(errors='surrogateescape')).hexdigest()[:8]}_{data.image_size}"
+    digest = hashlib.sha256(settings.encode(errors="surrogateescape")).hexdigest()
+    return f"{data.dataset}-{digest[:8]}_{data.image_size}"
 
 
 def absolute(path: str) -> str:
@@ -139,6 +142,31 @@ def _load_decoded(config: ConfigDict, split: str) -> Split:
     return open_split(source, split, form=form, folder=folder, skip_bad=data.skip_bad)
 
 
+def _load_latents(config: ConfigDict, split: str) -> Split:
+    """Loads a split of the .npy of floats at data.path. They are not scaled: they are in the network's range."""
+    if not config.data.path:
+        raise UserError(f"data.dataset={LATENTS} needs --config.data.path: {PATH_KINDS[LATENTS]}")
+    latents = arrays.read_latents(_existing_path(config))
+    if not config.data.held_out and split == "train":
+        return Split(latents, None)
+    is_test = np.array([local.is_held_out(str(i), config.data.held_out) for i in range(len(latents))], bool)
+    return Split(latents[is_test == (split == "test")], None)
+
+
+def is_latents(config: ConfigDict) -> bool:
+    """Whether the data, and so the samples, are arrays of floats that are not images."""
+    return config.data.dataset == LATENTS
+
+
+def require_images(config: ConfigDict, purpose: str) -> None:
+    """Raises UserError if the data are latents. purpose: what needs images; the message begins with it."""
+    if is_latents(config):
+        raise UserError(
+            f"{purpose} needs images, and data.dataset={LATENTS} has none: draw latents with --mode=sample "
+            "--format=npz, decode them, and use --mode=score with --config=configs/ddpm/custom.py and eval.reference"
+        )
+
+
 def _existing_path(config: ConfigDict) -> Path:
     """The path data.path with ~ expanded. Raises UserError if it does not exist."""
     path = path_field(config, "data.path")
@@ -158,10 +186,14 @@ def _source_at(path: Path, config: ConfigDict, split: str) -> Source:
     return local.source(path, split, data.held_out)
 
 
-PATH_KINDS = {CUSTOM: local.KINDS, EMOJI: emoji.KINDS}
+PATH_KINDS = {CUSTOM: local.KINDS, EMOJI: emoji.KINDS, LATENTS: "an .npy of floats [N, height, width, channels]"}
 """What data.path may be, for the data sets that are read from data.path only."""
 
-LOADERS = {"digits": _load_digits} | dict.fromkeys((*tfds_source.DATA_SETS, *PATH_KINDS), _load_decoded)
+LOADERS = {
+    "digits": _load_digits,
+    **dict.fromkeys((*tfds_source.DATA_SETS, *PATH_KINDS), _load_decoded),
+    LATENTS: _load_latents,
+}
 
 
 def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> Iterator[HostPixels]:
@@ -190,7 +222,7 @@ def train_batches(images: HostPixels, config: ConfigDict, first_step: int) -> It
     return stream
 
 
-def in_order(images: HostPixels, batch_size: int) -> Iterator[tuple[HostPixels, int]]:
+def in_order(images: HostImages, batch_size: int) -> Iterator[tuple[HostImages, int]]:
     """Yields (batch, count) pairs that go through all images in order.
 
     Each process yields only its own rows of a batch. All batches have the same size. The first `count` rows are

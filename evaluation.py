@@ -22,7 +22,7 @@ from core import files, parallel, plots
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from core.moments import Moments as Moments  # public here, like frechet_distance, for users who score features
-from core.shapes import HostPixels, Images, Pixels
+from core.shapes import HostImages, HostPixels, Images, Pixels
 from images.generated import OpenedImages
 from metrics import figures, results, statistics
 from metrics.features import Features, classifier_path, load_features, rebatched
@@ -35,7 +35,7 @@ from metrics.tally import Tally, observe, tally_images
 from models import make_denoiser
 from models.weights import digest
 from sampling import auto_start
-from sampling.auto_start import AutoStart, Axes, Extract
+from sampling.auto_start import AutoStart, Judge, Trial
 from sampling.generate import generate, grid_of, uses_history
 from sampling.late_start import ONE, DataGaussian, DataMixture
 from training import checkpoints, loop
@@ -65,6 +65,7 @@ class EvalContext:
     features: Features | None = None
     labeller: Labeller | None = None
     reference: Reference | None = None
+    judge: Judge | None = None  # compares images for automatic starts
     eval_loss: float | None = None
     bits_per_dim: dict[str, Any] | None = None  # what likelihood.measure returns
 
@@ -73,6 +74,8 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
     """Loads the objects that the runs share. Errors in configs and files are found before the network is loaded."""
     for run in (config, *runs):
         validate(run)
+    if config.eval.enable_fid or config.eval.enable_loss or config.eval.enable_bpd:
+        datasets.require_images(config, "a score, a loss or a likelihood")
     checkpoints.require(config, workdir)
     needs_gaussian = any(map(auto_start.needs_gaussian, runs))
     scored = config.eval.enable_fid
@@ -90,6 +93,7 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
     features = load_features(config) if scored else None
     labeller = load_labeller(config) if scored else None
     reference = statistics.load_reference(config, features, labeller) if scored else None
+    judge = load_judge(config, runs, features=features, reference=reference)
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
     coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
 
@@ -105,6 +109,7 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
         features=features,
         labeller=labeller,
         reference=reference,
+        judge=judge,
         eval_loss=None if held_out is None else loop.mean_loss(config, denoiser, held_out),
         bits_per_dim=None if coded is None else _bits_per_dim(config, denoiser, coded),
     )
@@ -144,6 +149,8 @@ class EvalRun:
         nfe = sampling.nfe(sampling_settings.sampler, sampling_settings.n_steps)
         if nfe is not None and sampling_settings.baseline == "afs":
             nfe -= 1
+        if nfe is not None and sampling_settings.guidance != 1:
+            nfe *= 2
         num_samples = config.eval.num_samples
         return {
             "dataset": config.data.dataset,
@@ -170,6 +177,7 @@ class EvalRun:
             "eval_loss": context.eval_loss,
             "bits_per_dim": context.bits_per_dim,
             **self._mixture_settings(),
+            **self._class_settings(),
             **_fixed_times(config, context.denoiser.schedule),
         }
 
@@ -180,6 +188,13 @@ class EvalRun:
         components, classes = late_start = _late_start(self.config)
         _, sha256 = self.context.mixtures[late_start]
         return {"components": components, "mixture_sha256": sha256} | ({"classes": list(classes)} if classes else {})
+
+    def _class_settings(self) -> RunSettings:
+        """The classes that are drawn and the guidance; empty for a network without classes."""
+        if not self.config.model.label_dim:
+            return {}
+        settings = self.config.sampling
+        return {"guidance": settings.guidance} | ({"classes": list(settings.classes)} if settings.classes else {})
 
     @functools.cached_property
     def mixture(self) -> DataMixture | None:
@@ -201,18 +216,21 @@ class EvalRun:
         config, context = self.config, self.context
         if not (auto_start.chooses_start(config) or auto_start.chooses_grid(config)):
             return grid_of(config, context.denoiser.schedule, config.sampling.gls), None
-        axes = data_axes(config, context.gaussian) if auto_start.chooses_start(config) else None
-        shape = datasets.image_shape(config)
         chosen = auto_start.choose(
-            config, context.denoiser, gaussian=context.gaussian, mixture=self.mixture, image_shape=shape, axes=axes
+            config,
+            context.denoiser,
+            gaussian=context.gaussian,
+            mixture=self.mixture,
+            image_shape=datasets.image_shape(config),
+            judge=context.judge,
         )
         return chosen.timesteps, chosen
 
-    def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels, int]]:
+    def batches(self, timesteps: Int32[np.ndarray, "steps"], first: int = 0) -> Iterator[tuple[Pixels | Images, int]]:
         """Draws the images `first` to eval.num_samples - 1; yields pairs (batch on the devices, count).
 
-        The pairs are those of `generate`, converted to uint8 pixels. A progress bar is shown. Raises UserError if a
-        sample is not finite, because the conversion would hide this.
+        The pairs are those of `generate`. Images are converted to uint8 pixels, latents are not. A progress bar is
+        shown. Raises UserError if a sample is not finite, because the conversion would hide this.
         """
         config, num = self.config, self.config.eval.num_samples
         drawn = generate(
@@ -229,11 +247,11 @@ class EvalRun:
             for x0, count in drawn:
                 if not jnp.isfinite(x0).all():
                     raise UserError(f"{self.name}: samples hold NaN or infinity; did the training diverge?")
-                yield datasets.to_uint8(x0, config.data.centered), count
+                yield x0 if datasets.is_latents(config) else datasets.to_uint8(x0, config.data.centered), count
                 progress.update(count)
 
-    def images(self, timesteps: Int32[np.ndarray, "steps"]) -> HostPixels:
-        """All eval.num_samples images as one array in host memory."""
+    def images(self, timesteps: Int32[np.ndarray, "steps"]) -> HostImages:
+        """All eval.num_samples images, or latents, as one array in host memory."""
         return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in self.batches(timesteps)])
 
     def result(self, parent: Path) -> Result:
@@ -287,31 +305,50 @@ def _times_of(timesteps: Int32[np.ndarray, "steps"]) -> RunSettings:
     return {"t_start": int(timesteps[0]), "t_last": int(timesteps[-1])}
 
 
-def data_axes(config: ConfigDict, gaussian: DataGaussian) -> tuple[Extract, Axes]:
-    """The coordinates in which an automatic start compares images with the data.
+def load_judge(
+    config: ConfigDict, runs: Sequence[ConfigDict], *, features: Features | None, reference: Reference | None
+) -> Judge | None:
+    """Loads the features by which images are compared for automatic starts, or returns None if no start is automatic.
 
-    Returns a function from x_0 to coordinates, and the mean and standard deviation of the data along each coordinate.
-    The coordinates are along the principal axes of the classifier's features or, without a classifier, of the pixels.
+    The features are those of the scores. Without scores they are those of the data set's classifier or, if there is
+    none, of fixed random convolutions.
+
+    features, reference: the features and the reference of the scores, if images are scored.
     """
-    own = config.copy_and_resolve_references()
-    own.eval.update(features="classifier", reference="")
-    if classifier_path(own).exists() and statistics.stats_path(own, "classifier").exists():
-        features = load_features(own)
-        reference = statistics.load_reference(own, features)
-        mean = reference.mean
-        variances, axes = np.linalg.eigh(reference.cov)
+    if not any(map(auto_start.chooses_start, runs)):
+        return None
+    if features is None:
+        config = config.copy_and_resolve_references()
+        own = classifier_path(config).exists()
+        config.eval.update(features="classifier" if own else "random_conv", reference="")
+        if any(map(auto_start.needs_data, runs)):
+            statistics.require_stats(config, config.eval.features)
+        features = load_features(config)
+    if reference is None and any(map(auto_start.needs_data, runs)):
+        reference = statistics.load_reference(config, features)
 
-        def vectors(x0: Images) -> Float[np.ndarray, "batch dim"]:
-            return parallel.all_rows(features.extract(datasets.to_uint8(x0, config.data.centered)))
-    else:
-        mean = np.asarray(gaussian.mean, np.float64)
-        variances = np.asarray(gaussian.eigenvalues, np.float64)
-        axes = np.asarray(gaussian.eigenvectors, np.float64)
+    def extract(x0: Images) -> Float[np.ndarray, "batch dim"]:
+        pixels = datasets.to_uint8(x0, config.data.centered)
+        batches = rebatched([(pixels, len(pixels))], min(config.eval.feature_batch_size, len(pixels)))
+        rows = [parallel.all_rows(features.extract(batch))[:count] for batch, count in batches]
+        return np.concatenate(rows).astype(np.float64)
 
-        def vectors(x0: Images) -> Float[np.ndarray, "batch dim"]:
-            return parallel.all_rows(x0).reshape(len(x0), -1)
+    return Judge(extract, (reference.mean, reference.cov) if reference else None)
 
-    return lambda x0: vectors(x0) @ axes, Axes(mean @ axes, np.sqrt(np.maximum(variances, 0)))
+
+def trials(runs: Sequence[ConfigDict], context: EvalContext) -> list[Trial]:
+    """Returns the trial of each run. Runs with the same late start share a trial. All share the reference images."""
+    found: dict[LateStart, Trial] = {}
+    for run in runs:
+        if _late_start(run) not in found:
+            found[_late_start(run)] = Trial(
+                denoiser=context.denoiser,
+                mixture=EvalRun(run, context).mixture,
+                judge=context.judge,
+                image_shape=datasets.image_shape(run),
+                first=auto_start.first_image(run),
+            )
+    return [found[_late_start(run)] for run in runs]
 
 
 # Partial results

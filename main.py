@@ -5,6 +5,7 @@ python main.py --mode=train     --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=fid_stats --config=configs/ddpm/digits.py
 python main.py --mode=eval      --config=configs/ddpm/digits.py --workdir=results/digits --gls --t_start=400
 python main.py --mode=sweep     --config=configs/ddpm/digits.py --workdir=results/digits
+python main.py --mode=plan      --config=configs/ddpm/digits.py --workdir=results/digits --budget=5
 python main.py --mode=sample    --config=configs/ddpm/digits.py --workdir=results/digits --num=16 --compare
 python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=results/digits
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
@@ -42,7 +43,7 @@ from core.huge_pages import restart_with_huge_pages
 from core.paths import expanded
 from core.streams import tolerate_failed_writes
 
-PATHS = ("workdir", "eval_folder", "source", "reference", "dest")  # flags whose values become Paths
+PATHS = ("workdir", "eval_folder", "source", "reference", "dest", "plan")  # flags whose values become Paths
 CONFIGS = Path(__file__).parent / "configs"
 SAMPLING = ("sampler", "n_steps", "gls", "t_start")  # flags that set fields of config.sampling
 
@@ -69,14 +70,19 @@ MODES = {
     "eval": Mode(
         lambda lib, config, given: lib.evaluate(config, given.workdir, given.eval_folder),
         needed=("workdir",),
-        optional=(*SAMPLING, "seed", "eval_folder"),
+        optional=(*SAMPLING, "plan", "seed", "eval_folder"),
         distributed=True,
     ),
     "sweep": Mode(
         lambda lib, config, given: lib.sweep(config, given.workdir, given.eval_folder),
         needed=("workdir",),
-        optional=("seed", "eval_folder"),
+        optional=("plan", "seed", "eval_folder"),
         distributed=True,
+    ),
+    "plan": Mode(
+        lambda lib, config, given: lib.plan(config, given.workdir, given.budget),
+        needed=("workdir", "budget"),
+        optional=("seed",),
     ),
     "score": Mode(
         lambda lib, config, given: lib.score(
@@ -88,7 +94,7 @@ MODES = {
     "sample": Mode(
         lambda lib, config, given: sample(lib, config, given),
         needed=("workdir",),
-        optional=(*SAMPLING, "seed", "num", "format", "trajectory", "compare"),
+        optional=(*SAMPLING, "plan", "seed", "num", "format", "trajectory", "compare"),
     ),
     "analyze": Mode(
         lambda lib, config, given: lib.analyze(config, given.workdir, given.eval_folder),
@@ -151,6 +157,8 @@ flags.DEFINE_boolean("gls", None, "Sets config.sampling.gls: the Gaussian late s
 flags.DEFINE_string(
     "t_start", None, "Sets config.sampling.t_start, the first timestep of a late start; auto chooses it."
 )
+flags.DEFINE_integer("budget", None, "With --mode=plan: the number of network calls for each image.")
+flags.DEFINE_string("plan", None, "A plan.json of --mode=plan, whose best solver and start eval, sweep and sample use.")
 
 
 def main(argv: list[str]) -> None:
@@ -278,6 +286,8 @@ def check_flags(mode: Mode) -> None:
             raise UserError(f"--{name} is not used by --mode={FLAGS.mode}")
     if FLAGS.mode == "export" and FLAGS.what == "weights" and any(FLAGS[name].present for name in SAMPLING):
         raise UserError(f"--{', --'.join(SAMPLING)} are for --mode=export --what=start")
+    if FLAGS.plan and any(FLAGS[name].present for name in SAMPLING):
+        raise UserError(f"--plan sets the sampler and the start: leave out --{', --'.join(SAMPLING)}")
     if FLAGS.distributed and not mode.distributed:
         raise UserError(f"--distributed is not used by --mode={FLAGS.mode}")
     check_processes(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)
@@ -317,8 +327,11 @@ def run(config: ConfigDict | None) -> None:
     if FLAGS.compilation_cache:
         keep_programs()
     if config is not None:
+        from configs import plan_file
         from configs.validation import validate
 
+        if FLAGS.plan:
+            plan_file.apply(config, FLAGS.plan)
         validate(config)
     if FLAGS.distributed:
         parallel.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_id)

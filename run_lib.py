@@ -1,6 +1,7 @@
 """One function per mode. Each function checks its inputs before long work starts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,14 +12,14 @@ import likelihood
 import losses
 import sampling
 from configs import stored
-from configs.runs import components_of, expand_starts, sweep_configs, without_scores
+from configs.runs import components_of, expand_starts, plan_configs, sweep_configs, without_scores
 from configs.validation import validate, validate_analysis, validate_batch
-from core import files, parallel, plots
+from core import files, parallel, plots, tables
 from core.diffusion import Denoiser
 from core.errors import UserError
 from evaluation import EvalRun
 from images.content import KINDS
-from metrics import card, comparison, statistics, tally
+from metrics import card, comparison, figures, statistics, tally
 from metrics.features import load_features
 from metrics.labels import load_labeller
 from metrics.results import GRID_SIZE, Result, folder_name
@@ -27,11 +28,14 @@ from models.edm_file import load_edm
 from models.foreign import ForeignCheckpoint, export_diffusers, load_foreign
 from models.guided_file import load_guided
 from models.score_sde_file import load_score_sde
+from models.unet2d_file import load_unet2d
 from models.weights import fill, read_weights, save_weights
+from sampling import plan as planning
 from sampling import start_file
+from sampling.auto_start import chooses_grid
 from sampling.generate import record_trajectory
 from sampling.late_start import ONE
-from sampling.time_grid import AUTO_SPACING
+from sampling.time_grid import SPACINGS
 from symmetry.critical import leading_times
 from training import checkpoints, loop
 
@@ -66,8 +70,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to step training.n_iters, from the newest undamaged checkpoint in the workdir, if any; see `loop.run`."""
     validate(config)
     validate_batch(config)
-    if config.sampling.spacing == AUTO_SPACING:
-        raise UserError("sampling.spacing=auto is for eval, sweep and sample; sample grids in training cannot use it")
+    if chooses_grid(config):
+        spacing = config.sampling.spacing
+        raise UserError(f"sampling.spacing={spacing} is for eval, sweep and sample; training cannot use it")
+    datasets.require_images(config, "training")
+    if config.model.label_dim:
+        raise UserError("model.label_dim must be 0: networks with classes can be imported, but not trained here")
     checkpoints.check_workdir(config, workdir)
     images = datasets.load(config, "train").images
     held_out = datasets.load(config, "test").images if config.training.eval_freq else None
@@ -85,7 +93,7 @@ def fid_stats(config: ConfigDict) -> None:
     """Saves statistics of the training split.
 
     These are its Gaussian, the mixtures of sampling.components and sweep.components, and, if eval.enable_fid is true,
-    the moments of its features.
+    the moments of its features. Latents have no features.
     """
     validate(config)
     split = datasets.load(config, "train")
@@ -95,7 +103,8 @@ def fid_stats(config: ConfigDict) -> None:
     for components in mixtures:
         statistics.require_components(components, split)
     files.require_writable(statistics.stats_path(config, statistics.GAUSSIAN).parent)
-    features = load_features(config, may_train=True) if config.eval.enable_fid else None
+    scored = config.eval.enable_fid and not datasets.is_latents(config)
+    features = load_features(config, may_train=True) if scored else None
     labeller = load_labeller(config) if features else None
 
     gaussian = statistics.fit_gaussian(images, rank=config.sampling.rank, centered=config.data.centered)
@@ -159,12 +168,74 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
     return results
 
 
+# --mode=plan
+
+
+def plan(config: ConfigDict, workdir: Path, budget: int) -> Path:
+    """Finds the best solver, components and start for `budget` network calls per image. Returns the path of plan.json.
+
+    All components with statistics are tried. The time grid is sampling.spacing.
+    """
+    validate(config)
+    if not config.eval.enable_fid:
+        raise UserError("--mode=plan compares images with the data: it needs eval.enable_fid")
+    if config.sampling.spacing not in SPACINGS:
+        raise UserError(f"--mode=plan needs a fixed time grid: sampling.spacing={config.sampling.spacing!r}")
+    if not 1 <= budget <= config.model.num_scales:
+        raise UserError(f"--budget={budget} network calls must be from 1 to model.num_scales={config.model.num_scales}")
+    steps = planning.steps_within(budget)
+    runs = plan_configs(config, steps, statistics.fitted_components(config))
+    folder = workdir / "plans" / f"budget{budget}"
+    files.require_writable(folder)
+    context = evaluation.load_context(config, workdir, runs)
+    found = planning.find(runs, evaluation.trials(runs, context))
+    facts = {
+        "budget": budget,
+        "dataset": config.data.dataset,
+        "weights_sha256": context.weights_sha256,
+        "features": context.features.name,
+        "best": found.entries[0].facts(),
+        "runner_up": found.entries[1].facts(),
+        "margin": found.margin,
+        "margin_error": found.margin_error,
+        "network_calls": found.network_calls,
+        "entries": [entry.facts() for entry in found.entries],
+    }
+    path = folder / "plan.json"
+    files.write_json(path, facts)
+    plots.attempt(figures.draw_plan, path.with_suffix(".png"), facts)
+    print(_plan_text(facts, path))
+    return path
+
+
+def _plan_text(facts: dict[str, Any], path: Path) -> str:
+    """Returns the best entries of a plan as a table, the margin, the cost, and how to use the file."""
+    rows = [
+        [
+            *(str(entry[name]) for name in ("sampler", "n_steps", "nfe", "components", "t_start", "images")),
+            "not finite" if entry["distance"] is None else f"{entry['distance']:.3g}",
+        ]
+        for entry in facts["entries"][:5]
+    ]
+    table = tables.aligned(("sampler", "n", "NFE", "K", "start", "images", "distance to the data"), rows)
+    calls = facts["network_calls"]
+    margin = "unknown"
+    if facts["margin"] is not None:
+        margin = f"{facts['margin']:.2g} ± {facts['margin_error']:.2g}"
+    return (
+        f"{table}\nmargin of the best over the runner-up: {margin}\n"
+        f"cost: {calls:,} network calls, those of {calls // facts['budget']:,} images\n"
+        f"use it with --plan={path}"
+    )
+
+
 # --mode=score
 
 
 def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | None = None) -> Result:
     """Scores the images of a folder or an array file against `reference` images or, without them, the config's data."""
     validate(config)
+    datasets.require_images(config, "--mode=score")
     if reference is None and not config.eval.reference:
         statistics.require_stats(config, config.eval.features)
     for path in (source, reference):
@@ -198,6 +269,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
     """
     config = without_scores(config, num)
     validate(config)
+    if trajectory or file_format == "png":
+        datasets.require_images(config, "--format=png" if file_format == "png" else "--trajectory")
     if trajectory and sampling.nfe(config.sampling.sampler, config.sampling.n_steps) is None:
         raise UserError(f"--trajectory: {config.sampling.sampler} is adaptive, so its images have different times")
     run = EvalRun(config, evaluation.load_context(config, workdir, [config]))
@@ -211,7 +284,8 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
             plots.save_image(folder / "images" / f"{i:06d}.png", image)  # a folder that --mode=score can read
     if trajectory:
         _save_trajectory(run, timesteps, folder)
-    plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
+    if not datasets.is_latents(config):
+        plots.attempt(plots.save_grid, folder / "grid.png", images[:GRID_SIZE])
     print(f"{num} images: {folder}")
     return folder
 
@@ -223,6 +297,7 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
     """
     config = without_scores(config, num)
     validate(config)
+    datasets.require_images(config, "--compare")
     configs = sweep_configs(config, [config.sampling.n_steps], [config.sampling.t_start])
     context = evaluation.load_context(config, workdir, configs)
     runs = [EvalRun(run_config, context) for run_config in configs]
@@ -277,7 +352,8 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a file of weights.
 
     The file is an .npz of this project, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of
-    improved- or guided-diffusion, or a flax checkpoint of score_sde (without an extension).
+    improved- or guided-diffusion, or a checkpoint of score_sde: of flax (without an extension) or of its PyTorch port
+    (a .pth).
     """
     validate(config)
     if checkpoints.saved_steps(workdir):
@@ -302,11 +378,13 @@ def _read_source(source: Path, config: ConfigDict) -> ForeignCheckpoint:
         checkpoints.check_network(config, own.config, source)
         step = own.step
         params = fill(source, config, own.arrays)
+    elif config.model.name == "unet2d":
+        params = load_unet2d(source, config)
     elif source.suffix == ".pkl":
         params = load_edm(source, config)
     elif source.suffix == ".pt":
         params = load_guided(source, config)
-    elif source.suffix == "" and source.is_file():
+    elif source.is_file() and (source.suffix == "" or (source.suffix == ".pth" and config.model.name == "songunet")):
         step, params = load_score_sde(source, config)
     else:
         return load_foreign(source, config)
@@ -332,7 +410,7 @@ def export_start(config: ConfigDict, workdir: Path, destination: Path) -> None:
     config = without_scores(config, 1)
     validate(config)
     settings = config.sampling
-    start_file.require_followed(settings.sampler)
+    start_file.require_followed(settings.sampler, config.model.prediction)
     if not settings.gls:
         raise UserError("--what=start exports a late start: give --gls, and --t_start")
     if settings.clip_x0 or settings.baseline not in ("", "no_history"):

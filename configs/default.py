@@ -65,6 +65,7 @@ def get_default_config() -> ConfigDict:
     # The noise schedule, which has model.num_scales times:
     #   "linear": the paper's schedule.
     #   "scaled_linear": Stable Diffusion's schedule.
+    #   "sigmoid": equal steps in the logit of beta, as in diffusers.
     #   "cosine": improved-diffusion's schedule (squaredcos_cap_v2 in diffusers).
     #   "vp": the continuous variance-preserving SDE.
     #   "ve": equal steps in log sigma.
@@ -80,14 +81,17 @@ def get_default_config() -> ConfigDict:
     # Whether the schedule is rescaled so that no signal is left at the last time (Lin et al. 2024). There eps does not
     # determine x_0, so the network needs another model.prediction.
     schedule.zero_snr = False
+    # Whether "linear", "scaled_linear", "sigmoid" and "cosine" are rounded to float32 as in diffusers. Networks of
+    # diffusers were trained with the rounded schedule.
+    schedule.single_precision = False
 
     config.model = model = ConfigDict()
-    # "ddpm" (the paper's U-Net), "songunet" (DDPM++ and NCSN++) or "adm".
+    # "ddpm" (the paper's U-Net), "songunet" (DDPM++ and NCSN++), "adm" or "unet2d" (the UNet2DModel of diffusers).
     model.name = "ddpm"
     # The dtype of the network's computations: "float32", or "bfloat16" for GPUs and TPUs. Weights are always float32.
     model.dtype = "float32"
-    # The noise schedule has num_scales times. The betas of "linear" and "scaled_linear" run from beta_min / num_scales
-    # to beta_max / num_scales, and those of "vp" from beta_min to beta_max.
+    # The noise schedule has num_scales times. The betas of "linear", "scaled_linear" and "sigmoid" run from
+    # beta_min / num_scales to beta_max / num_scales, and those of "vp" from beta_min to beta_max.
     model.beta_min = 0.1
     model.beta_max = 20.0
     model.num_scales = 1000
@@ -124,9 +128,13 @@ def get_default_config() -> ConfigDict:
     # "swish", "relu", "elu" or "lrelu".
     model.nonlinearity = "swish"
 
-    # Fields of "songunet" and "adm".
     # Number of classes that the network is conditioned on.
     model.label_dim = 0
+    # The label that means "no class", for a network that was trained with such a label; -1 for other networks. For
+    # "songunet" and "adm" this label is label_dim.
+    model.null_class = -1
+
+    # Fields of "songunet" and "adm".
     # Length of the augmentation input.
     model.augment_dim = 0
     # Channels of the time embedding before and after its dense layers, in units of nf.
@@ -134,6 +142,10 @@ def get_default_config() -> ConfigDict:
     model.emb_mult = 4
     # Whether the network has twice the output channels, the second half for a learned variance. Samplers ignore it.
     model.learned_variance = False
+    # Least number of channels in a group of GroupNorm.
+    model.group_channels = 4
+    # Whether residual blocks change the resolution. If false, convolutions do.
+    model.resamp_in_blocks = True
 
     # Fields of "songunet" only.
     # The time embedding: "positional" or "fourier".
@@ -148,17 +160,21 @@ def get_default_config() -> ConfigDict:
     model.decoder = "standard"
     # The resampling filter along one axis.
     model.resample_filter = (1, 1)
+    # Whether the sums of residual blocks are divided by sqrt(2).
+    model.skip_rescale = True
 
     # Fields of "adm" only.
     # Number of attention heads. If 0, each head has head_channels channels.
     model.num_heads = 0
     model.head_channels = 64
-    # Least number of channels in a group of GroupNorm.
-    model.group_channels = 4
     # Whether the time embedding scales and shifts the activations. If false, it is added to them.
     model.scale_shift = True
-    # Whether residual blocks change the resolution. If false, convolutions do.
-    model.resamp_in_blocks = True
+
+    # Field of "unet2d" only.
+    # The settings that differ from the defaults of diffusers, as JSON with the names of its config.json.
+    # The image size and the channels follow from config.data. The network ignores the other fields of config.model that
+    # describe layers.
+    model.unet2d = "{}"
 
     config.optim = optim = ConfigDict()
     # "Adam", or "Muon", which uses Muon for the kernels of layers and Adam for all other weights.
@@ -179,8 +195,9 @@ def get_default_config() -> ConfigDict:
     sampling.sampler = "ddim"
     # Number of steps. Some samplers evaluate the network more than once per step.
     sampling.n_steps = 10
-    # Spacing of the time grid: "linear", "quadratic", "logsnr", "trailing", "sigma_rho" (the grid of EDM), or "auto",
-    # which computes a grid for the network and n_steps (see sampling/auto_grid.py).
+    # Spacing of the time grid: "linear", "quadratic", "logsnr", "trailing", "sigma_rho" (the grid of EDM), "gaussian"
+    # (the best grid for DDIM on the data's Gaussian, see sampling/gaussian_grid.py), or "auto", which computes a grid
+    # for the network and n_steps (see sampling/auto_grid.py).
     sampling.spacing = "linear"
     # Whether every predicted x_0 is clipped to the network's range.
     sampling.clip_x0 = False
@@ -193,8 +210,12 @@ def get_default_config() -> ConfigDict:
     # The Gaussians of a late start: "1", one Gaussian for all data; "labels", a mixture with one Gaussian per class; or
     # a number of clusters, such as "10", for a mixture with one Gaussian per cluster. fid_stats fits them.
     sampling.components = "1"
-    # With components="labels": the classes from which a late start is drawn, such as (3, 7); empty for all classes.
+    # For networks with classes, or with components="labels": the classes that are drawn, such as (3, 7); empty for all
+    # classes.
     sampling.classes = ()
+    # The weight of classifier-free guidance, for a network with a null class; 1 means no guidance. With guidance, every
+    # step costs twice as many network calls.
+    sampling.guidance = 1.0
     # An alternative with which late starts are compared; empty for none:
     #   "leading": a start from pure noise at T - T/n, where DDIM's own code starts.
     #   "afs": a start from pure noise whose first noise prediction is a formula instead of a network call.

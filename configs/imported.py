@@ -19,16 +19,20 @@ def get_config(source: str) -> ConfigDict:
         from models.edm_file import network_fields  # here: imports jax
     elif path.suffix == ".pt":
         from models.guided_file import network_fields
-    elif path.suffix == "" and not path.is_dir():
+    elif path.is_dir() or path.suffix in (".safetensors", ".bin", ".json"):
+        from models.unet2d_file import network_fields
+    elif path.suffix == "" or (path.suffix == ".pth" and (path.parent / "config.json").exists()):
         from models.score_sde_file import network_fields
     else:
         raise UserError(
-            f"--mode=import needs --config for {path}: only .pkl files of EDM, and .pt files of improved- and "
-            "guided-diffusion and checkpoints of score_sde with a config.json beside them, describe their network"
+            f"--mode=import needs --config for {path}: only .pkl files of EDM, folders of diffusers and, with a "
+            "config.json beside them, .pt files of improved- and guided-diffusion and checkpoints of score_sde "
+            "describe their network"
         )
     config = get_default_config()
     try:
         config.update_from_flattened_dict(network_fields(path))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its network has arguments of wrong types ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: its network has arguments of wrong types ({reason})") from error
     return config

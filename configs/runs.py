@@ -1,12 +1,12 @@
 """The configs of the runs of a sweep."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from sampling import applies
-from sampling.time_grid import starts_of
+from sampling.time_grid import AUTO_START, starts_of
 
 
 def sweep_configs(
@@ -33,6 +33,20 @@ def sweep_configs(
             copy = config.copy_and_resolve_references()
             copy.sampling.update(sampler=sampler, n_steps=steps, **start)
             configs.append(copy)
+    return configs
+
+
+def plan_configs(config: ConfigDict, steps: Mapping[str, int], components: Sequence[str]) -> list[ConfigDict]:
+    """Returns one config with an automatic start for each pair of a sampler and a value of sampling.components.
+
+    steps: the number of steps of each sampler.
+    """
+    configs = []
+    for (sampler, n_steps), entry in itertools.product(steps.items(), components):
+        copy = config.copy_and_resolve_references()
+        copy.sampling.update(sampler=sampler, n_steps=n_steps, components=entry, gls=True, t_start=AUTO_START)
+        copy.sampling.update(baseline="", classes=())
+        configs.append(copy)
     return configs
 
 

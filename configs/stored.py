@@ -22,5 +22,6 @@ def get_config(workdir: str | Path) -> ConfigDict:
     try:
         config.update(read_json(path))
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a config of this version ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a config of this version ({reason})") from error
     return config

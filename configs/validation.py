@@ -5,6 +5,7 @@ names of networks are therefore repeated here; tests/configs/test_validation.py 
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -16,14 +17,14 @@ from ml_collections import ConfigDict
 from core.conventions import CONVENTIONS, PREDICTIONS
 from core.errors import UserError
 from core.paths import expanded
-from datasets import LOADERS
+from datasets import LOADERS, is_latents, require_images
 from sampling import SAMPLERS, applies, nfe
 from sampling.auto_grid import fine_times, least_start
-from sampling.auto_start import chooses_grid, chooses_start
+from sampling.auto_start import chooses_grid, chooses_start, measures_grid
 from sampling.late_start import BASELINES, LABELS, ONE, forms_covariance
-from sampling.time_grid import AUTO_SPACING, SPACINGS, starts_of
+from sampling.time_grid import AUTO_SPACING, GAUSSIAN_SPACING, SPACINGS, starts_of
 
-SCHEDULES = ("linear", "scaled_linear", "cosine", "table", "vp", "ve", "edm", "flow")
+SCHEDULES = ("linear", "scaled_linear", "sigmoid", "cosine", "table", "vp", "ve", "edm", "flow")
 
 
 class Rule(NamedTuple):
@@ -118,31 +119,32 @@ RULES = {
     "training.sampling_size": at_least(1),
     "data.dataset": one_of(LOADERS),
     "data.image_size": at_least(1),
-    "data.num_channels": one_of((1, 3)),
+    "data.num_channels": at_least(1),
     "data.held_out": from_up_to(0, 1),
     "schedule.name": one_of_schedules(),
     "schedule.sigma_min": above(0),
     "schedule.sigma_max": above(0),
     "schedule.alpha_bars": list_of(from_up_to(0, 1), least=0),
-    "model.name": one_of(["ddpm", "songunet", "adm"]),
+    "model.name": one_of(["ddpm", "songunet", "adm", "unet2d"]),
     "model.dtype": one_of(["float32", "bfloat16"]),
     "model.beta_min": above(0),
     "model.beta_max": above(0),
     "model.num_scales": at_least(2),
     "model.ema_rate": from_up_to(0, 1),
     "model.dropout": from_up_to(0, 1),
-    "model.nf": at_least(1),
+    "model.nf": from_up_to(1, 2**16),
     "model.patch_size": at_least(1),
     "model.prediction": one_of(PREDICTIONS),
     "model.convention": one_of(CONVENTIONS),
     "model.sigma_data": above(0),
     "model.ch_mult": list_of(whole(at_least(1))),
     "model.attn_resolutions": list_of(whole(at_least(1)), least=0),
-    "model.num_res_blocks": at_least(1),
+    "model.num_res_blocks": from_up_to(1, 1000),  # a damaged file could ask for a network that takes hours to build
     "model.normalization": one_of(["GroupNorm"]),
     "model.num_groups": one_of([1, 2, 4, 8, 16, 32]),  # divisors of model.nf, a multiple of 32
     "model.nonlinearity": one_of(["swish", "relu", "elu", "lrelu"]),
     "model.label_dim": at_least(0),
+    "model.null_class": at_least(-1),
     "model.augment_dim": at_least(0),
     "model.noise_mult": at_least(1),
     "model.emb_mult": at_least(1),
@@ -155,6 +157,7 @@ RULES = {
     "model.num_heads": at_least(0),
     "model.head_channels": at_least(1),
     "model.group_channels": at_least(1),
+    "model.unet2d": Rule("a JSON object", lambda text: isinstance(json.loads(text), dict)),
     "optim.optimizer": one_of(["Adam", "Muon"]),
     "optim.lr": above(0),
     "optim.beta1": from_up_to(0, 1),
@@ -165,9 +168,10 @@ RULES = {
     "optim.grad_clip": above(0),
     "sampling.sampler": one_of(SAMPLERS),
     "sampling.n_steps": at_least(1),
-    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING]),
+    "sampling.spacing": one_of([*SPACINGS, AUTO_SPACING, GAUSSIAN_SPACING]),
     "sampling.components": components(),
     "sampling.classes": list_of(whole(at_least(0)), least=0),
+    "sampling.guidance": at_least(0),
     "sampling.baseline": one_of(["", *BASELINES]),
     "sampling.rank": at_least(1),
     "eval.checkpoint": at_least(-1),
@@ -202,6 +206,10 @@ def validate(config: ConfigDict) -> None:
     for field, rule in RULES.items():
         value = _value(config, field)
         _require(_holds(rule, value), f"{field}={value!r} is not allowed: it must be {rule.allowed}")
+    _require(
+        is_latents(config) or config.data.num_channels in (1, 3),
+        f"data.num_channels={config.data.num_channels} is not allowed: images have 1 or 3",
+    )
     _validate_width(config)
     _validate_image_size(config)
     _validate_betas(config)
@@ -209,11 +217,7 @@ def validate(config: ConfigDict) -> None:
     _validate_start(config)
     _validate_auto_start(config)
     _validate_baseline(config)
-    _require(
-        not config.sampling.classes or config.sampling.components == LABELS,
-        f"sampling.classes={config.sampling.classes} needs sampling.components='labels', so that components are "
-        f"classes; it is {config.sampling.components!r}",
-    )
+    _validate_classes(config)
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -241,6 +245,8 @@ def validate_batch(config: ConfigDict) -> None:
 def validate_analysis(config: ConfigDict) -> None:
     """Raises UserError if the config breaks one of the general rules, or one of the rules for --mode=analyze."""
     validate(config)
+    require_images(config, "--mode=analyze")
+    _require(not config.model.label_dim, "--mode=analyze is for networks without classes: model.label_dim is not 0")
     settings = config.analysis
     last = config.model.num_scales - 1
     for name in ("num_times", "n_steps"):
@@ -262,13 +268,21 @@ def _validate_width(config: ConfigDict) -> None:
 
 def _validate_image_size(config: ConfigDict) -> None:
     size = config.data.image_size
-    halvings = len(config.model.ch_mult) - 1
+    halvings = _halvings(config)
     factor = config.model.patch_size * 2**halvings
     _require(
         size % factor == 0,
         f"data.image_size={size} must be a multiple of {factor}: model.patch_size is {config.model.patch_size}, and "
         "each entry of model.ch_mult after the first halves the image",
     )
+
+
+def _halvings(config: ConfigDict) -> int:
+    """Returns the number of times that the network halves the image."""
+    if config.model.name == "unet2d":
+        levels = json.loads(config.model.unet2d).get("block_out_channels")
+        return len(levels) - 1 if isinstance(levels, list) else 3  # diffusers' default has 4 levels
+    return len(config.model.ch_mult) - 1
 
 
 def _validate_betas(config: ConfigDict) -> None:
@@ -290,7 +304,7 @@ def _validate_schedule(config: ConfigDict) -> None:
             len(table) == config.model.num_scales and all(b < a for a, b in itertools.pairwise((1, *table))),
             f"schedule.alpha_bars must be {config.model.num_scales} (model.num_scales) descending numbers below 1",
         )
-    if settings.zero_snr or settings.name == "flow":
+    if settings.zero_snr or settings.name == "flow" or (settings.name == "table" and settings.alpha_bars[-1] == 0):
         says_nothing = config.model.prediction in ("eps", "negative_eps", "score")
         _require(
             not says_nothing,
@@ -327,8 +341,8 @@ def _validate_baseline(config: ConfigDict) -> None:
         _require(not settings.gls, f"sampling.baseline={baseline!r} is a start from pure noise: it does not take --gls")
     if baseline == "leading":
         _require(
-            settings.spacing != AUTO_SPACING,
-            "sampling.baseline='leading' has a fixed start: sampling.spacing must not be 'auto'",
+            not chooses_grid(config),
+            f"sampling.baseline='leading' has a fixed start: sampling.spacing must not be {settings.spacing!r}",
         )
     solvers = [f"{name} from {row.history_from}" for name, row in SAMPLERS.items() if row.history_from is not None]
     reasons = {
@@ -343,17 +357,72 @@ def _validate_baseline(config: ConfigDict) -> None:
     )
 
 
+def _validate_classes(config: ConfigDict) -> None:
+    settings = config.sampling
+    model = config.model
+    if not model.label_dim:
+        _require(
+            not settings.classes or settings.components == LABELS,
+            f"sampling.classes={settings.classes} needs sampling.components='labels', so that components are "
+            f"classes; it is {settings.components!r}",
+        )
+        _require(
+            settings.guidance == 1,
+            f"sampling.guidance={settings.guidance} needs a network with classes: model.label_dim is 0",
+        )
+        return
+    _require(
+        model.name != "ddpm", f"model.label_dim={model.label_dim} is not for model.name='ddpm', which has no classes"
+    )
+    unknown = [label for label in settings.classes if label >= model.label_dim or label == model.null_class]
+    _require(
+        not unknown, f"sampling.classes has {unknown}, which are not among the network's {model.label_dim} classes"
+    )
+    _require(
+        settings.guidance == 1 or model.null_class >= 0,
+        f"sampling.guidance={settings.guidance} needs a network that was trained with a null class, named by "
+        "model.null_class; without one it must be 1",
+    )
+    _require(
+        settings.sampler != "ode",
+        "sampling.sampler='ode' integrates each image alone and takes no labels: choose another for this network",
+    )
+    _require(
+        not (config.eval.enable_loss or config.eval.enable_bpd),
+        "eval.enable_loss and eval.enable_bpd are for networks without classes: model.label_dim is not 0",
+    )
+    _validate_start_of_classes(config)
+
+
+def _validate_start_of_classes(config: ConfigDict) -> None:
+    settings = config.sampling
+    if not settings.gls:
+        return
+    _require(
+        settings.guidance == 1,
+        f"sampling.guidance={settings.guidance} and --gls exclude each other: guided images are not distributed as "
+        "their class, so the Gaussian of the class is not where they are at the start",
+    )
+    _require(
+        settings.components in (ONE, LABELS),
+        f"sampling.components={settings.components!r} is not for a network with classes, whose images would start from "
+        "clusters of other classes: choose 'labels' or '1'",
+    )
+
+
 def _validate_auto_start(config: ConfigDict) -> None:
-    """Checks the requirements of `auto_start.choose`, if the start or the grid is automatic."""
+    """Checks the requirements of `auto_start.choose`, if the start is automatic or the grid is computed."""
     settings = config.sampling
     if not chooses_start(config) and not chooses_grid(config):
         return
-    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else "sampling.spacing='auto'"
+    name = "sampling.t_start=-1 (auto)" if chooses_start(config) else f"sampling.spacing={settings.spacing!r}"
+    if chooses_start(config):
+        require_images(config, name)
     _require(
         nfe(settings.sampler, settings.n_steps) is not None,
         f"{name} needs a sampler with a fixed number of network calls: {settings.sampler} is adaptive",
     )
-    if chooses_grid(config):
+    if measures_grid(config):
         _validate_auto_grid(config)
 
 

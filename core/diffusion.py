@@ -81,6 +81,19 @@ class Denoiser:
         times = jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),))
         return self.network(x, times) if labels is None else self.network(x, times, labels)
 
+    def of_classes(self, labels: Labels, guidance: ArrayLike = 1.0, null_class: int | None = None) -> "Denoiser":
+        """Returns the denoiser conditioned on classes: `labels` has one class for each image of a batch.
+
+        guidance: the weight w of classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598). The output is
+          output(no class) + w (output(class) - output(no class)), so w = 1 means no guidance.
+        null_class: the label that means "no class". If None, the denoiser is not guided.
+        """
+        if null_class is None:
+            network = jax.tree_util.Partial(_of_classes, self.network, labels)
+        else:
+            network = jax.tree_util.Partial(_guided, self.network, labels, jnp.full_like(labels, null_class), guidance)
+        return dataclasses.replace(self, network=network)
+
     def _predictions(self, x_t: Images, at: NoiseLevel, labels: Labels | None) -> tuple[Images, Images]:
         units = CONVENTIONS[self.own.name]
         signal = per_image(at.signal, x_t)
@@ -90,3 +103,14 @@ class Denoiser:
         output = self.output(y, units.time(self.own, self.schedule, at), labels)
         output = output[..., : x_t.shape[-1]]  # further channels are a learned variance
         return PREDICTIONS[self.prediction](NetworkInput(y, scale * signal, scale * noise, self.own.sigma_data), output)
+
+
+def _of_classes(network: Network, labels: Labels, x: Images, t: jax.Array) -> Images:
+    return network(x, t, labels)
+
+
+def _guided(network: Network, labels: Labels, null: Labels, weight: ArrayLike, x: Images, t: jax.Array) -> Images:
+    """Returns the guided output. Both outputs come from one call of the network with twice the batch size."""
+    outputs = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels, null]))
+    given, free = jnp.split(outputs, 2)
+    return free + jnp.asarray(weight, x.dtype) * (given - free)

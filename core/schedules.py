@@ -50,6 +50,15 @@ class NoiseSchedule:
         return dataclasses.replace(schedule, betas=betas)
 
     @classmethod
+    def in_single_precision(cls, betas: ArrayLike) -> "NoiseSchedule":
+        """The schedule of these betas [T], rounded as in diffusers (0.42), so that the tables are equal.
+
+        1 - beta and alpha_bar are rounded to float32. The partial products are not rounded.
+        """
+        alphas = np.float32(1) - np.asarray(betas, np.float32)
+        return cls.from_alpha_bars(np.cumprod(alphas, dtype=np.float64).astype(np.float32))
+
+    @classmethod
     def from_alpha_bars(cls, alpha_bars: ArrayLike) -> "NoiseSchedule":
         """The schedule of these alpha_bars [T], descending. The last may be 0 (zero terminal SNR)."""
         with np.errstate(divide="ignore"):
@@ -135,15 +144,38 @@ def rho_sigmas(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> 
     return np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), n) ** rho
 
 
-def scaled_linear(beta_min: float, beta_max: float, num_timesteps: int) -> NoiseSchedule:
-    """Stable Diffusion's schedule: equal steps in sqrt(beta)."""
-    return NoiseSchedule.from_betas(np.linspace(beta_min**0.5, beta_max**0.5, num_timesteps) ** 2)
+Betas = Float[np.ndarray, "T"]
 
 
-def cosine(num_timesteps: int) -> NoiseSchedule:
-    """The cosine schedule of Nichol and Dhariwal (2021, arXiv 2102.09672), equation 17, with betas of at most 0.999."""
+def linear_betas(first: float, last: float, num_timesteps: int, *, single: bool = False) -> Betas:
+    """The schedule of Ho et al. (2020): equal steps in beta. single: round to float32 as torch.linspace does."""
+    if not single:
+        return np.linspace(first, last, num_timesteps)
+    ends = np.float32(first), np.float32(last)
+    step = np.float64((ends[1] - ends[0]) / np.float32(num_timesteps - 1))
+    rising = ends[0] + step * np.arange(num_timesteps)
+    falling = ends[1] - step * np.arange(num_timesteps)[::-1]
+    return np.where(np.arange(num_timesteps) < num_timesteps // 2, rising, falling).astype(np.float32)
+
+
+def scaled_linear_betas(first: float, last: float, num_timesteps: int, *, single: bool = False) -> Betas:
+    """Stable Diffusion's schedule: equal steps in sqrt(beta). single: as for `linear_betas`."""
+    return linear_betas(first**0.5, last**0.5, num_timesteps, single=single) ** 2
+
+
+def sigmoid_betas(first: float, last: float, num_timesteps: int, *, single: bool = False) -> Betas:
+    """Equal steps in the logit of (beta - first) / (last - first), from -6 to 6. single: as for `linear_betas`."""
+    logits = linear_betas(-6, 6, num_timesteps, single=single)
+    return 1 / (1 + np.exp(-logits)) * (last - first) + first
+
+
+def cosine_betas(num_timesteps: int) -> Betas:
+    """The cosine schedule of Nichol and Dhariwal (2021, arXiv 2102.09672), equation 17, with betas of at most 0.999.
+
+    diffusers calls it squaredcos_cap_v2.
+    """
     values = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return NoiseSchedule.from_betas(np.minimum(1 - values[1:] / values[:-1], 0.999))
+    return np.minimum(1 - values[1:] / values[:-1], 0.999)
 
 
 def continuous(beta_min: float, beta_max: float, num_timesteps: int) -> NoiseSchedule:

@@ -12,6 +12,9 @@ Pixels = UInt8[Array | np.ndarray, "batch height width channels"]
 HostPixels = UInt8[np.ndarray, "batch height width channels"]
 """Pixels in host memory, or in a memory-mapped file."""
 
+HostImages = HostPixels | Float[np.ndarray, "batch height width channels"]
+"""Images as levels, or latents in the network's range; in host memory."""
+
 Timesteps = Real[Array | np.ndarray, "steps"]
 """A descending time grid of integers or real numbers."""
 

@@ -30,21 +30,25 @@ def draw(header, arrays, noise, component, ab, x0=False):
     return torch.from_numpy(x.reshape(-1, *header["image_shape"])).permute(0, 3, 1, 2).contiguous()  # NHWC to NCHW
 
 
+def predicted(row, output, x, ab):
+    """Returns x_0 for the network's output (noise or v) for x at alpha_bar = ab."""
+    is_eps = row["options"]["prediction_type"] == "epsilon"
+    return (x - (1 - ab) ** 0.5 * output) / ab**0.5 if is_eps else ab**0.5 * x - (1 - ab) ** 0.5 * output
+
+
 @torch.no_grad()
-def sample(header, arrays, eps, noise, component, name=None):
-    """Returns images [B, C, H, W] for noise [B, H * W * C]. eps(x, t) predicts noise; name is a key of `schedulers`."""
-    row, times = header["schedulers"][name or header["sampler"]], header["timesteps"]
-    level = header["alpha_bar"]
-    x = draw(header, arrays, noise, component, level)
+def sample(header, arrays, network, noise, component, name=None):
+    """Returns images [B, C, H, W] for noise [B, H * W * C]. network(x, t) is noise or v, name a key of `schedulers`."""
+    row, times, level = header["schedulers"][name or header["sampler"]], header["timesteps"], header["alpha_bar"]
+    x = draw(header, arrays, noise, component, level) / (1 if row["state"] == "x" else level**0.5)
     if row["class"] is None:  # DDIM
         for t, ab, after in zip(times, header["alpha_bars"], [*header["alpha_bars"][1:], 1.0], strict=True):
-            e = eps(x, t)
-            x = (after / ab) ** 0.5 * (x - (1 - ab) ** 0.5 * e) + (1 - after) ** 0.5 * e
+            x0 = predicted(row, network(x, t), x=x, ab=ab)
+            x = after**0.5 * x0 + ((1 - after) / (1 - ab)) ** 0.5 * (x - ab**0.5 * x0)
         return x
     scheduler = getattr(diffusers, row["class"])(trained_betas=arrays["betas"], **row["options"])
     if row["state"] == "x / signal":
         scheduler.set_timesteps(timesteps=times)
-        x = x / level**0.5
     else:  # sets timesteps and sigmas directly, because UniPC takes no times and a history may lie between times
         above = [header["history"]["sigma"]] if row["history"] else []
         scheduler.set_timesteps(len(above) + len(times))
@@ -56,16 +60,15 @@ def sample(header, arrays, eps, noise, component, name=None):
             change = draw(header, arrays, noise, component, header["history"]["alpha_bar"], x0=True)
             change -= draw(header, arrays, noise, component, level, x0=True)
     for t in scheduler.timesteps[int(row["history"]) :]:
-        e = eps(scheduler.scale_model_input(x, t), t)
+        output = network(scheduler.scale_model_input(x, t), t)
         if row["history"] and scheduler.step_index is None:  # the first step
-            scheduler.model_outputs[-1] = (x - (1 - level) ** 0.5 * e) / level**0.5 + change
-        x = scheduler.step(e, t, x).prev_sample
+            scheduler.model_outputs[-1] = predicted(row, output, x=x, ab=level) + change
+        x = scheduler.step(output, t, x).prev_sample
     return x
 
 
 def load(path):
-    with safe_open(path, "np") as file:
-        header = json.loads(file.metadata()["start"])
+    header = json.loads(safe_open(path, "np").metadata()["start"])
     if header["version"] != 1:
         raise ValueError(f"{path} has version {header['version']} of the format; this program reads version 1")
     return header, load_file(path)

@@ -1,6 +1,7 @@
 """Measures the regret of automatic starts: how much worse they score than the best start of a full sweep.
 
-python -m experiments.regret CONFIG [--n_steps 3 5 10] [--evaluation=50000] [--num=600]
+python -m experiments.regret CONFIG [--n_steps 3 5 10] [--samplers ddpm ..] [--starts=150:850:25]
+    [--evaluation=50000] [--num=600]
 
 For every sampler and n, --num images are scored from each start of a sweep. The program also chooses an automatic start
 for an evaluation of --evaluation images, and --num images from that start are scored. All these images are drawn from
@@ -27,10 +28,9 @@ from evaluation import EvalContext, EvalRun
 from experiments.runs import command_line
 from metrics import frechet
 from metrics.tally import Tally, observe
-from sampling.time_grid import AUTO_START
+from sampling.time_grid import AUTO_START, starts_of
 
 CONFIGS = ("digits", "fashion_mnist", "fashion_mnist_eps")
-STARTS = range(150, 851, 25)
 SAMPLERS = [name for name, solver in sampling.SAMPLERS.items() if solver.nfe(1)]
 COLUMNS = ("sampler", "n_steps", "nfe", "best", "best_score", "auto", "auto_score", "regret", "share_of_evaluation")
 
@@ -47,9 +47,9 @@ def score(config: ConfigDict, context: EvalContext, t_start: int) -> float:
     return frechet.distance(tally.groups, context.reference).value
 
 
-def sweep(config: ConfigDict, context: EvalContext) -> dict[str, float]:
-    """Returns the score from each of STARTS. The keys are strings, as in JSON."""
-    return {str(t_start): score(config, context, t_start) for t_start in STARTS}
+def sweep(config: ConfigDict, context: EvalContext, starts: Sequence[int]) -> dict[str, float]:
+    """Returns the score from each of the starts. The keys are strings, as in JSON."""
+    return {str(t_start): score(config, context, t_start) for t_start in starts}
 
 
 def measure(config: ConfigDict, context: EvalContext, scores: Mapping[str, float], evaluated: int) -> dict[str, Any]:
@@ -105,23 +105,25 @@ def stored(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return files.read_json(path)
 
 
-def run(name: str, n_steps: Sequence[int], *, evaluated: int, num: int) -> None:
+def run(
+    name: str, n_steps: Sequence[int], samplers: Sequence[str], *, starts: Sequence[int], evaluated: int, num: int
+) -> None:
     """Measures all cells (sampler, n) of a config, and reports the results after each cell."""
     config = importlib.import_module(f"configs.ddpm.{name}").get_config()
     config.eval.num_samples = num
-    config.sampling.gls = True
+    config.sampling.update(gls=True, t_start=AUTO_START)
     workdir = Path("results") / name
     context = evaluation.load_context(config, workdir, [config])
     cells: dict[str, ConfigDict] = {}
-    for n, sampler in itertools.product(n_steps, SAMPLERS):
+    for n, sampler in itertools.product(n_steps, samplers):
         cell = config.copy_and_resolve_references()
         cell.sampling.update(sampler=sampler, n_steps=n)
-        cells[f"{sampler}_n{n}_step{context.checkpoint_step}_num{num}"] = cell
+        cells[f"{sampler}_n{n}_step{context.checkpoint_step}_num{num}_from{len(starts)}"] = cell
 
     folder = workdir / "regret"
     sweeps = {}
     for key, cell in tqdm(cells.items(), "sweeps"):
-        sweeps[key] = stored(folder / f"{key}.json", lambda cell=cell: sweep(cell, context))
+        sweeps[key] = stored(folder / f"{key}.json", lambda cell=cell: sweep(cell, context, starts))
     measured = []
     for key, cell in tqdm(cells.items(), "automatic starts"):
         path = folder / f"{key}_of{evaluated}.json"
@@ -137,10 +139,19 @@ def main() -> None:
     )
     parser.add_argument("config", choices=CONFIGS)
     parser.add_argument("--n_steps", type=int, nargs="+", default=[3, 5, 10])
+    parser.add_argument("--samplers", choices=SAMPLERS, nargs="+", default=SAMPLERS)
+    parser.add_argument("--starts", type=starts_of, default="150:850:25")
     parser.add_argument("--evaluation", type=int, default=50_000)
     parser.add_argument("--num", type=int, default=600)
     with command_line(parser) as args:
-        run(args.config, args.n_steps, evaluated=args.evaluation, num=args.num)
+        run(
+            args.config,
+            args.n_steps,
+            args.samplers,
+            starts=args.starts,
+            evaluated=args.evaluation,
+            num=args.num,
+        )
 
 
 if __name__ == "__main__":

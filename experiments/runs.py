@@ -20,6 +20,7 @@ from evaluation import EvalRun
 from metrics.results import Result
 from metrics.tally import Tally, open_images, tally_images
 from sampling.late_start import ONE
+from sampling.time_grid import AUTO_START
 
 SEARCH_SEED = 0  # the seed of the noise with which the best start is searched
 COARSE = range(300, 901, 100)  # the starts that are tried first
@@ -42,8 +43,8 @@ class Experiment:
     def __init__(self, config: ConfigDict, workdir: Path, components: Sequence[str] = (ONE,)):
         self.config = config
         late_runs = [
-            self.variant("ddim", 3, seed=0, num=2, t_start=500, components=entry) for entry in components
-        ]  # load_context loads the distributions of these late starts
+            self.variant("ddim", 3, seed=0, num=2, t_start=AUTO_START, components=entry) for entry in components
+        ]  # load_context loads the distributions of these late starts, and what automatic starts need
         self.context = evaluation.load_context(config, workdir, late_runs)
         self.folder = workdir / "experiments"
 

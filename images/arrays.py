@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Float, Integer, Shaped
 from PIL import Image
 
 from core import files
@@ -14,6 +14,7 @@ from images.decoded import NO_LABEL, Pictures
 from images.idx import Pair, read_idx
 
 Labels = Integer[np.ndarray, "batch"]
+ROWS = 4096  # number of latents that are checked at a time
 
 
 def pictures(images: HostPixels, labels: Labels | None, chosen: Integer[np.ndarray, "chosen"]) -> Pictures:
@@ -59,6 +60,24 @@ def read_images(path: Path) -> HostPixels:
     Raises UserError if the file cannot be read or the images are not uint8 [N, H, W] or [N, H, W, 1, 3 or 4].
     """
     return _read(path)[0]
+
+
+def read_latents(path: Path) -> Float[np.ndarray, "images height width channels"]:
+    """Opens an .npy of floats [N, height, width, channels], mapped into memory.
+
+    Raises UserError if the file cannot be read, is not such an array, or contains NaN or infinity.
+    """
+    try:
+        latents = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error})") from error
+    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f" or latents.ndim != 4 or not latents.size:
+        found = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, np.ndarray) else "an archive"
+        raise UserError(f"{path}: found {found}, but latents are floats [N, height, width, channels]")
+    for start in range(0, len(latents), ROWS):
+        if not np.isfinite(latents[start : start + ROWS]).all():
+            raise UserError(f"{path}: latents {start} to {start + ROWS - 1} hold NaN or infinity")
+    return latents
 
 
 def require_array(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")  # Pillow's names of those we read
 FORMATS_TEXT = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, AVIF, JPEG 2000"
-KINDS = f"a folder of pictures ({FORMATS_TEXT}), a .npy or .npz file of uint8, or IDX files"
+KINDS = f"a folder or .zip of pictures ({FORMATS_TEXT}), a .npy or .npz file of uint8, or IDX files"
 
 PICTURE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from core import files
 from core.errors import UserError
-from core.shapes import HostPixels, ImageShape
+from core.shapes import HostImages, ImageShape
 from images.pixels import one_line, to_pixels
 
 VERSION = 2  # version of the decoder; if it is incremented, all splits are decoded again
@@ -28,9 +28,9 @@ MOST_REASONS = 4  # reasons that a message lists
 
 
 class Split(NamedTuple):
-    """Decoded images and their labels; the labels are None if the data set has none."""
+    """Decoded images, or latents, and their labels; the labels are None if the data set has none."""
 
-    images: HostPixels
+    images: HostImages
     labels: Integer[np.ndarray, "batch"] | None
 
 

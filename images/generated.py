@@ -33,17 +33,17 @@ class OpenedImages(NamedTuple):
 
 
 def open_images(path: Path, shape: ImageShape) -> OpenedImages:
-    """Checks and opens all images of a folder (training and test) or of an array file.
+    """Checks and opens all images of a folder (training and test), of a zip of pictures, or of an array file.
 
-    A folder is read as for training (`images.local`), except that every picture must already have the shape (H, W, C),
+    Pictures are read as for training (`images.local`), except that every picture must already have the shape (H, W, C),
     because a resize would change the score. All pictures are decoded once for the check, and again batch by batch, in
     the order of their names. One printed line counts the files that are not images.
 
     Raises UserError if there are no images, if one of them cannot be used, or if the array has another shape. The
     iterator raises UserError if a picture has become unusable since the check.
     """
-    if path.is_dir():
-        source = local.folder_source(path, local.ALL)
+    if path.is_dir() or path.suffix == ".zip":
+        source = (local.folder_source if path.is_dir() else local.zip_source)(path, local.ALL)
         if source.note:
             print(source.note)
         pictures = source.read()

@@ -1,4 +1,4 @@
-"""Reads the user's own images (a folder of pictures, one array file, or IDX files) and selects the test split."""
+"""Reads the user's own images (a folder or zip of pictures, an array file, or IDX files) and selects the test split."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import UserError
-from images import arrays, content, idx
+from images import arrays, content, idx, zipped
 from images.decoded import NO_LABEL, Pictures, Source
 from images.folder import Entry, Listing, arrange, scan, summary
 from images.pixels import open_picture
@@ -32,6 +32,9 @@ def source(path: Path, split: str, held_out: float) -> Source:
     """
     if path.is_dir():
         return folder_source(path, split, held_out)
+    if path.suffix == ".zip":
+        _require_share(path, split, held_out)
+        return zip_source(path, split, held_out)
     arrays.require_array(path)
     _require_share(path, split, held_out)
     return _array_source(path, split, held_out)
@@ -48,6 +51,18 @@ def folder_source(root: Path, split: str, held_out: float = 0) -> Source:
         found = f"IDX files ({listing.idx[0].name!r}) and {len(pictures)} pictures ({pictures[0]!r})"
         raise UserError(f"{root} holds {found}: name a folder with one kind")
     return _idx_source(root, listing, pairs, split)
+
+
+def zip_source(path: Path, split: str, held_out: float = 0) -> Source:
+    """Returns the source of the pictures in a zip file: the 'train' split, the 'test' split or, for ALL, both."""
+
+    def read() -> Pictures:
+        pictures = zipped.ZippedPictures(path)
+        is_test = split == "test"
+        chosen = [name for name in pictures.names if split == ALL or is_held_out(name, held_out) == is_test]
+        return Pictures(chosen, lambda i: pictures.open(chosen[i]))
+
+    return Source(str(path), {"files": [_stamp(path)], "held_out": held_out}, read)
 
 
 def is_held_out(name: str, share: float) -> bool:

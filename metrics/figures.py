@@ -1,8 +1,8 @@
-"""Figures: the score against the start of sampling, and the candidates of an automatic start."""
+"""Figures: the score against the start of sampling, the candidates of an automatic start, and plans."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +96,28 @@ def _draw_line(axis: Any, runs: Sequence[Result], *, label: str, colour: str, ma
 
 
 def draw_candidates(path: Path, auto_start: AutoStart) -> None:
-    """Saves a PNG of the distances by which an automatic start was chosen, one line per number of images."""
+    """Saves a PNG of the distances by which an automatic start was chosen: to the reference images, and to the data."""
     with plots.panels(path, (7.0, 3.6)) as [[axis]]:
-        for images in sorted({candidate.images for candidate in auto_start.candidates}):
-            tried = [candidate for candidate in auto_start.candidates if candidate.images == images]
-            tried.sort()
+        for other in dict.fromkeys(candidate.compared_with for candidate in auto_start.candidates):
+            tried = sorted(candidate for candidate in auto_start.candidates if candidate.compared_with == other)
             starts = [candidate.t_start for candidate in tried]
             distances = [candidate.distance for candidate in tried]
-            axis.plot(starts, distances, marker="o", markersize=4, label=f"{images} images")
+            axis.plot(starts, distances, marker="o", markersize=4, label=f"to the {other}, {tried[0].images} images")
         t_start = int(auto_start.timesteps[0])
         axis.axvline(t_start, color="0.35", linestyle="--", linewidth=1, label=f"chosen, t = {t_start}")
-        axis.set(xlabel="start", ylabel="distance to the data", yscale="log")
+        axis.set(xlabel="start", ylabel="distance", yscale="log")
         axis.invert_xaxis()
         axis.legend(fontsize=8)
+
+
+def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Saves a PNG of the distances of a plan's entries, with the best entry on top. plan: the content of plan.json."""
+    shown = [entry for entry in plan["entries"] if entry["distance"] is not None][:20]
+    labels = [f"{entry['sampler']}, K = {entry['components']}, t = {entry['t_start']}" for entry in shown]
+    with plots.panels(path, (7.0, 1.0 + 0.25 * len(shown)), layout="constrained") as [[axis]]:
+        axis.barh(labels, [entry["distance"] for entry in shown])
+        for row, entry in enumerate(shown):
+            axis.annotate(f" {entry['images']} images", (entry["distance"], row), va="center", fontsize=7)
+        axis.invert_yaxis()
+        axis.set(xlabel="distance to the data", title=f"at most {plan['budget']} network calls an image")
+        axis.margins(x=0.15)

@@ -43,6 +43,7 @@ class RunSettings(ScoreSettings, total=False):
     chooses_start: bool
     components: str  # left out for a single Gaussian
     classes: list[int]  # left out for all classes
+    guidance: float  # left out for a network without classes
     baseline: str
     history: str | bool  # HISTORY; False without a history; True in results of older versions, which used it otherwise
     spacing: str
@@ -109,6 +110,7 @@ def folder_name(settings: RunSettings) -> str:
         f"n{settings['n_steps']}",
         f"gls{start}" if settings["gls"] else "full",
         components_label(settings).replace(" ", "-"),
+        _classes_label(settings),
         settings["baseline"],
         settings["spacing"] if settings["spacing"] != "linear" else "",
         "clipped" if settings["clip_x0"] else "",
@@ -131,6 +133,15 @@ def components_label(settings: RunSettings) -> str:
     if components == LABELS:
         return " ".join(["labels", *map(str, settings.get("classes", []))])
     return "" if components == ONE else f"{components} clusters"
+
+
+def _classes_label(settings: RunSettings) -> str:
+    """The part of a folder name for the classes of the network (unless components_label has them) and the guidance."""
+    given = settings.get("classes", []) if "components" not in settings else []
+    guidance = settings.get("guidance", 1)
+    return "-".join(
+        [*(["classes", *map(str, given)] if given else []), *([f"guided{guidance:g}"] if guidance != 1 else [])]
+    )
 
 
 def own_labels(settings: RunSettings) -> str:

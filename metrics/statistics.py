@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.files import read_npz, write_npz
 from core.moments import EXACT_ROWS, Moments
 from core.paths import path_field
-from core.shapes import HostPixels
+from core.shapes import HostImages
 from datasets import Split
 from metrics.features import Features
 from metrics.frechet import Reference
@@ -29,6 +29,7 @@ from metrics.tally import Tally
 from sampling.components import FEWEST, clusters
 from sampling.components import fit_mixture as mixture_of
 from sampling.eigenpairs import ROWS
+from sampling.generate import classes_of
 from sampling.late_start import ARRAYS, LABELS, ONE, DataGaussian, DataMixture, forms_covariance
 
 # The kinds of statistics are GAUSSIAN, MIXTURE_<components>, and the names of features ("classifier", "inception", ..).
@@ -62,6 +63,18 @@ def require_stats(config: ConfigDict, *kinds: str) -> None:
 def mixture_kind(components: str) -> str:
     """The kind of statistics for a value of sampling.components: GAUSSIAN for "1", else "mixture_<components>"."""
     return GAUSSIAN if components == ONE else f"{MIXTURE}_{components}"
+
+
+def fitted_components(config: ConfigDict) -> list[str]:
+    """Returns the values of sampling.components whose statistics fid_stats has saved, with one Gaussian first.
+
+    A network with classes has no clusters.
+    """
+    pattern = stats_path(config, mixture_kind("*"))
+    before, after = pattern.name.split("*")
+    names = [path.name.removeprefix(before).removesuffix(after) for path in pattern.parent.glob(pattern.name)]
+    clusters_allowed = not config.model.label_dim
+    return [ONE, *sorted(name for name in names if name == LABELS or (clusters_allowed and name.isdecimal()))]
 
 
 # The origin of a statistics file: a JSON object with the data it was made of, compared with the config of each reader
@@ -113,7 +126,7 @@ def _checked_origin(expected: Mapping[str, Any], path: Path, text: str) -> dict[
 # The Gaussian
 
 
-def require_enough(images: HostPixels, rank: int) -> None:
+def require_enough(images: HostImages, rank: int) -> None:
     """Raises UserError if there is only one image.
 
     Also raises it if there are too few images for this rank, and the covariance is too large to be formed, so that
@@ -127,7 +140,7 @@ def require_enough(images: HostPixels, rank: int) -> None:
         raise UserError(f"sampling.rank={rank} is too many for {len(images)} images of dimension {dim}: at most {most}")
 
 
-def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussian:
+def fit_gaussian(images: HostImages, *, rank: int, centered: bool) -> DataGaussian:
     """The Gaussian of the images in the network's range: [-1, 1] if centered, else [0, 1].
 
     It is fitted to the stored pixels and then scaled. rank: the number of eigenpairs. If the covariance is formed (see
@@ -138,16 +151,18 @@ def fit_gaussian(images: HostPixels, *, rank: int, centered: bool) -> DataGaussi
         gaussian = DataGaussian.from_moments(_moments(images), images.shape[1:])
     else:
         gaussian = DataGaussian.fit(lambda: _slices(images), rank)
-    return gaussian.scaled(*_to_network_range(centered))
+    return gaussian.scaled(*_to_network_range(images, centered))
 
 
-def _to_network_range(centered: bool) -> tuple[float, float]:
-    """The (scale, shift) that maps pixels to the network's range."""
+def _to_network_range(images: HostImages, centered: bool) -> tuple[float, float]:
+    """The (scale, shift) that maps the images to the network's range. Latents are already in this range."""
+    if images.dtype != np.uint8:
+        return 1.0, 0.0
     low, high = np.float64(datasets.to_network_range(np.array([0, 255]), centered))
     return (high - low) / 255, low
 
 
-def _moments(images: HostPixels) -> Moments:
+def _moments(images: HostImages) -> Moments:
     """The moments of the pixels. Each process reads its own rows, and the sums of all processes are merged."""
     moments = Moments(images[0].size)
     size = parallel.round_up(EXACT_ROWS)
@@ -157,13 +172,13 @@ def _moments(images: HostPixels) -> Moments:
     return moments.of_all_processes()
 
 
-def _slices(images: HostPixels) -> Iterator[HostPixels]:
+def _slices(images: HostImages) -> Iterator[HostImages]:
     """Yields all images once, in batches."""
     for start in tqdm(range(0, len(images), ROWS), "directions"):
         yield images[start : start + ROWS]
 
 
-def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: HostPixels) -> Path:
+def save_gaussian(config: ConfigDict, gaussian: DataGaussian, images: HostImages) -> Path:
     """Writes the Gaussian of the images and its origin, which includes the SHA-256 of the images."""
     path = stats_path(config, GAUSSIAN)
     digest = hashlib.sha256(images).hexdigest()
@@ -213,7 +228,7 @@ def fit_mixture(
 
     gaussian: the Gaussian of all images in the network's range.
     """
-    scale, shift = _to_network_range(centered)
+    scale, shift = _to_network_range(split.images, centered)
     of_pixels = gaussian.scaled(1 / scale, -shift / scale)
     if components == LABELS:
         names, assignment = np.unique(split.labels, return_inverse=True)
@@ -236,6 +251,8 @@ def save_mixture(
 def load_mixture(config: ConfigDict) -> DataMixture:
     """The mixture of config.sampling.components, restricted to config.sampling.classes if there are any.
 
+    For a network with classes, the components are its classes in the order of `generate.classes_of`.
+
     Raises UserError if the file is broken or was made of other data, or if a class does not exist.
     """
     settings = config.sampling
@@ -246,10 +263,11 @@ def load_mixture(config: ConfigDict) -> DataMixture:
     _checked_origin(expected, path, str(stored["origin"]))
     mixture = DataMixture.of_arrays(stored, path)
     classes = stored["names"].tolist()
-    unknown = sorted(set(settings.classes) - set(classes))
+    drawn = classes_of(config) if config.model.label_dim else list(settings.classes)
+    unknown = sorted(set(drawn) - set(classes))
     if unknown:
         raise UserError(f"sampling.classes: no class {unknown[0]}; the classes are {', '.join(map(str, classes))}")
-    return mixture.restricted([classes.index(label) for label in settings.classes]) if settings.classes else mixture
+    return mixture.restricted([classes.index(label) for label in drawn]) if drawn else mixture
 
 
 # The reference of scores

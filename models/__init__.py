@@ -17,16 +17,18 @@ from core.shapes import AnyArray, Images, Labels, RandomKey
 from models.adm import ADM
 from models.ddpm import DDPM
 from models.songunet import SongUNet
+from models.unet2d import UNet2D
 
-MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM}
+MODELS = {"ddpm": DDPM, "songunet": SongUNet, "adm": ADM, "unet2d": UNet2D.of_config}
 
 Params = nnx.State
 
 # config.schedule.name: a function of (config.model, config.schedule) that makes the noise schedule.
 SCHEDULES: dict[str, Callable[[ConfigDict, ConfigDict], NoiseSchedule]] = {
-    "linear": lambda model, _: NoiseSchedule.linear(*_end_betas(model), model.num_scales),
-    "scaled_linear": lambda model, _: schedules.scaled_linear(*_end_betas(model), model.num_scales),
-    "cosine": lambda model, _: schedules.cosine(model.num_scales),
+    "linear": lambda model, settings: _of_betas(schedules.linear_betas, model, settings),
+    "scaled_linear": lambda model, settings: _of_betas(schedules.scaled_linear_betas, model, settings),
+    "sigmoid": lambda model, settings: _of_betas(schedules.sigmoid_betas, model, settings),
+    "cosine": lambda model, settings: _rounded(settings, schedules.cosine_betas(model.num_scales)),
     "table": lambda _, settings: NoiseSchedule.from_alpha_bars(settings.alpha_bars),
     "vp": lambda model, _: schedules.continuous(model.beta_min, model.beta_max, model.num_scales),
     "ve": lambda model, settings: NoiseSchedule.from_sigmas(
@@ -45,8 +47,13 @@ def make_schedule(config: ConfigDict) -> NoiseSchedule:
     return schedules.zero_terminal_snr(schedule) if config.schedule.zero_snr else schedule
 
 
-def _end_betas(model: ConfigDict) -> tuple[float, float]:
-    return model.beta_min / model.num_scales, model.beta_max / model.num_scales
+def _of_betas(betas: Callable[..., schedules.Betas], model: ConfigDict, settings: ConfigDict) -> NoiseSchedule:
+    ends = model.beta_min / model.num_scales, model.beta_max / model.num_scales
+    return _rounded(settings, betas(*ends, model.num_scales, single=settings.single_precision))
+
+
+def _rounded(settings: ConfigDict, betas: schedules.Betas) -> NoiseSchedule:
+    return (NoiseSchedule.in_single_precision if settings.single_precision else NoiseSchedule.from_betas)(betas)
 
 
 def create_model(config: ConfigDict, rng: RandomKey) -> tuple[nnx.GraphDef, Params]:

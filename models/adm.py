@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
 from core.shapes import Images, Labels
-from models.layers import Downsample, Upsample, conv3x3, dense
+from models.layers import conv3x3, dense
 from models.unet_blocks import (
     BlockSettings,
     Embedding,
-    UNetBlock,
     apply_up,
+    block_maker,
     class_weights,
     make_levels,
     norm,
@@ -24,10 +24,6 @@ from models.unet_blocks import (
 )
 
 EPSILON = 1e-5
-RESAMPLE = {
-    "down": lambda channels, rngs: Downsample(channels, with_conv=True, padding=1, rngs=rngs),
-    "up": lambda channels, rngs: Upsample(channels, with_conv=True, rngs=rngs),
-}
 
 
 class ADM(nnx.Module):
@@ -63,13 +59,8 @@ class ADM(nnx.Module):
         widths = [model.nf * mult for mult in model.ch_mult]
         self.conv_in = conv3x3(data.num_channels, widths[0], rngs=rngs)
 
-        def make_block(channels, out_channels, *, resample="", attention=False):
-            if resample and not model.resamp_in_blocks:
-                return RESAMPLE[resample](channels, rngs)
-            return UNetBlock(channels, out_channels, settings, resample=resample, attention=attention, rngs=rngs)
-
         levels = make_levels(
-            make_block,
+            block_maker(settings, resamp_in_blocks=model.resamp_in_blocks, padding=1, rngs=rngs),
             widths,
             [data.image_size >> level in model.attn_resolutions for level in range(len(widths))],
             stem=widths[0],

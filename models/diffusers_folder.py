@@ -1,23 +1,21 @@
-"""Reads a folder of diffusers: finds its UNet2DModel, reads the weights, and checks its noise scheduler."""
+"""Finds and reads the files of a UNet2DModel in a folder of diffusers, and writes such folders."""
 
-import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from core.errors import UserError, warn
-from core.files import read_json, refuse_failed_download
+from core.errors import UserError
+from core.files import making_folder, read_json, refuse_failed_download, write_json
 from models.torch_file import read_pth
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
-SCHEDULER = "scheduler_config.json"
 
 # Glob patterns; the first that matches is used. The settings are in the folder itself, in the unet folder of a
 # pipeline, or in a cache folder of huggingface_hub. The weights are one file, an index of several, or a variant such
@@ -34,45 +32,12 @@ WEIGHTS_FILES = (
     "*.safetensors",
     "*.bin",
 )
-# Paths from the network's folder to the scheduler's: the same folder, its `scheduler` folder or parent, the `scheduler`
-# folder of a pipeline, or the `scheduler` folder beside a training checkpoint (checkpoint-500/unet_ema).
-SCHEDULER_PLACES = (".", "scheduler", "..", "../scheduler", "../../scheduler")
-
 # Matches one of several files of weights, such as diffusion_pytorch_model-00001-of-00002.safetensors.
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 # The names of attention layers up to diffusers 0.16 (for example in google/ddpm-cifar10-32), and their current names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_LAYER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
-
-# The supported schedulers: those for networks with discrete times. Their default betas are linear from 1e-4 to 0.02.
-SCHEDULERS = (
-    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
-    *("PNDMScheduler", "RePaintScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
-    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
-)
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction: its name in diffusers
-
-# Settings of a scheduler that a network depends on, and the values that diffusers uses where a setting is missing.
-DEFAULTS = {
-    "prediction_type": "epsilon",
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-    "timestep_type": "discrete",
-    "use_flow_sigmas": False,
-}
-# The config fields that correspond to these settings. Of the other settings, only the default is supported.
-FIELDS = {
-    "prediction_type": "model.prediction",
-    "num_train_timesteps": "model.num_scales",
-    "beta_start": "model.beta_min / num_scales",
-    "beta_end": "model.beta_max / num_scales",
-}
 
 
 def find_settings(source: Path) -> Path:
@@ -91,6 +56,16 @@ def find_weights(source: Path, settings: Path) -> Path:
     if source.is_dir() or source.name in ("config.json", "model_index.json"):
         return _find(settings.parent, WEIGHTS_FILES, WEIGHTS)
     return source
+
+
+def write_folder(path: Path, files: Mapping[str, Mapping[str, Any]], weights: Mapping[str, np.ndarray]) -> None:
+    """Writes a new folder with JSON files and weights, atomically. files: the contents by file name."""
+    with making_folder(path) as folder:
+        for name, content in files.items():
+            write_json(folder / name, content)
+        # The arrays must be contiguous, because safetensors writes the memory of an array and ignores its strides.
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _find(folder: Path, patterns: Iterable[str], kind: str) -> Path:
@@ -144,67 +119,3 @@ def _read_arrays(file: Path) -> dict[str, Any]:
         return load_file(file)
     except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that numpy lacks
         raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it anew") from error
-
-
-def scheduler_settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the content of scheduler_config.json for the network of the config."""
-    model = config.model
-    return {
-        "_class_name": "DDPMScheduler",
-        "prediction_type": PREDICTIONS[model.prediction],
-        "num_train_timesteps": model.num_scales,
-        "beta_start": model.beta_min / model.num_scales,
-        "beta_end": model.beta_max / model.num_scales,
-        "beta_schedule": "linear",
-        "clip_sample": config.sampling.clip_x0,
-    }
-
-
-def check_schedulers(folder: Path, config: ConfigDict) -> None:
-    """Checks that all schedulers found for the network in `folder` agree with the config.
-
-    If there is no scheduler, the network is assumed to predict eps, on the noise schedule of the config. Warns about
-    settings of the sampler that differ from config.sampling.
-
-    Raises UserError if the prediction type or the noise schedule differs; the message names the settings that differ.
-    """
-    files = [folder / place / SCHEDULER for place in SCHEDULER_PLACES if (folder / place / SCHEDULER).exists()]
-    for file in files:
-        _check_scheduler(file, read_json(file), config)
-    if not files and config.model.prediction != "eps":
-        raise UserError(
-            f"{folder} has no {SCHEDULER} that says what its network predicts; put it there, or give a config with "
-            "model.prediction=eps"
-        )
-
-
-def _check_scheduler(file: Path, scheduler: dict[str, Any], config: ConfigDict) -> None:
-    name = scheduler.get("_class_name", "DDPMScheduler")
-    if name not in SCHEDULERS:
-        raise UserError(f"{file}: _class_name is {str(name)[:60]!r}; supported are {', '.join(SCHEDULERS)}")
-    expected = DEFAULTS | scheduler_settings(config)
-    found = DEFAULTS | scheduler
-    wrong = [_difference(key, found[key], expected[key]) for key in DEFAULTS if not _agree(found[key], expected[key])]
-    if wrong:
-        raise UserError(f"{file}: {'; '.join(wrong)}; a network needs the noise schedule that it was trained with")
-    _warn_of_sampler(file, scheduler, config)
-
-
-def _difference(key: str, found: Any, expected: Any) -> str:
-    required = f"but {expected!r} by config.{FIELDS[key]}" if key in FIELDS else f"only {expected!r} is supported"
-    return f"{key} is {reprlib.repr(found)}, {required}"
-
-
-def _agree(found: Any, expected: Any) -> bool:
-    if isinstance(found, float) and isinstance(expected, float):
-        return math.isclose(found, expected, rel_tol=1e-6)
-    return found == expected
-
-
-def _warn_of_sampler(file: Path, scheduler: dict[str, Any], config: ConfigDict) -> None:
-    """Warns about settings that affect only sampling. They are ignored, because config.sampling replaces them."""
-    spacing = scheduler.get("timestep_spacing", "leading")
-    if scheduler.get("clip_sample", config.sampling.clip_x0) != config.sampling.clip_x0:
-        warn(f"{file}: clip_sample is {scheduler['clip_sample']}, but config.sampling.clip_x0 decides here")
-    if spacing == "trailing" != config.sampling.spacing:
-        warn(f"{file}: timestep_spacing is {spacing}, but config.sampling.spacing decides here")

@@ -106,6 +106,8 @@ def network_fields(path: Path) -> dict[str, Any]:
         fields = {field: given.get(key, default) for key, (field, default) in arguments.items()}
         fields |= PRECONDITIONINGS[network.class_name](network.state)
         _check_sizes(fields)
+        if given.get("label_dropout", 0) > 0:
+            fields["model.null_class"] = fields["model.label_dim"]
         fields["model.learned_variance"] = given["out_channels"] == 2 * given["in_channels"]
     except (LookupError, ValueError, TypeError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, LookupError) else error

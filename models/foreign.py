@@ -13,24 +13,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from core.errors import UserError
-from core.files import making_folder, read_json, write_json
+from core.files import read_json
 from models import abstract_params
 from models.ddpm import DDPM
-from models.diffusers_folder import (
-    SCHEDULER,
-    WEIGHTS,
-    check_schedulers,
-    find_settings,
-    find_weights,
-    read_weights,
-    scheduler_settings,
-)
+from models.diffusers_folder import find_settings, find_weights, read_weights, write_folder
+from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.torch_file import read_pth
 from models.torch_names import DIFFUSERS, PAPER, Tensor, tensors, unet2d_tensors
-from models.unet2d import UNet2D, abstract, read_settings
+from models.unet2d_file import unet2d_config
 from models.weights import require_finite
 
 
@@ -65,6 +57,8 @@ UNET_SETTINGS = {
 }
 # Config fields for which a UNet2DModel allows only one value.
 UNET_FIELDS = {
+    "model.name": "ddpm",
+    "model.convention": "ddpm",
     "model.patch_size": 1,
     "model.conditional": True,
     "model.nonlinearity": "swish",
@@ -97,17 +91,16 @@ def export_diffusers(path: str | Path, config: ConfigDict, params: nnx.State) ->
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; name a new folder for the export")
-    _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
+    if config.model.name == "unet2d":
+        unet = unet2d_config(config)
+        expected = unet2d_tensors(_network(config))
+    else:
+        _check_fields(path, config, UNET_FIELDS, whose="that of every UNet2DModel")
+        unet = _unet_config(config)
+        expected = tensors(_network(config), DIFFUSERS)
     arrays = {keys: np.asarray(variable[...]) for keys, variable in nnx.to_flat_state(params)}
-    weights = {
-        # The arrays must be contiguous, because safetensors writes the memory of an array and ignores its strides.
-        tensor.name: np.ascontiguousarray(tensor.layout.save(arrays[tensor.path]))
-        for tensor in tensors(_network(config), DIFFUSERS)
-    }
-    with making_folder(path) as folder:
-        write_json(folder / "config.json", _unet_config(config))
-        write_json(folder / SCHEDULER, scheduler_settings(config))
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = {tensor.name: tensor.layout.save(arrays[tensor.path]) for tensor in expected}
+    write_folder(path, {"config.json": unet, SCHEDULER: scheduler_settings(config)}, weights)
 
 
 def _load_paper(path: Path, config: ConfigDict) -> ForeignCheckpoint:
@@ -153,20 +146,6 @@ def _load_diffusers(source: Path, config: ConfigDict) -> ForeignCheckpoint:
     return ForeignCheckpoint(0, params, params)
 
 
-def load_unet2d(source: str | Path) -> UNet2D:
-    """Loads a network of diffusers, with its weights, in any configuration that models/unet2d.py supports.
-
-    source: a folder or pipeline of diffusers, or a file in it.
-
-    Raises UserError if the folder is damaged, if the configuration is not supported, or if a weight is not finite.
-    """
-    settings = find_settings(Path(source))
-    model = abstract(read_settings(settings, read_json(settings)))
-    weights = find_weights(Path(source), settings)
-    nnx.update(model, _state(weights, model, unet2d_tensors(model), read_weights(weights)))
-    return model
-
-
 def _network(config: ConfigDict) -> DDPM:
     """Returns the network of the config, with shapes in place of values."""
     return nnx.merge(*abstract_params(config))
@@ -207,6 +186,8 @@ def _our_fields(config: ConfigDict) -> dict[str, Any]:
         "data.image_size": data.image_size,
         "data.num_channels": data.num_channels,
         "data.centered": data.centered,
+        "model.name": model.name,
+        "model.convention": model.convention,
         "model.conditional": model.conditional,
         "model.nonlinearity": model.nonlinearity,
         "model.nf": model.nf,
@@ -270,6 +251,8 @@ def _paper_fields(path: Path, weights: Mapping[str, Any], image_size: int) -> di
     num_res_blocks = down[0].count("R") if down else (middle.count("R") - 3) // 2
     attends = [*("A" in level for level in down), middle.count("A") > 1]
     fields = {
+        "model.name": "ddpm",
+        "model.convention": "ddpm",
         "data.num_channels": num_channels,
         "model.conditional": bool(match[1]),
         "model.nf": nf,

@@ -14,8 +14,8 @@ from models.layers import conv3x3, dense, timestep_embedding
 from models.unet_blocks import (
     BlockSettings,
     Embedding,
-    UNetBlock,
     apply_up,
+    block_maker,
     class_weights,
     down,
     make_levels,
@@ -51,14 +51,15 @@ class SongUNet(nnx.Module):
             emb_dim=model.nf * model.emb_mult,
             dropout=model.dropout,
             epsilon=EPSILON,
-            scale=math.sqrt(0.5),
+            scale=math.sqrt(0.5) if model.skip_rescale else 1.0,
             taps=self.taps,
             num_heads=1,
             head_channels=0,
-            group_channels=4,
+            group_channels=model.group_channels,
             scales_and_shifts=False,
             resampled_shortcut=True,
         )
+        self.resamp_in_blocks = model.resamp_in_blocks
         self.centered = data.centered
         self.log_time, self.divides_by_sigma = model.log_time, model.divides_by_sigma
         self.sigmas = config.schedule.sigma_min, config.schedule.sigma_max, model.num_scales
@@ -70,8 +71,9 @@ class SongUNet(nnx.Module):
         self.emb_dense1 = dense(noise_channels, settings.emb_dim, rngs=rngs)
         self.emb_dense2 = dense(settings.emb_dim, settings.emb_dim, rngs=rngs)
         self.conv_in = conv3x3(data.num_channels, model.nf, rngs=rngs)
+
         levels = make_levels(
-            lambda channels, out, **options: UNetBlock(channels, out, settings, rngs=rngs, **options),
+            block_maker(settings, resamp_in_blocks=model.resamp_in_blocks, padding=((0, 1), (0, 1)), rngs=rngs),
             [model.nf * mult for mult in model.ch_mult],
             [data.image_size >> level in model.attn_resolutions for level in range(len(model.ch_mult))],
             stem=model.nf,
@@ -82,7 +84,7 @@ class SongUNet(nnx.Module):
         self.pyramid = self._pyramid(config, rngs)
         out_channels = data.num_channels * (1 + model.learned_variance)
         ends = levels.channels if model.decoder == "skip" else levels.channels[-1:]
-        self.norms_out = nnx.List([norm(channels, EPSILON, rngs=rngs) for channels in ends])
+        self.norms_out = nnx.List([norm(channels, EPSILON, model.group_channels, rngs=rngs) for channels in ends])
         self.convs_out = nnx.List([conv3x3(channels, out_channels, init_scale=0, rngs=rngs) for channels in ends])
 
     def _pyramid(self, config: ConfigDict, rngs: nnx.Rngs) -> nnx.List:

@@ -5,6 +5,7 @@ The settings are those of diffusers' config.json (version 0.42).
 """
 
 import dataclasses
+import json
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Real
+from ml_collections import ConfigDict
 
 from core.errors import UserError
 from core.shapes import AnyArray, Images
@@ -103,22 +105,47 @@ class Settings:
         return self.block_out_channels[0] * (2 if self.time_embedding_type == "fourier" else 1)
 
 
-def read_settings(file: Path, unet: Mapping[str, Any]) -> Settings:
-    """Reads the settings from `unet`, the content of the config.json `file`.
+def read_settings(origin: Path | str, unet: Mapping[str, Any]) -> Settings:
+    """Reads the settings from `unet`, the content of a config.json. origin: the name of the file in error messages.
 
     Raises UserError, which names the setting, if the network is not supported or cannot be built.
     """
     for key, values in SUPPORTED.items():
         if key in unet and unet[key] not in values:
-            raise UserError(f"{file}: {key} is {reprlib.repr(unet[key])}; supported are {', '.join(map(repr, values))}")
+            raise UserError(
+                f"{origin}: {key} is {reprlib.repr(unet[key])}; supported are {', '.join(map(repr, values))}"
+            )
     try:
         settings = Settings(**_known(unet))
         _check(settings)
         abstract(settings)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: not the settings of a supported UNet2DModel ({reason})") from error
+        raise UserError(f"{origin}: not the settings of a supported UNet2DModel ({reason})") from error
     return settings
+
+
+def settings_of(config: ConfigDict) -> Settings:
+    """Returns the settings of the network of the config. Raises UserError as `read_settings` does."""
+    try:
+        unet = json.loads(config.model.unet2d)
+    except ValueError as error:
+        raise UserError(f"config.model.unet2d: not JSON ({error})") from error
+    if unknown := unet.keys() - {field.name for field in dataclasses.fields(Settings)}:
+        raise UserError(f"config.model.unet2d: no setting {min(unknown)!r} of a UNet2DModel")
+    channels = config.data.num_channels
+    fields = {"in_channels": channels, "out_channels": channels * (1 + config.model.learned_variance)}
+    return read_settings("config.model.unet2d", {**unet, **fields, "sample_size": config.data.image_size})
+
+
+def as_json(settings: Settings) -> str:
+    """Returns the value of config.model.unet2d for these settings.
+
+    It leaves out the defaults of diffusers, and the settings that config.data has.
+    """
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if value != getattr(Settings(), name)}
+    elsewhere = ("in_channels", "out_channels", "sample_size")
+    return json.dumps({name: value for name, value in kept.items() if name not in elsewhere})
 
 
 def _known(unet: Mapping[str, Any]) -> dict[str, Any]:
@@ -464,6 +491,11 @@ class UNet2D(nnx.Module):
         self._make_levels(settings, rngs)
         self.conv_norm_out = norm(widths[0], settings.norm_num_groups or narrow_groups(widths[0]), settings, rngs=rngs)
         self.conv_out = conv3x3(widths[0], settings.out_channels, init_scale=0, rngs=rngs)
+
+    @classmethod
+    def of_config(cls, config: ConfigDict, *, rngs: nnx.Rngs) -> "UNet2D":
+        """Creates the network of config.model.unet2d, for the images of config.data."""
+        return cls(settings_of(config), rngs=rngs)
 
     def _make_levels(self, settings: Settings, rngs: nnx.Rngs) -> None:
         channels = settings.block_out_channels[0]

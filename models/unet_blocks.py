@@ -4,7 +4,7 @@ As in `models.layers`, a block is called as block(x, emb, rngs).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Real
 
 from core.errors import UserError
 from core.shapes import AnyArray, Images, Labels
-from models.layers import GroupNorm, add_to_pixels, conv3x3, dense, dropout
+from models.layers import Downsample, GroupNorm, Upsample, add_to_pixels, conv3x3, dense, dropout
 
 Embedding = Float[Array, "batch emb_dim"]
 """The embedding of the noise level, the class and the augmentation of each image."""
@@ -175,6 +175,25 @@ class UNetBlock(nnx.Module):
         x = resample(x, settings.taps)
         x = settings.scale * (self.conv2(h) + (x if self.shortcut is None else self.shortcut(x)))
         return x if self.attention is None else settings.scale * (self.attention(x) + x)
+
+
+def block_maker(
+    settings: BlockSettings, *, resamp_in_blocks: bool, padding: Any, rngs: nnx.Rngs
+) -> Callable[..., nnx.Module]:
+    """Returns the function `make_block` of `make_levels`.
+
+    resamp_in_blocks: whether residual blocks halve and double the images. If false, convolutions do.
+    padding: the padding of the convolution that halves the images.
+    """
+
+    def make_block(channels: int, out_channels: int, *, resample: str = "", attention: bool = False) -> nnx.Module:
+        if resamp_in_blocks or not resample:
+            return UNetBlock(channels, out_channels, settings, resample=resample, attention=attention, rngs=rngs)
+        if resample == "down":
+            return Downsample(channels, with_conv=True, padding=padding, rngs=rngs)
+        return Upsample(channels, with_conv=True, rngs=rngs)
+
+    return make_block
 
 
 class Levels(NamedTuple):

@@ -113,7 +113,12 @@ def fill_renamed(
         name, convert = foreign(keys)
         if name not in arrays:
             raise UserError(f"{path}: lacks {name}, which the network of the config has")
-        ours[_name(keys)] = np.asarray(convert(arrays[name]), np.float32)
+        try:
+            ours[_name(keys)] = np.asarray(convert(arrays[name]), np.float32)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(
+                f"{path}: {name} is not an array of the shape that its layer needs; fetch it anew"
+            ) from error
         unused.discard(name)
     if unused:
         raise UserError(f"{path}: holds {min(unused)}, which the network of the config lacks")

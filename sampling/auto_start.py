@@ -1,15 +1,24 @@
 """The automatic start of a late start (sampling.t_start=auto) and the automatic time grid (sampling.spacing=auto).
 
-The sampler generates images from several candidate starts, with the same noise and with the network under evaluation.
-The chosen start is the one whose images are nearest to the data. The distance compares means and standard deviations
-along the principal axes of the data: of the features of the data set's classifier, or of the pixels if there is no
-classifier. Standard deviations need fewer samples than covariances. Axes with large sampling error have small weight.
+Two sets of images from the same noise are compared: reference images, by REFERENCE_STEPS steps of REFERENCE from an
+early start, and images of the sampler under evaluation, with its number of steps, from each candidate start. For a
+given noise, the late start lies on the same trajectory of the Gaussian at every time. So the two sets are the same
+images if the sampler makes no error from the candidate, and most of the random error due to the choice of the noise
+cancels. The chosen start has the smallest `distance` between the features of the two sets. The same number of images is
+drawn from every candidate, and the choice is among all candidates that were tried.
+
+The images of a stochastic sampler are not determined by the noise of the start. Its start is searched around the start
+of DDIM, by the distance to the features of the data.
+
 The noise differs from the noise of the evaluation.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 from ml_collections import ConfigDict
@@ -17,32 +26,66 @@ from tqdm import tqdm
 
 import sampling
 from core import parallel
-from core.arithmetic import ceil_div
 from core.diffusion import Denoiser
+from core.errors import UserError
 from core.shapes import Images, ImageShape
 from sampling.auto_grid import FINE_STEPS, cheapest_grid, fine_times, least_start, walk
-from sampling.generate import generate, prior
+from sampling.gaussian_grid import gaussian_grid
+from sampling.generate import draw, labels_of, of_labels, prior
 from sampling.late_start import DataGaussian, DataMixture
-from sampling.time_grid import AUTO_SPACING, AUTO_START, time_grid
+from sampling.time_grid import AUTO_SPACING, AUTO_START, GAUSSIAN_SPACING, time_grid
 
 SHARE = 0.15  # the network calls of the search, as a fraction of the calls of the evaluation
-CHUNK_LIMITS = (8, 512)  # images in a chunk; in a small evaluation, the minimum makes the fraction larger than SHARE
-COARSE = np.linspace(0.15, 0.85, 8)  # the first candidates, one chunk each, as fractions of T - 1
-FINE = np.arange(-3, 4) * 0.025  # the second candidates, two chunks each, relative to the best first candidate
-CHUNKS = len(COARSE) + 2 * len(FINE) - 1  # total number of chunks; the best first candidate's chunk is used again
-NOISE_FLOOR = 0.003  # see `_distance`; chosen for DDPM and DDIM on digits with 300 to 7,500 images
+IMAGES = (16, 512)  # limits of the images from each start; in a small evaluation, the minimum costs more than SHARE
+# The sampler of the reference images. On the Gaussian of digits, these 20 steps have an rms error of 0.0024 in x_0.
+# dpmpp_2m with equal steps in t has an error of 0.068, because its last steps are long in log-SNR.
+REFERENCE = "ipndm"
+REFERENCE_SPACING = "quadratic"
+REFERENCE_STEPS = 20
+EARLY = 0.85  # the start of the reference images, as a fraction of T - 1
+# The candidates, as fractions of T - 1: the first round, then rounds relative to the best candidate so far.
+ROUNDS = ((0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85), (-0.05, 0.05), (-0.025, 0.025))
+CANDIDATES = sum(map(len, ROUNDS))
+AROUND = (-0.05, 0.0, 0.05)  # the candidates of a stochastic sampler, relative to the start of DDIM
+MORE = 4  # images that are compared with the data, in units of the images that are compared with the reference images
 GRID_IMAGES = 32  # number of images whose trajectories determine an automatic grid
 
 
 class Axes(NamedTuple):
-    """Mean and standard deviation of the data along each eigenvector of their covariance."""
+    """Mean and standard deviation of features along orthonormal axes."""
 
     means: Float[np.ndarray, "axes"]
     spreads: Float[np.ndarray, "axes"]  # standard deviations
 
 
-Extract = Callable[[Images], Float[np.ndarray, "batch axes"]]
-"""Maps x_0, which is on the devices, to coordinates along the axes of the data."""
+Extract = Callable[[Images], Float[np.ndarray, "batch features"]]
+"""Maps x_0, which is on the devices, to features."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+    """The features by which images are compared, shared by all runs of a sweep.
+
+    Attributes:
+      extract: the feature network.
+      data: mean and covariance of the features of the data; stochastic samplers need them.
+      references: features of the reference images drawn so far, by the settings that determine these images.
+    """
+
+    extract: Extract
+    data: tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features features"]] | None
+    references: dict[Hashable, Float[np.ndarray, "n features"]] = dataclasses.field(default_factory=dict)
+
+    def to_data(self, features: Float[np.ndarray, "n features"]) -> float:
+        """Returns the distance between images and the data, along the principal axes of the data."""
+        axes, data = self._data_axes
+        return distance(features @ axes, data)
+
+    @functools.cached_property
+    def _data_axes(self) -> tuple[Float[np.ndarray, "features axes"], Axes]:
+        mean, covariance = self.data
+        variances, axes = np.linalg.eigh(covariance)
+        return axes, Axes(mean @ axes, np.sqrt(np.maximum(variances, 0)))
 
 
 class Candidate(NamedTuple):
@@ -51,6 +94,7 @@ class Candidate(NamedTuple):
     t_start: int
     images: int
     distance: float
+    compared_with: str  # "reference" or "data"
 
 
 class AutoStart(NamedTuple):
@@ -78,13 +122,101 @@ def chooses_start(config: ConfigDict) -> bool:
 
 
 def chooses_grid(config: ConfigDict) -> bool:
-    """Whether config.sampling has an automatic grid."""
+    """Whether the grid of config.sampling is computed, for the network or for the data's Gaussian."""
+    return measures_grid(config) or config.sampling.spacing == GAUSSIAN_SPACING
+
+
+def measures_grid(config: ConfigDict) -> bool:
+    """Whether the grid of config.sampling is computed from trajectories of the network."""
     return config.sampling.spacing == AUTO_SPACING
 
 
 def needs_gaussian(config: ConfigDict) -> bool:
     """Whether sampling needs the Gaussian of the data: for a late start or an automatic grid."""
     return config.sampling.gls or chooses_grid(config)
+
+
+def needs_data(config: ConfigDict) -> bool:
+    """Whether the start is automatic and the sampler is stochastic, so that the features of the data are needed."""
+    return chooses_start(config) and sampling.lookup(config.sampling.sampler).needs_rng
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Trial:
+    """Draws images of one network, compares them, and counts the network calls.
+
+    Attributes:
+      denoiser: the network.
+      mixture: the distribution of late starts.
+      judge: compares the images.
+      image_shape: (height, width, channels).
+      first: the index of the first image of the search. The evaluation has the images before it.
+      network_calls: the number of network calls so far.
+    """
+
+    denoiser: Denoiser
+    mixture: DataMixture | None
+    judge: Judge
+    image_shape: ImageShape
+    first: int
+    network_calls: int = 0
+
+    def features(
+        self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], images: slice
+    ) -> Float[np.ndarray, "n features"] | None:
+        """Returns the features of images of config.sampling, or None if an image is not finite.
+
+        images: the slice of the images of the search. Its length is a multiple of the number of devices.
+        """
+        count = images.stop - images.start
+        first = self.first + images.start
+        shape = {"image_shape": self.image_shape, "first": first, "batch_size": count}
+        x0 = draw(config, self.denoiser, self.mixture, timesteps=timesteps, **shape)
+        self.network_calls += count * sampling.nfe(config.sampling.sampler, len(timesteps))
+        return self.judge.extract(x0) if jnp.isfinite(x0).all() else None
+
+    def reference(self, config: ConfigDict, count: int) -> Float[np.ndarray, "{count} features"]:
+        """Returns the features of the first `count` reference images, which are drawn once for all samplers and grids.
+
+        Raises UserError if an image is not finite, or if all images have the same features.
+        """
+        settings = config.sampling
+        key = (config.seed, self.first, settings.components, tuple(settings.classes), settings.clip_x0)
+        config = config.copy_and_resolve_references()
+        config.sampling.update(sampler=REFERENCE, n_steps=REFERENCE_STEPS, baseline="")
+        start = round(EARLY * (self.denoiser.schedule.num_timesteps - 1))
+        known = self.judge.references.get(key)
+        made = 0 if known is None else len(known)
+        if made < count:
+            timesteps = time_grid(REFERENCE_STEPS, start, spacing=REFERENCE_SPACING)
+            more = self.features(config, timesteps, slice(made, count))
+            if more is None:
+                raise UserError(f"sampling.t_start=-1 (auto): images of {REFERENCE_STEPS} steps hold NaN or infinity")
+            known = more if known is None else np.concatenate([known, more])
+            self.judge.references[key] = known
+        if not known.std(axis=0).any():
+            raise UserError("sampling.t_start=-1 (auto): the features of all images are equal; give a start")
+        return known[:count]
+
+    def to_reference(self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], count: int) -> float:
+        """Returns the distance between images of config.sampling and the reference images of the same noise."""
+        reference = self.reference(config, count)
+        features = self.features(config, timesteps, slice(0, count))
+        if features is None:
+            return np.inf
+        return distance(features, Axes(reference.mean(axis=0), reference.std(axis=0)))
+
+    def to_data(self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], count: int) -> float:
+        """Returns the distance between images of config.sampling and the data."""
+        features = self.features(config, timesteps, slice(0, count))
+        return np.inf if features is None else self.judge.to_data(features)
+
+
+def distance(features: Float[np.ndarray, "n axes"], other: Axes) -> float:
+    """Returns the squared differences of means and of standard deviations, summed over the axes."""
+    mean_error = features.mean(axis=0) - other.means
+    spread_error = features.std(axis=0) - other.spreads
+    return float(np.sum(mean_error**2 + spread_error**2))
 
 
 def choose(
@@ -94,103 +226,115 @@ def choose(
     gaussian: DataGaussian,
     mixture: DataMixture | None,
     image_shape: ImageShape,
-    axes: tuple[Extract, Axes] | None,
+    judge: Judge | None,
 ) -> AutoStart:
     """Chooses the time grid for a config whose start, spacing or both are automatic.
 
     The result is a deterministic function of the weights and the config.
 
-    gaussian: the Gaussian of the data, for an automatic grid.
+    gaussian: the Gaussian of the data, for a computed grid.
     mixture: the distribution of late starts.
-    axes: the axes of the data, for an automatic start.
+    judge: compares images, for an automatic start.
     """
     settings = config.sampling
-    num = config.eval.num_samples
-    nfe = sampling.nfe(settings.sampler, settings.n_steps)
-    size = _chunk_size(config, nfe)
-    first_chunk = ceil_div(num, size)  # the evaluation uses the noise of all earlier chunks
+    last = denoiser.schedule.num_timesteps - 1
+    first = first_image(config)
+    trial = Trial(denoiser=denoiser, mixture=mixture, judge=judge, image_shape=image_shape, first=first)
+    count = _images(config)
     times = fine_times(denoiser.schedule.num_timesteps)
-    calls = 0
     errors = None
-    if chooses_grid(config):
-        measured = min(size, parallel.round_up(GRID_IMAGES))
-        noise, _ = prior(config.seed, first=first_chunk * size, batch_size=measured, image_shape=image_shape)
-        num_measured = min(size, GRID_IMAGES)
-        _, errors = walk(parallel.replicate(denoiser), gaussian, noise, times=times, num_measured=num_measured)
-        errors = np.asarray(parallel.replicate(errors), np.float64)
-        calls += len(times) * measured
+    if measures_grid(config):
+        errors = _fine_errors(config, trial, gaussian, times=times, count=min(count, parallel.round_up(GRID_IMAGES)))
 
     def grid(t_start: int) -> np.ndarray:
         if errors is not None:
             return cheapest_grid(errors, times, n_steps=settings.n_steps, t_start=t_start)
+        if settings.spacing == GAUSSIAN_SPACING:
+            return gaussian_grid(gaussian, denoiser.schedule, n_steps=settings.n_steps, t_start=t_start)
         return time_grid(settings.n_steps, t_start, spacing=settings.spacing, schedule=denoiser.schedule)
 
-    last = denoiser.schedule.num_timesteps - 1
     candidates = []
     start = settings.t_start if settings.gls else last
     if chooses_start(config):
-        extract, data = axes
-
-        def draw(t_start: int, k: int) -> np.ndarray:
-            first = (first_chunk + k) * size
-            shape = {"image_shape": image_shape, "num": first + size, "batch_size": size}
-            [(x0, _)] = generate(config, denoiser, mixture, timesteps=grid(t_start), **shape, first=first)
-            return extract(x0)
-
         least = settings.n_steps - 1 if errors is None else least_start(times, settings.n_steps)
-        start, candidates, drawn = _search(draw, data, least=max(least, 1), last=last)
-        calls += drawn * size * nfe
-    return AutoStart(grid(start), candidates, network_calls=calls, share=calls / (num * nfe))
+        candidates = search(config, trial, grid, count=count, within=(max(least, 1), last))
+        start = best_of(candidates).t_start
+    evaluated = config.eval.num_samples * sampling.nfe(settings.sampler, settings.n_steps)
+    return AutoStart(grid(start), candidates, trial.network_calls, share=trial.network_calls / evaluated)
 
 
-def _chunk_size(config: ConfigDict, nfe: int) -> int:
-    """Returns the images per chunk, in CHUNK_LIMITS, with which the search costs SHARE of the evaluation's calls."""
-    calls_per_image = 0
+def first_image(config: ConfigDict) -> int:
+    """Returns the index of the first image of the search. All cells of a sweep use the same images."""
+    return parallel.round_up(config.eval.num_samples)
+
+
+def _images(config: ConfigDict) -> int:
+    """Returns the images from each start, in IMAGES, with which the search costs SHARE of the evaluation's calls."""
+    settings = config.sampling
+    nfe = sampling.nfe(settings.sampler, settings.n_steps)
+    calls_per_image = FINE_STEPS if measures_grid(config) else 0
     if chooses_start(config):
-        calls_per_image += CHUNKS * nfe
-    if chooses_grid(config):
-        calls_per_image += FINE_STEPS
+        calls_per_image += REFERENCE_STEPS + CANDIDATES * nfe
+    if needs_data(config):
+        calls_per_image += MORE * len(AROUND) * nfe
     affordable = SHARE * config.eval.num_samples * nfe / calls_per_image
-    return parallel.round_up(int(np.clip(affordable, *CHUNK_LIMITS)))
+    return parallel.round_up(int(np.clip(affordable, *IMAGES)))
 
 
-def _distance(images: Float[np.ndarray, "n axes"], data: Axes) -> float:
-    """Returns a weighted sum, over the axes, of the squared Fréchet distances between images and data along each axis.
+def _fine_errors(
+    config: ConfigDict, trial: Trial, gaussian: DataGaussian, *, times: Int32[np.ndarray, "fine"], count: int
+) -> Float[np.ndarray, "fine fine+1"]:
+    """Measures the errors of single steps along the trajectories of `count` images (see `auto_grid.walk`)."""
+    noise, _ = prior(config.seed, first=trial.first, batch_size=count, image_shape=trial.image_shape)
+    denoiser = of_labels(config, parallel.replicate(trial.denoiser), labels_of(config, trial.first, count))
+    _, errors = walk(denoiser, gaussian, noise, times=times, num_measured=min(count, GRID_IMAGES))
+    trial.network_calls += len(times) * count
+    return np.asarray(parallel.replicate(errors), np.float64)
 
-    Along an axis with variance v, the squared difference of the means of n images has a sampling error of v / n. An
-    axis has half its weight if this error is NOISE_FLOOR times the mean of all variances, weighted by the variances.
+
+def search(
+    config: ConfigDict,
+    trial: Trial,
+    grid: Callable[[int], Int32[np.ndarray, "steps"]],
+    *,
+    count: int,
+    within: tuple[int, int],
+) -> list[Candidate]:
+    """Tries starts for the sampler of config.sampling, with `count` images from each, and returns all of them.
+
+    grid: returns the timesteps from a start.
+    within: the smallest and the largest start.
     """
-    variances = data.spreads**2
-    sampling_error = variances / len(images)
-    floor = NOISE_FLOOR * np.sum(variances**2) / np.sum(variances)
-    mean_error = images.mean(axis=0) - data.means
-    spread_error = images.std(axis=0, ddof=1) - data.spreads
-    return float(np.sum(floor / (floor + sampling_error) * (mean_error**2 + spread_error**2)))
+    paired = config.copy_and_resolve_references()
+    stochastic = sampling.lookup(config.sampling.sampler).needs_rng
+    if stochastic:
+        paired.sampling.sampler = "ddim"
+    last = trial.denoiser.schedule.num_timesteps - 1
+
+    def starts(fractions: Sequence[float], centre: int = 0) -> list[int]:
+        return sorted({int(np.clip(round(centre + fraction * last), *within)) for fraction in fractions})
+
+    tried: list[Candidate] = []
+    with tqdm(total=CANDIDATES + stochastic * len(AROUND), desc="choosing the start") as progress:
+        for offsets in ROUNDS:
+            known = {candidate.t_start for candidate in tried}
+            for start in starts(offsets, best_of(tried).t_start if tried else 0):
+                if start not in known:
+                    found = trial.to_reference(paired, grid(start), count)
+                    tried.append(Candidate(start, count, found, "reference"))
+                progress.update()
+        if stochastic:
+            for start in starts(AROUND, best_of(tried).t_start):
+                found = trial.to_data(config, grid(start), MORE * count)
+                tried.append(Candidate(start, MORE * count, found, "data"))
+                progress.update()
+    return tried
 
 
-def _search(
-    draw: Callable[[int, int], np.ndarray], data: Axes, least: int, last: int
-) -> tuple[int, list[Candidate], int]:
-    """Returns the best start from `least` to `last`, all candidates, and the number of chunks drawn.
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """Returns the candidate with the smallest distance.
 
-    draw: called as draw(t_start, k); returns the coordinates of the images of chunk k, sampled from this start.
+    If some candidates are compared with the data, they are the last of the sequence, and only they are considered.
     """
-    drawn: dict[tuple[int, int], np.ndarray] = {}
-    candidates: list[Candidate] = []
-
-    def best_of(starts: np.ndarray, chunks: int) -> int:
-        tried = []
-        for start in sorted({int(t) for t in np.clip(np.rint(starts), least, last)}):
-            for k in range(chunks):
-                if (start, k) not in drawn:
-                    drawn[start, k] = draw(start, k)
-                    progress.update()
-            images = np.concatenate([drawn[start, k] for k in range(chunks)])
-            tried.append(Candidate(start, len(images), _distance(images, data)))
-        candidates.extend(tried)
-        return min(tried, key=lambda candidate: (candidate.distance, candidate.t_start)).t_start
-
-    with tqdm(total=CHUNKS, desc="choosing the start") as progress:
-        best = best_of(last * COARSE, chunks=1)
-        best = best_of(best + last * FINE, chunks=2)
-    return best, candidates, len(drawn)
+    kind = candidates[-1].compared_with
+    return min((c for c in candidates if c.compared_with == kind), key=lambda c: (c.distance, c.t_start))

@@ -16,7 +16,7 @@ import scipy.linalg
 from jaxtyping import Float, Float32, Int
 from tqdm import tqdm
 
-from core.shapes import HostPixels
+from core.shapes import HostImages
 from sampling.late_start import DataGaussian, DataMixture
 
 FEWEST = 10  # the smallest number of images in a cluster; smaller clusters are dissolved
@@ -24,10 +24,11 @@ CLUSTER_DIRECTIONS = 50  # number of leading eigenvectors along which k-means me
 LARGEST_ROTATIONS = 2**24  # limit of the total size of the components' eigenvector matrices: 67 MB in float32
 LARGEST_COORDINATES = 2**28  # limit of the total size of the images' coordinates: 1 GB in float32
 ROUNDING_VARIANCE = 1 / 12  # variance of the error of rounding a pixel to an integer grey level
+LATENT_VARIANCE = 1e-4  # the smallest variance of latents along a direction, in units of their mean variance
 CHUNK_SIZE = 1024  # images per matrix product
 
 
-def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.ndarray, "images"]:
+def clusters(gaussian: DataGaussian, images: HostImages, count: int) -> Int[np.ndarray, "images"]:
     """Assigns each image to a cluster (0, 1, ...) by k-means along CLUSTER_DIRECTIONS eigenvectors, with a fixed seed.
 
     Each cluster has at least FEWEST images. Smaller clusters are dissolved: each of their images joins the nearest of
@@ -47,7 +48,7 @@ def clusters(gaussian: DataGaussian, images: HostPixels, count: int) -> Int[np.n
     return np.unique(nearest, return_inverse=True)[1]
 
 
-def fit_mixture(gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]) -> DataMixture:
+def fit_mixture(gaussian: DataGaussian, images: HostImages, assignment: Int[np.ndarray, "images"]) -> DataMixture:
     """Fits the mixture whose component c is the Gaussian of the images with assignment c.
 
     gaussian: the Gaussian of all images, in grey levels (0 to 255). The mixture uses its eigenvectors. If they do not
@@ -97,7 +98,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(
-    images: HostPixels,
+    images: HostImages,
     assignment: Int[np.ndarray, "images"],
     *,
     origin: Float[np.ndarray, "d"],
@@ -122,7 +123,7 @@ def _sums(
 
 
 def _basis(
-    gaussian: DataGaussian, images: HostPixels, assignment: Int[np.ndarray, "images"]
+    gaussian: DataGaussian, images: HostImages, assignment: Int[np.ndarray, "images"]
 ) -> Float[np.ndarray, "d k"]:
     """Returns the eigenvectors, and an orthonormal basis of the part of the component means outside their span."""
     vectors = np.asarray(gaussian.eigenvectors)
@@ -158,7 +159,8 @@ def _shrinkage(
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
-    root = np.linalg.cholesky(pooled + ROUNDING_VARIANCE * np.eye(len(pooled)))
+    least = min(ROUNDING_VARIANCE, LATENT_VARIANCE * np.trace(pooled) / len(pooled))
+    root = np.linalg.cholesky(pooled + least * np.eye(len(pooled)))
     white = (scipy.linalg.solve_triangular(root, part.T, lower=True).T for part in parts)
     return np.array([ledoit_wolf_shrinkage(part, assume_centered=True) for part in white])
 
@@ -183,7 +185,7 @@ def _one_hot(assignment: Int[np.ndarray, "rows"], count: int) -> Float[np.ndarra
     return (assignment == np.arange(count)[:, None]).astype(np.float64)
 
 
-def _chunks(images: HostPixels, name: str) -> Iterator[tuple[slice, Float[np.ndarray, "rows d"]]]:
+def _chunks(images: HostImages, name: str) -> Iterator[tuple[slice, Float[np.ndarray, "rows d"]]]:
     """Yields pairs of (rows, the images of these rows as vectors) for all images, with a progress bar."""
     for start in tqdm(range(0, len(images), CHUNK_SIZE), name):
         rows = slice(start, start + CHUNK_SIZE)

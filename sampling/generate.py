@@ -15,7 +15,7 @@ from core.arithmetic import ceil_div
 from core.diffusion import Denoiser, NoiseSchedule
 from core.parallel import own_rows, replicate, round_up, shard_batch
 from core.rng import image_keys, image_noise, key_for
-from core.shapes import Images, ImageShape, Keys, Timesteps
+from core.shapes import Images, ImageShape, Keys, Labels, Timesteps
 from sampling.common import Callback, Evaluation, clip_x0
 from sampling.late_start import Components, DataMixture, analytic_first_step
 from sampling.time_grid import time_grid
@@ -49,10 +49,36 @@ def generate(
     batch_size = round_up(min(batch_size, num))
     run = _batch_sampler(config, denoiser, mixture, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
-        noise, keys = prior(config.seed, start, batch_size, image_shape)
-        x0 = run(noise, keys, _components(mixture, config.seed, start, batch_size))
+        x0 = run(*_inputs(config, mixture, first=start, batch_size=batch_size, image_shape=image_shape))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
+
+
+def draw(
+    config: ConfigDict,
+    denoiser: Denoiser,
+    mixture: DataMixture | None,
+    *,
+    timesteps: Timesteps,
+    image_shape: ImageShape,
+    first: int,
+    batch_size: int,
+) -> Images:
+    """Draws one batch of the images of `generate`: those with the indices first .. first + batch_size - 1.
+
+    batch_size: a multiple of the number of devices.
+    """
+    run = _batch_sampler(config, denoiser, mixture, timesteps)
+    return run(*_inputs(config, mixture, first=first, batch_size=batch_size, image_shape=image_shape))
+
+
+def _inputs(
+    config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int, image_shape: ImageShape
+) -> tuple[Images, Keys, Components | None, Labels | None]:
+    """Returns noise, keys, components and labels of the images from index `first` on."""
+    noise, keys = prior(config.seed, first, batch_size, image_shape)
+    component = _components(config, mixture, first, batch_size)
+    return noise, keys, component, labels_of(config, first, batch_size)
 
 
 def _batch_sampler(
@@ -61,19 +87,19 @@ def _batch_sampler(
     mixture: DataMixture | None,
     timesteps: Timesteps,
     callback: Callback | None = None,
-) -> Callable[[Images, Keys, Components | None], Any]:
-    """Returns a function of (noise, keys, components) that runs `sampling.sample` as config.sampling says."""
+) -> Callable[[Images, Keys, Components | None, Labels | None], Any]:
+    """Returns a function of (noise, keys, components, labels) that runs `sampling.sample` as config.sampling says."""
     settings = config.sampling
     if mixture is not None and settings.baseline == "isotropic":
         mixture = replicate(mixture.isotropic())
     denoiser, ab_start = replicate((denoiser, denoiser.schedule.alpha_bar(timesteps[0])))
     with_history = mixture is not None and uses_history(config)
 
-    def run(noise, keys, component):
+    def run(noise, keys, component, labels):
         x_start = noise if mixture is None else _late_start(mixture, noise, component, ab_start)
         past = jax.tree_util.Partial(DataMixture.predictions, mixture, noise, component) if with_history else None
         return _sample(
-            denoiser,
+            of_labels(config, denoiser, labels),
             x_start,
             timesteps,
             keys,
@@ -117,12 +143,45 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timestep
     return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
 
 
-def _components(mixture: DataMixture | None, seed: int, first: int, batch_size: int) -> Components | None:
-    """Returns the component of each image from index `first` on, on the devices, or None without a late start."""
+def _components(config: ConfigDict, mixture: DataMixture | None, first: int, batch_size: int) -> Components | None:
+    """Returns the component of each image from index `first` on, on the devices, or None without a late start.
+
+    If the network has classes, the components of a mixture of classes are those of the images' labels.
+    """
     if mixture is None:
         return None
-    sequence = component_sequence(np.asarray(mixture.weights), seed, first, batch_size)
-    return shard_batch(sequence[own_rows(batch_size)])
+    weights = np.asarray(mixture.weights)
+    if config.model.label_dim and len(weights) > 1:
+        weights = np.full(len(weights), 1 / len(weights))
+    return shard_batch(component_sequence(weights, config.seed, first, batch_size)[own_rows(batch_size)])
+
+
+def classes_of(config: ConfigDict) -> list[int]:
+    """Returns the classes that are drawn from a network with classes: sampling.classes, or all classes."""
+    model = config.model
+    return list(config.sampling.classes) or [label for label in range(model.label_dim) if label != model.null_class]
+
+
+def labels_of(config: ConfigDict, first: int, batch_size: int) -> Labels | None:
+    """Returns the class of each image from index `first` on, on the devices, or None for a network without classes.
+
+    All classes are equally frequent. The label of an image depends only on the seed and its index (see
+    `component_sequence`).
+    """
+    if not config.model.label_dim:
+        return None
+    classes = np.array(classes_of(config), np.int32)
+    uniform = np.full(len(classes), 1 / len(classes))
+    labels = classes[component_sequence(uniform, config.seed, first, batch_size)]
+    return shard_batch(labels[own_rows(batch_size)])
+
+
+def of_labels(config: ConfigDict, denoiser: Denoiser, labels: Labels | None) -> Denoiser:
+    """Returns the denoiser conditioned on these labels, with the weight of guidance in sampling.guidance."""
+    if labels is None:
+        return denoiser
+    guidance = config.sampling.guidance
+    return denoiser.of_classes(labels, guidance, config.model.null_class if guidance != 1 else None)
 
 
 def component_sequence(
@@ -185,8 +244,7 @@ def record_trajectory(
     """Returns the times of all network evaluations, and the x_0 predicted at each, for the first `num` images."""
     size = round_up(num)
     run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
-    noise, keys = prior(config.seed, 0, size, image_shape)
-    _, (times, predictions) = run(noise, keys, _components(mixture, config.seed, 0, size))
+    _, (times, predictions) = run(*_inputs(config, mixture, first=0, batch_size=size, image_shape=image_shape))
     return np.asarray(times), np.asarray(predictions)[:, :num]
 
 

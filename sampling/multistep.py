@@ -54,6 +54,10 @@ def dpmpp(
     signal_s (phi_1 m_0 + multiples of first and second differences of m_0, m_1, m_2). In (3M) the factor of the second
     difference is phi_3, half the coefficient of the Taylor series. So (3M) converges at order 2, like (2M), with a
     smaller error. With 2 phi_3 it would converge at order 3.
+
+    The last two steps have orders 2 and 1, for any number of steps. In the authors' code (lower_order_final) this is so
+    below 10 steps, and longer grids keep the order. In diffusers' DPMSolverMultistepScheduler (lower_order_final) this
+    is so below 15 steps. With its default final_sigmas_type="zero", the last step has order 1 for any number of steps.
     """
     schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)

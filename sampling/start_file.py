@@ -55,8 +55,14 @@ SCHEDULERS = {
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}  # config.model.prediction: its name in diffusers
 
 
-def require_followed(sampler: str) -> None:
-    """Raises UserError if no scheduler of diffusers can take the sampler's steps at the times of a late start."""
+def require_followed(sampler: str, prediction: str) -> None:
+    """Raises UserError if the schedulers of diffusers cannot take the sampler's steps from a late start.
+
+    Also raises it if they do not support the quantity `prediction` (config.model.prediction).
+    """
+    if prediction not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise UserError(f"--what=start is for networks that predict {known}, not model.prediction={prediction}")
     if sampler not in SCHEDULERS:
         names = dict.fromkeys(row["sampler"] for row in SCHEDULERS.values())
         raise UserError(f"no scheduler of diffusers follows --sampler={sampler}; choose from {', '.join(names)}")
@@ -116,7 +122,7 @@ def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, 
     return {
         name: {
             **row,
-            "options": row["options"] | (common if row["class"] else {}),
+            "options": row["options"] | common,
             "history": with_history and sampling.lookup(row["sampler"]).takes_history(n_steps),
         }
         for name, row in SCHEDULERS.items()

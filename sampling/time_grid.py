@@ -55,6 +55,7 @@ def sigma_rho(n_steps: int, t_start: int, schedule: NoiseSchedule | None) -> Flo
 
 AUTO_START = -1  # sampling.t_start of an automatic start, see `auto_start`
 AUTO_SPACING = "auto"  # sampling.spacing of an automatic grid, see `auto_grid`
+GAUSSIAN_SPACING = "gaussian"  # sampling.spacing of the best grid for the data's Gaussian, see `gaussian_grid`
 SPACINGS = {"linear": linear, "quadratic": quadratic, "logsnr": logsnr, "trailing": trailing, "sigma_rho": sigma_rho}
 REAL_SPACINGS = ("sigma_rho",)  # the spacings whose times are not rounded to integers
 

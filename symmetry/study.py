@@ -170,7 +170,8 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple
     run_config = _run_config(config)
     few_steps = _few_step_runs(run_config)
     full_length = _full_length_runs(run_config)
-    context = evaluation.load_context(run_config, workdir, [run_config, *few_steps, *full_length])
+    automatic = _automatic_runs(config, run_config)
+    context = evaluation.load_context(run_config, workdir, [run_config, *few_steps, *full_length, *automatic])
     network = {"dataset": config.data.dataset, "weights_sha256": context.weights_sha256}
     labeller = load_labeller(config)
     measured = {name: settings[name] for name in ("num_times", "num_eigenvalues", "n_steps")}
@@ -189,7 +190,7 @@ def analyze(config: ConfigDict, workdir: Path, eval_folder: str | Path) -> tuple
         "scores": _stored_scores(config, network, workdir / eval_folder)
         or _scored(few_steps, context, folder / "scores", name="few steps"),
         "auto": [run for run in all_finished(network, workdir / eval_folder) if run.get("chooses_start")]
-        or _automatic_starts(config, run_config, context),
+        or _automatic_starts(automatic, context),
     }
     key = network | measured | {"seed": config.seed, "num_images": settings.num_images}
     key |= {"gaussian_sha256": context.gaussian_sha256, "classifier": labeller.name if labeller else None}
@@ -310,13 +311,24 @@ def _full_length_runs(run_config: ConfigDict) -> list[ConfigDict]:
     return runs
 
 
-def _automatic_starts(config: ConfigDict, run_config: ConfigDict, context: EvalContext) -> list[Result]:
-    """Chooses automatic starts for an evaluation of config.eval.num_samples images, in the form of result.json."""
-    found = []
-    for sampler in SCORED:
+def _automatic_runs(config: ConfigDict, run_config: ConfigDict) -> list[ConfigDict]:
+    """Lists runs with an automatic start, for an evaluation of config.eval.num_samples images.
+
+    DDPM is left out without scores, because its automatic start needs the features of the data.
+    """
+    runs = []
+    for sampler in SCORED if run_config.eval.enable_fid else ("ddim",):
         run = run_config.copy_and_resolve_references()
         run.eval.num_samples = config.eval.num_samples
         run.sampling.update(sampler=sampler, n_steps=max(run_config.sweep.n_steps), t_start=AUTO_START)
+        runs.append(run)
+    return runs
+
+
+def _automatic_starts(runs: Sequence[ConfigDict], context: EvalContext) -> list[Result]:
+    """Chooses the automatic starts of the runs. Returns them in the form of result.json."""
+    found = []
+    for run in runs:
         eval_run = EvalRun(run, context)
         _, chosen = eval_run.plan()
         found.append(eval_run.settings | {"auto_start": chosen.facts()})

@@ -89,7 +89,7 @@ def test_reproduce_calls_every_mode_that_it_needs():
     """Catches a block that the recorder does not see, or a loop that it does not enter."""
     modes = [re.search("--mode=(\\w+)", " ".join(call))[1] for call in commands(REPRODUCE)]
     assert {mode: modes.count(mode) for mode in modes} == {
-        "import": 2, "prepare": 4, "train": 3, "fid_stats": 5, "sweep": 5,
+        "import": 4, "prepare": 4, "train": 3, "fid_stats": 7, "sweep": 7, "eval": 1,
     }  # fmt: skip
 
 

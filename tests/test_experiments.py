@@ -120,13 +120,12 @@ def test_steps_within_a_budget():
     assert [fashion_mnist.steps_within("ddim", "auto", budget) for budget in (15, 16)] == [15, 0]
 
 
-def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path, monkeypatch):
+def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path):
     """Catches scores unlike those of eval, a search for another number of images, and the worst start as best."""
     starts = (300, 500, 700)
-    monkeypatch.setattr(regret, "STARTS", starts)
     context = experiment.context
     config = experiment.variant("ddim", 2, seed=3, num=40, t_start=500)
-    swept = regret.sweep(config, context)
+    swept = regret.sweep(config, context, starts)
     cell = regret.measure(config, context, swept, evaluated=600)
 
     scores = {start: experiment.score("ddim", 2, seed=3, num=40, t_start=start)["score"] for start in starts}

@@ -101,6 +101,30 @@ def test_same_images_in_diffusers(exported, name):
     np.testing.assert_allclose(diffusers_images(exported, name), ours, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ddim", "unipc_2"])
+def test_network_that_predicts_v_in_diffusers(exported, name):
+    """Catches v that is taken for noise, in the loop of DDIM or in the history. Needs torch and diffusers."""
+    pytest.importorskip("diffusers")
+    import diffusers
+
+    from examples import diffusers_start
+
+    header, arrays = diffusers_start.load(exported / "start.safetensors")
+    unet = diffusers.UNet2DModel.from_pretrained(exported / "unet")
+    alpha_bars = np.cumprod(1 - arrays["betas"])
+    noise, component = np.random.default_rng(0).standard_normal((COUNT, 64), np.float32), np.arange(COUNT)
+
+    def v(x, t):
+        ab = alpha_bars[int(t)]
+        eps = unet(x, t).sample
+        return (eps - (1 - ab) ** 0.5 * x) / ab**0.5
+
+    expected = diffusers_start.sample(header, arrays, lambda x, t: unet(x, t).sample, noise, component, name)
+    header["schedulers"][name]["options"]["prediction_type"] = "v_prediction"
+    images = diffusers_start.sample(header, arrays, v, noise, component, name)
+    np.testing.assert_allclose(images, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "pndm"])
 def test_network_of_torch_in_our_samplers(exported, sampler):
     """Catches axes, dtypes or times that change between JAX and PyTorch. PNDM has times that are not integers."""
@@ -159,6 +183,7 @@ def test_header_says_what_a_reader_needs(exported):
         ({"gls": False}, "a.safetensors", "give --gls"),
         ({"clip_x0": True}, "a.safetensors", "clip_x0"),
         ({"baseline": "isotropic"}, "a.safetensors", "except no_history"),
+        ({"prediction": "x0"}, "a.safetensors", "for networks that predict eps, v, not model.prediction=x0"),
         ({}, "a.npz", "ends in .safetensors"),
         ({}, "start.safetensors", "exists already"),
     ],
@@ -166,7 +191,8 @@ def test_header_says_what_a_reader_needs(exported):
 def test_refused_before_the_network_is_loaded(exported, fields, name, message):
     """Catches an export that other programs cannot use."""
     config = digits_config(exported)
-    config.sampling.update(fields)
+    for section in (config.sampling, config.model):
+        section.update({field: value for field, value in fields.items() if field in section})
     with pytest.raises(UserError, match=message):
         run_lib.export_start(config, Path("nowhere"), exported / name)
 

@@ -1,6 +1,6 @@
-"""The network of fashion_mnist.py with fewer groups in its GroupNorm layers. It predicts the noise and is trained by Muon.
+"""The network of fashion_mnist.py with fewer groups in its GroupNorm layers. It predicts the noise.
 
-The loss is the paper's.
+It is trained by Muon on the paper's loss.
 
 python main.py --mode=train --config=configs/ddpm/fashion_mnist_eps.py --workdir=results/fashion_mnist_eps
 """

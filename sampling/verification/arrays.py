@@ -11,9 +11,13 @@ HostFunction = Callable[[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."]], 
 
 
 def library_of(annotation: Any) -> str:
-    """Returns the array library of an annotation (a type or a string): "torch", "jax", or "numpy" for anything else."""
+    """Returns the array library of an annotation: "torch", "jax", or "numpy" for anything else.
+
+    The annotation may be a type, a jaxtyping annotation or a string.
+    """
+    annotation = getattr(annotation, "array_type", annotation)
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__module__", "")
-    return {"torch": "torch", "jax": "jax", "jaxlib": "jax"}.get(name.split(".")[0], "numpy")
+    return {"torch": "torch", "jax": "jax", "jaxlib": "jax", "jnp": "jax"}.get(name.split(".")[0], "numpy")
 
 
 def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
@@ -27,7 +31,12 @@ def to_library(library: str, array: Shaped[np.ndarray, "..."]) -> Any:
             import jax.numpy as jnp
 
             return jnp.asarray(array)
-    return array
+    return np.array(array)  # a copy, which the sampler may change
+
+
+def to_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
+    """Converts an array of any library, or a number, to NumPy. A tensor may be on a GPU, or need gradients."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
 
 
 def call_with_numpy(function: HostFunction, x: Any, t: Any) -> Any:
@@ -37,7 +46,7 @@ def call_with_numpy(function: HostFunction, x: Any, t: Any) -> Any:
     """
     match type(x).__module__.split(".")[0]:
         case "torch":
-            return x.new_tensor(function(x.detach().cpu().numpy(), np.asarray(t)))
+            return x.new_tensor(function(to_numpy(x), to_numpy(t)))
         case "jax" | "jaxlib":
             import jax
             import jax.numpy as jnp

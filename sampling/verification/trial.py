@@ -12,7 +12,8 @@ If the second parameter is named `sigmas`, it is the table of sigma = sqrt((1 - 
 Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
 
 All arrays are float64 arrays of NumPy, or of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`.
-Attributes of the function say what it claims, for example `sampler.order = 2`: see Claims.
+If the function has more than four parameters, the others need defaults. Attributes of the function say what it claims,
+for example `sampler.order = 2`: see Claims.
 """
 
 import inspect
@@ -46,6 +47,21 @@ class Claims(NamedTuple):
     stochastic: bool = False
 
 
+def _parameters(sampler: Sampler) -> list[inspect.Parameter]:
+    """Returns the parameters of a sampler. Raises UserError if it cannot be called with four arguments."""
+    try:
+        signature = inspect.signature(sampler, eval_str=True)
+    except (NameError, SyntaxError):  # an annotation in quotes that only type checkers can evaluate
+        signature = inspect.signature(sampler)
+    try:
+        signature.bind("eps_fn", "alpha_bars", "start", "times")
+    except TypeError as error:
+        raise UserError(
+            f"{sampler!r} has the parameters {signature}; a sampler takes (eps_fn, alpha_bars, start, times)"
+        ) from error
+    return list(signature.parameters.values())
+
+
 def same_time(t: float, other: float) -> bool:
     """Whether two times are equal up to rounding. The tolerance allows for times computed from a float32 sigma."""
     return abs(t - other) < 0.02
@@ -57,38 +73,45 @@ class Trial:
     Attributes:
       claims: the properties that the sampler claims.
       called: the times of the network calls of the last run.
+      given: the times of these calls as the network received them: times, or sigmas if the sampler takes sigmas.
       seen: the x_t with which the network was called at the last time of that run, scaled to the variance-preserving
         process; None if it was not called there.
     """
 
     def __init__(self, sampler: Sampler):
-        parameters = list(inspect.signature(sampler).parameters.values())
-        if len(parameters) != 4:
-            raise UserError(
-                f"{sampler!r} takes {len(parameters)} arguments; a sampler takes (eps_fn, alpha_bars, start, times)"
-            )
+        parameters = _parameters(sampler)
         self.sampler = sampler
         self.takes_sigmas = parameters[1].name == "sigmas"
         self.library = arrays.library_of(parameters[2].annotation)
         self.claims = Claims(**{name: getattr(sampler, name, Claims._field_defaults[name]) for name in Claims._fields})
         self.called: list[float] = []
+        self.given: list[float] = []
         self.seen: Rows | None = None
         self._last_time = 0.0
 
     def run(self, x: Rows, times: Int[np.ndarray, "steps"]) -> Rows:
         """Runs the sampler from the rows x at times[0], and returns its x_0."""
-        self.called, self.seen, self._last_time = [], None, float(times[-1])
+        self.called, self.given, self.seen, self._last_time = [], [], None, float(times[-1])
         table = SIGMAS[1:] if self.takes_sigmas else ALPHA_BARS
         scale = np.sqrt(alpha_bar(times[0])) if self.takes_sigmas else 1
         with arrays.float64(self.library):
             given = (table, (x / scale).reshape(SHAPE), times)
             x0 = self.sampler(self.eps_fn, *(arrays.to_library(self.library, array) for array in given))
-            x0 = np.asarray(x0, np.float64)
+            if isinstance(x0, tuple | list):
+                raise ValueError(f"the result is a {type(x0).__name__}; return the images alone")
+            x0 = arrays.to_numpy(x0).astype(np.float64)
         if x0.shape != given[1].shape:
             raise ValueError(f"the result has shape {list(x0.shape)} for a start of shape {list(given[1].shape)}")
         if not np.isfinite(x0).all():
             raise ValueError("the result holds NaN or infinity")
         return x0.reshape(-1, DIM)
+
+    @property
+    def last(self) -> Rows:
+        """Returns `seen`. Raises ValueError if the network was not called at the last time."""
+        if self.seen is None:
+            raise ValueError("the network is not called at the last time of the grid")
+        return self.seen
 
     def eps_fn(self, x: Any, t: Any) -> Any:
         """Returns the exact noise prediction, in the array library of x. t is sigma if the sampler takes sigmas."""
@@ -98,6 +121,7 @@ class Trial:
         images = np.asarray(images)
         x = images.reshape(-1, DIM).astype(np.float64)
         t = np.asarray(t, np.float64).ravel()
+        self.given.append(float(t[0]))
         if self.takes_sigmas:
             t = np.interp(t, SIGMAS, np.arange(-1, LAST + 1))
             x = x * np.sqrt(alpha_bar(t))[:, None]

@@ -3,6 +3,7 @@
 `sampling.verification.trial` defines the signature of a sampler.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from sampling.verification.flows import (
     GAUSSIAN,
     HALVES,
     LAST,
+    MIXTURE,
     Rows,
     alpha_bar,
     exact_end,
@@ -36,15 +38,20 @@ STEPS = (8, 16, 32, 64)  # numbers of steps between the first and the last time,
 COUNT = 64  # number of images from which errors are measured
 MANY = 4096  # number of images from which moments of stochastic samplers are measured
 MISTAKES_CHECK = "known mistakes"
+BATCH_CHECK = "repeated, other batch"
 ALLOWANCE = 0.4  # a measured order may be lower than the claimed order by this much
 
 
 class Finding(NamedTuple):
-    """One line of the report. `passed` is None for a line that is only information."""
+    """One line of the report.
+
+    `passed` is None for a line that is only information. `fault` explains a failure in words, if the check can.
+    """
 
     check: str
     passed: bool | None
     text: str
+    fault: str | None = None
 
 
 class Report(NamedTuple):
@@ -59,8 +66,10 @@ class Report(NamedTuple):
 
     @property
     def fault(self) -> str | None:
-        """Describes the known mistake that explains the results, or None."""
-        return next((f.text for f in self.findings if f.check == MISTAKES_CHECK and f.passed is False), None)
+        """Explains the failures in words: by a known mistake, or else by the fault of the first check that has one."""
+        faults = [finding.fault for finding in self.findings if finding.passed is False and finding.fault]
+        known = [f.fault for f in self.findings if f.check == MISTAKES_CHECK and f.fault]
+        return next(iter(known + faults), None)
 
     @property
     def text(self) -> str:
@@ -83,9 +92,7 @@ def grid(first: int, steps: int) -> Int[np.ndarray, "steps+1"]:
 def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
     """Returns the largest error, in each half of the image, at time 0 (before the last step)."""
     trial.run(start(times[0], COUNT), times)
-    if trial.seen is None:
-        raise ValueError("the network is not called at the last time of the grid")
-    error = np.abs(trial.seen - exact_end(times[0], COUNT))
+    error = np.abs(trial.last - exact_end(times[0], COUNT))
     return {half: float(error[:, columns].max()) for half, columns in HALVES.items()}
 
 
@@ -100,12 +107,37 @@ def check_calls(trial: Trial) -> Finding:
         trial.run(start(LATE, COUNT), times)
         counts[n] = len(trial.called)
         if off is None and not all(any(same_time(t, called) for called in trial.called) for t in times):
-            off = f"; called at {_times(trial.called)} where the times are {_times(times)}"
+            off = f"; called at {_times(trial.called) or 'no time'} where the times are {_times(times)}"
     nfe = trial.claims.nfe
     wrong = {n for n in counts if nfe and nfe(n) != counts[n]}
     claim = f"; claimed {', '.join(str(nfe(n)) for n in counts)}" if wrong else ""
     text = f"{', '.join(map(str, counts.values()))} for {', '.join(map(str, counts))} times{claim}{off or ''}"
-    return Finding("network calls", not wrong and not off, text)
+    return Finding("network calls", not wrong and not off, text, _fault_of_calls(trial) if off else None)
+
+
+def _fault_of_calls(trial: Trial) -> str | None:
+    """Explains why the network is called at other times than those of the grid, or returns None."""
+    times = grid(LATE, 4)
+    trial.run(start(LAST, COUNT), grid(LAST, 4))
+    elsewhere = trial.called
+    trial.run(start(LATE, COUNT), times)
+    called, given = np.array(trial.called), np.array(trial.given)
+    if not len(called):
+        return "the network is never called"
+    if trial.takes_sigmas and set(given) <= set(times):
+        return "the network is given times, where it takes sigmas"
+    if len(called) > 1 and np.array_equal(called, elsewhere):
+        return "the times are ignored: the sampler takes its own"
+    if len(called) == len(times):
+        if np.ptp(called - times) < 0.1:
+            return f"the network is called at t {'+' if called[0] > times[0] else '-'} {abs(called[0] - times[0]):.3g}"
+        if np.allclose(given / given[0], times / times[0]):
+            return f"the network is called at {given[0] / times[0]:.3g} t"
+        if np.allclose(called[:-1], times[1:], atol=0.1):
+            return "the network is called at the time at the end of each step"
+    if not same_time(called[-1], times[-1]) and all(any(same_time(t, c) for c in called) for t in times[:-1]):
+        return "there is no step from the last time"
+    return None
 
 
 def check_one_step(trial: Trial) -> Finding:
@@ -141,18 +173,26 @@ def _orders(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def check_last_step(trial: Trial) -> Finding:
     """Checks that the result is x_0 predicted at the last network call, and not x there, which has noise."""
     x0 = trial.run(start(LATE, COUNT), grid(LATE, 8))
-    x = trial.seen
+    x, ab = trial.last, ALPHA_BARS[0]
+    flows = [
+        flow.transported(x[:, columns], ab, 1.0)
+        for flow, columns in zip((GAUSSIAN, MIXTURE), HALVES.values(), strict=True)
+    ]
     ends = {
         "the x_0 predicted at the last time": predicted_x0(x, 0),
+        "the exact end of the flow": np.concatenate(flows, axis=1),
         "x of the last time, with its noise": x,
-        "x of the last time with its noise, divided by its signal": x / np.sqrt(ALPHA_BARS[0]),
+        "x of the last time with its noise, divided by its signal": x / np.sqrt(ab),
     }
-    distances = {text: np.abs(x0 - end).max() for text, end in ends.items()}
+    distances = {text: np.sqrt(np.mean((x0 - end) ** 2)) for text, end in ends.items()}
     nearest = min(distances, key=distances.get)
-    if distances[nearest] < 1e-4:
-        return Finding("last step", "noise" not in nearest, f"returns {nearest}")
-    text = f"differs from the x_0 predicted at the last time by {next(iter(distances.values())):.1g}"
-    return Finding("last step", None, f"{text}, as if it used earlier predictions too")
+    away = distances[nearest]
+    text = f"returns {nearest}" if away < 1e-4 else f"is nearest to {nearest}, and differs from it by {away:.1g}"
+    if "noise" in nearest:
+        return Finding("last step", False, text, "the last step does not remove the noise of the last time")
+    if away > np.sqrt(1 - ab) / 2:
+        return Finding("last step", False, text, "the last step adds noise, or reads wrong noise levels")
+    return Finding("last step", True if away < 1e-4 else None, text)
 
 
 def check_moments(trial: Trial) -> Finding:
@@ -178,13 +218,21 @@ def _moment_errors(x0: Rows, exact: Rows) -> tuple[float, float]:
 
 
 def check_batch(trial: Trial) -> Finding:
-    """Checks that a second run gives the same images, and that an image does not depend on the size of its batch."""
-    x, times = start(LATE, COUNT), grid(LATE, 4)
+    """Checks that a second run gives the same images, and that an image does not depend on the rest of its batch."""
+    x, times, picked = start(LATE, COUNT), grid(LATE, 4), [5, 3, 1]
     together = trial.run(x, times)
     again = np.abs(trial.run(x, times) - together).max()
-    alone = np.abs(trial.run(x[:3], times) - together[:3]).max()
-    text = f"differs by {again:.1g} in a second run, and by {alone:.1g} in a batch of 3"
-    return Finding("repeated, other batch", max(again, alone) < 1e-5, text)
+    text = f"differs by {again:.1g} in a second run"
+    if trial.claims.stochastic:
+        return Finding(BATCH_CHECK, None, text)
+    few = trial.run(x[picked], times)
+    alone = np.abs(few - together[picked]).max()
+    fault = "an image depends on the others of its batch, or on its place there"
+    if np.array_equal(few, together[: len(few)]):
+        fault = "the start is ignored"
+    if again >= 1e-5:
+        fault = "a second run gives other images: noise is drawn from a state outside the sampler"
+    return Finding(BATCH_CHECK, max(again, alone) < 1e-5, f"{text}, and by {alone:.1g} in another batch", fault)
 
 
 def check_two_steps(trial: Trial) -> Finding:
@@ -200,22 +248,24 @@ def check_mistakes(trial: Trial) -> Finding:
     A grid of five times identifies the mistakes of first-order samplers, a grid of two times those of most others.
     """
     for steps in (4, 1):
-        if text := _mistake(trial, grid(LATE, steps)):
-            return Finding(MISTAKES_CHECK, False, text)
+        times = grid(LATE, steps)
+        x0 = trial.run(start(LATE, COUNT), times)
+        away = np.abs(x0 - ddim(start(LATE, COUNT), times)).max()
+        if away < 1e-5 and steps > 1 and trial.claims.order > 1:
+            fault = f"all steps are those of DDIM, which has order 1; claimed {trial.claims.order}"
+            return Finding(MISTAKES_CHECK, False, fault, fault)
+        for text, wrong in _mistaken(steps).items():
+            near = np.abs(x0 - wrong).max()
+            if near < 0.01 * away and away > 1e-5:
+                fault = f"{text} (differs from DDIM by {away:.1g}, from DDIM with this mistake by {near:.1g})"
+                return Finding(MISTAKES_CHECK, False, fault, fault)
     return Finding(MISTAKES_CHECK, True, f"differs from DDIM with any of {len(MISTAKES)} mistakes")
 
 
-def _mistake(trial: Trial, times: Int[np.ndarray, "steps"]) -> str | None:
-    """Returns the mistake with which DDIM gives the sampler's result on this grid, or None."""
-    x = start(LATE, COUNT)
-    x0 = trial.run(x, times)
-    right = ddim(x, times)
-    for text, options in MISTAKES.items():
-        wrong = ddim(x, times, **options)
-        away, near = np.abs(x0 - right).max(), np.abs(x0 - wrong).max()
-        if near < 0.01 * away and away > 1e-5:
-            return f"{text} (differs from DDIM by {away:.1g}, from DDIM with this mistake by {near:.1g})"
-    return None
+@functools.cache
+def _mistaken(steps: int) -> dict[str, Rows]:
+    """Returns the results of DDIM with each of MISTAKES, in this number of steps from LATE."""
+    return {text: ddim(start(LATE, COUNT), grid(LATE, steps), **options) for text, options in MISTAKES.items()}
 
 
 class Check(NamedTuple):
@@ -232,9 +282,9 @@ CHECKS = {
     "two steps": Check(check_two_steps),
     f"order from t = {LAST}": Check(lambda trial: check_order(trial, LAST), adaptive=True),
     f"order from t = {LATE}": Check(lambda trial: check_order(trial, LATE), adaptive=True),
-    "last step": Check(check_last_step),
+    "last step": Check(check_last_step, stochastic=True),
     "mean and covariance": Check(check_moments, stochastic=True, adaptive=True),
-    "repeated, other batch": Check(check_batch, adaptive=True),
+    BATCH_CHECK: Check(check_batch, stochastic=True, adaptive=True),
     MISTAKES_CHECK: Check(check_mistakes),
 }
 
@@ -262,7 +312,8 @@ def _attempt(name: str, check: Check, trial: Trial) -> Finding:
         finding = check.run(trial)
     except Exception as error:  # a sampler of a user can raise anything
         lines = str(error).splitlines() or [""]
-        return Finding(name, False, f"raised {type(error).__name__}: {lines[0]}")
+        text = f"raised {type(error).__name__}: {lines[0]}"
+        return Finding(name, False, text, text)
     return finding._replace(passed=None if finding.passed is None else bool(finding.passed))
 
 

@@ -8,8 +8,9 @@ import sys
 import jax
 import pytest
 
+from configs import imported
 from configs.validation import RULES, validate
-from core.files import REPOSITORY
+from core.files import REPOSITORY, write_json
 from metrics.features import FEATURES
 from models import MODELS, abstract_params
 from models.layers import NONLINEARITIES
@@ -48,3 +49,38 @@ def test_configs_of_edm_have_the_published_networks(name):
     _, params = abstract_params(config)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert count == {"cifar10": 55733891, "ffhq64": 61805571, "afhqv2_64": 61805571, "imagenet64": 295899267}[name]
+
+
+DEFAULTS = {
+    "data": {"image_size": 32, "num_channels": 3, "centered": True},
+    "model": {
+        **{"nf": 128, "num_res_blocks": 4, "ch_mult": [1, 2, 2, 2], "attn_resolutions": [16], "dropout": 0.1},
+        **{"num_scales": 1000, "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50},
+        **{"name": "ncsnpp", "resblock_type": "biggan", "attention_type": "ddpm", "nonlinearity": "swish"},
+        **{"skip_rescale": True, "conditional": True, "progressive_combine": "sum", "progressive": "none"},
+        **{"fir": False, "fir_kernel": [1, 3, 3, 1], "progressive_input": "none", "embedding_type": "positional"},
+        **{"scale_by_sigma": False, "resamp_with_conv": True},
+    },
+    "training": {"sde": "vpsde", "continuous": True},
+}
+VE = {"fir": True, "progressive_input": "residual", "embedding_type": "fourier", "scale_by_sigma": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("cifar10_ddpmpp", {}),
+        ("cifar10_ncsnpp", {"model": VE, "data": {"centered": False}, "training": {"sde": "vesde"}}),
+        ("cifar10_ddpm", {"model": {"name": "ddpm", "num_res_blocks": 2}, "training": {"continuous": False}}),
+    ],
+)
+def test_configs_of_score_sde_are_those_of_its_own(tmp_path, name, changes):
+    """Catches a config that is not that of the published checkpoint: score_sde's config says the same."""
+    theirs = {section: fields | changes.get(section, {}) for section, fields in DEFAULTS.items()}
+    write_json(tmp_path / "config.json", theirs)
+    imported_config = imported.get_config(str(tmp_path / "checkpoint"))
+    config = importlib.import_module(f"configs.score_sde.{name}").get_config()
+    validate(config)
+    config.model.ema_rate = imported_config.model.ema_rate
+    config.eval.features = imported_config.eval.features
+    assert config.to_json() == imported_config.to_json()

@@ -14,6 +14,8 @@ from models import SCHEDULES as FUNCTIONS
 from models import make_schedule
 
 FLOAT32 = 5e-7  # diffusers computes its tables in float32
+SINGLE = {"schedule.single_precision": True}
+STABLE = {"model.beta_min": 0.85, "model.beta_max": 12.0}
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +38,12 @@ def config_of(name: str, **fields) -> object:
         (config_of("cosine", **{"model.num_scales": 4000}), "alpha_bar_openai_cosine_4000_float64", 1e-10),
         (config_of("linear"), "alpha_bar_linear", FLOAT32),
         (config_of("cosine"), "alpha_bar_squaredcos_cap_v2", FLOAT32),
-        (
-            config_of("scaled_linear", **{"model.beta_min": 0.85, "model.beta_max": 12.0}),
-            "alpha_bar_scaled_linear",
-            FLOAT32,
-        ),
+        (config_of("scaled_linear", **STABLE), "alpha_bar_scaled_linear", FLOAT32),
+        (config_of("sigmoid"), "alpha_bar_sigmoid", FLOAT32),
+        (config_of("linear", **SINGLE), "alpha_bar_linear", 1e-10),
+        (config_of("cosine", **SINGLE), "alpha_bar_squaredcos_cap_v2", 1e-10),
+        (config_of("scaled_linear", **STABLE, **SINGLE), "alpha_bar_scaled_linear", 1e-10),
+        (config_of("sigmoid", **SINGLE), "alpha_bar_sigmoid", 1e-10),
         (config_of("linear", **{"schedule.zero_snr": True}), "alpha_bar_linear_zero_snr", FLOAT32),
     ],
 )

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
 from core.files import write_json
-from models.diffusers_folder import SCHEDULER, STEM, WEIGHTS, check_schedulers, scheduler_settings
+from models.diffusers_folder import STEM, WEIGHTS
+from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.foreign import export_diffusers, load_foreign
 from tests.models.test_foreign import TINY, bits, make_config, make_params, refusal
 from tests.torch_pickles import write_state_dict
@@ -37,14 +38,14 @@ def hub(tmp_path_factory) -> Path:
         ({"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction', but 'epsilon' by config.model.pred"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
-        ({"beta_schedule": "scaled_linear"}, "beta_schedule is 'scaled_linear', only 'linear' is supported"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule is 'scaled_linear', but 'linear' by config.schedule.name"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"beta_start": 0.00085}, "beta_start is 0.00085, but 0.0001 by config.model.beta_min / num_scales"),
         ({"beta_end": 0.012}, "beta_end is 0.012, but 0.02 by config.model.beta_max / num_scales"),
         ({"num_train_timesteps": 4000}, "num_train_timesteps is 4000, but 1000 by config.model.num_scales"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas is [0.1, 0.2], only None is supported"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, only False is supported"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas is [0.1, 0.2], but None by config.schedule.alpha_bars"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, but False by config.schedule.zero_snr"),
         ({"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name is 'ScoreSdeVeScheduler'"),
@@ -72,6 +73,17 @@ def test_another_schedule_or_prediction_is_refused_by_name(tmp_path, changes, ex
             {"num_train_timesteps": 300, "beta_start": 0.001, "beta_end": 0.03},
             {"model.num_scales": 300, "model.beta_min": 0.3, "model.beta_max": 9.0},
         ),
+        ({"prediction_type": "sample"}, {"model.prediction": "x0"}),
+        ({"beta_schedule": "scaled_linear"}, {"schedule.name": "scaled_linear"}),
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.5}, {"schedule.name": "cosine"}),
+        (
+            {"num_train_timesteps": 2, "trained_betas": [0.2, 0.5], "beta_schedule": "squaredcos_cap_v2"},
+            {"schedule.name": "table", "schedule.alpha_bars": (0.8, 0.4), "model.num_scales": 2},
+        ),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            {"schedule.zero_snr": True, "model.prediction": "v"},
+        ),
     ],
 )
 def test_scheduler_that_agrees_is_followed(hub, tmp_path, capsys, scheduler, fields):
@@ -80,6 +92,39 @@ def test_scheduler_that_agrees_is_followed(hub, tmp_path, capsys, scheduler, fie
     write_json(tmp_path / "hub" / SCHEDULER, scheduler)
     load_foreign(tmp_path / "hub", make_config(TINY, **fields))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"schedule.name": "cosine"}, "beta_schedule is 'linear', but 'squaredcos_cap_v2' by config.schedule.name"),
+        ({"schedule.name": "scaled_linear"}, "beta_schedule is 'linear', but 'scaled_linear'"),
+        ({"schedule.name": "table", "schedule.alpha_bars": (0.8, 0.4), "model.num_scales": 2}, "trained_betas is None"),
+        ({"schedule.zero_snr": True, "model.prediction": "v"}, "rescale_betas_zero_snr is False, but True"),
+        ({"schedule.name": "vp"}, "diffusers has no scheduler for schedule.name=vp"),
+        ({"model.prediction": "score"}, "with model.convention=ddpm and model.prediction=score"),
+        ({"model.convention": "edm"}, "config.model.convention is edm, the file's is 'ddpm'"),
+        ({"model.name": "songunet"}, "config.model.name is songunet, the file's is 'ddpm'"),
+    ],
+)
+def test_config_of_another_process_is_refused(hub, fields, expected):
+    """Catches the network of a linear schedule that is used on the schedule, or in the units, of the config."""
+    assert expected in refusal(hub, make_config(TINY, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"schedule.name": "cosine"}, "beta_schedule is 'squaredcos_cap_v2', but 'linear'"),
+        ({"schedule.name": "table", "schedule.alpha_bars": (0.9, 0.5, 0.2)}, "trained_betas is [0.0999"),
+    ],
+)
+def test_export_says_the_schedule(tmp_path, fields, expected):
+    """Catches a network of another schedule that diffusers would sample on the linear one."""
+    config = make_config(TINY, **{"model.num_scales": 3, **fields})
+    export_diffusers(tmp_path / "out", config, make_params(config, 1))
+    load_foreign(tmp_path / "out", config)
+    assert expected in refusal(tmp_path / "out", make_config(TINY, **{"model.num_scales": 3}))
 
 
 def test_without_a_scheduler_only_eps_is_taken(hub, tmp_path):

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from core.errors import UserError
 from core.files import write_json
 from models import abstract_params, apply_model, foreign
-from models.diffusers_folder import SCHEDULER, WEIGHTS, check_schedulers, read_weights, scheduler_settings
+from models.diffusers_folder import WEIGHTS, read_weights
+from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.foreign import export_diffusers, load_foreign
 from models.torch_names import PAPER, tensors
 from tests.torch_pickles import body, pickled, rule, tensor, write_paper_checkpoint, write_state_dict, write_zip
@@ -31,9 +32,12 @@ def make_config(sizes: dict, **changes) -> ConfigDict:
     model = {"name": "ddpm", "dropout": 0.1, "resamp_with_conv": True, "conditional": True, "nonlinearity": "swish"}
     model |= {"normalization": "GroupNorm", "num_groups": 32, "attn_resolutions": (16,), "dtype": "float32"}
     model |= {"patch_size": 1, "prediction": "eps", "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}
+    model |= {"convention": "ddpm"}
     model |= {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     model = {name: value for name, value in model.items() if name not in data}
-    config = ConfigDict({"data": data, "model": model, "sampling": {"clip_x0": False, "spacing": "linear"}})
+    schedule = {"name": "linear", "alpha_bars": (), "zero_snr": False}
+    sampling = {"clip_x0": False, "spacing": "linear"}
+    config = ConfigDict({"data": data, "schedule": schedule, "model": model, "sampling": sampling})
     config.update_from_flattened_dict(changes)
     return config
 

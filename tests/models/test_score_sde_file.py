@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde: NCSN++ and DDPM++ against the outputs of its own code, and damaged files."""
+"""Checkpoints of score_sde and its PyTorch port against the outputs of their own code, and damaged files."""
 
 import gzip
 import json
@@ -14,9 +14,12 @@ from core.diffusion import Denoiser
 from core.errors import UserError
 from models import abstract_params, make_denoiser
 from models.score_sde_file import load_score_sde, network_fields
+from tests.torch_pickles import body, pickled, rule, tensor, write_zip
 
 DATA = Path(__file__).parents[1] / "data/score_sde"
 CASES = ["ncsnpp", "ncsnpp_skip"]
+PORTED = ["ve", "skip", "ddpm"]
+FREQUENCIES = "all_modules.0.W"
 
 
 @pytest.fixture
@@ -50,6 +53,39 @@ def test_networks_equal_those_of_score_sde(unpacked, name):
     expected = golden["x"] + sigma**2 * golden["score"]  # Tweedie's formula
     largest = np.maximum(np.abs(expected).max(axis=(1, 2, 3), keepdims=True), sigma)
     assert (np.abs(found - expected) <= 1e-5 * largest).all()
+
+
+def write_port(path: Path, shapes: dict) -> None:
+    """Writes a checkpoint of the PyTorch port with generated weights, whose averages begin with seed 1000."""
+    weights = {name: rule(999, shape) for name, shape in shapes.items()}
+    trained = [name for name in shapes if name != FREQUENCIES or len(shapes[name]) > 1]
+    averages = {f"average_{i}": rule(1000 + i, shapes[name]) for i, name in enumerate(trained)}
+    parts = {name: tensor(name, "float32", a.size, a.shape, strides_of(a)) for name, a in (weights | averages).items()}
+    model = b"}(" + b"".join(body(f"module.{name}") + parts[name] for name in weights) + b"u"
+    ema = b"}(" + body("shadow_params") + b"](" + b"".join(parts[name] for name in averages) + b"eu"
+    operations = b"}(" + body("model") + model + body("ema") + ema + body("step") + body(77) + b"u"
+    write_zip(path, pickled(operations), {name: a.tobytes() for name, a in (weights | averages).items()})
+
+
+def strides_of(array: np.ndarray) -> tuple[int, ...]:
+    return tuple(stride // array.itemsize for stride in array.strides)
+
+
+@pytest.mark.parametrize("name", PORTED)
+def test_networks_equal_those_of_the_pytorch_port(tmp_path, name):
+    """Catches modules in another order, raw weights in place of averages, and frequencies that shift the averages."""
+    with np.load(DATA / "port.npz") as file:
+        golden = {key.removeprefix(f"{name}_"): file[key] for key in file if key.startswith(f"{name}_")}
+    source = tmp_path / "checkpoint.pth"
+    (tmp_path / "config.json").write_text(str(golden["config"]))
+    write_port(source, json.loads(str(golden["shapes"])))
+    config = imported.get_config(str(source))
+    step, params = load_score_sde(source, config)
+    assert step == 77
+    x = 2 * rule(1, (2, 3, 8, 8)).transpose(0, 2, 3, 1)
+    denoiser = make_denoiser(config, abstract_params(config)[0], params)
+    found = np.asarray(jax.jit(Denoiser.output)(denoiser, x, golden["time"])).transpose(0, 3, 1, 2)
+    assert np.abs(found - golden["out"]).max() < 1e-5 * np.abs(golden["out"]).max()
 
 
 @pytest.mark.parametrize(

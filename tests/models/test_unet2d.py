@@ -11,12 +11,16 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from configs import imported
+from configs.default import get_default_config
 from core.errors import UserError
 from core.files import write_json
-from models import unet2d
+from models import abstract_params, make_schedule, unet2d
 from models.diffusers_folder import WEIGHTS
-from models.foreign import load_unet2d
+from models.diffusers_schedule import SCHEDULER, scheduler_settings
+from models.foreign import export_diffusers
 from models.torch_names import unet2d_tensors
+from models.unet2d_file import load_unet2d
 from tests.torch_pickles import rule
 
 GOLDEN = Path(__file__).parents[1] / "data/unet2d.npz"
@@ -48,12 +52,103 @@ def test_outputs_are_those_of_diffusers(tmp_path, name):
         unet = json.loads(str(file[f"{name}_config"]))
         expected = file[f"{name}_out"]
     write_network(tmp_path, unet)
-    network = load_unet2d(tmp_path)
+    config = imported.get_config(str(tmp_path))
+    network = nnx.merge(abstract_params(config)[0], load_unet2d(tmp_path, config))
     x = 2 * rule(1, (2, unet.get("in_channels", 3), 8, 8))
     t = jnp.array(TIMES.get(name, [3, 41]), jnp.float32)
     labels = {"labels": jnp.asarray(LABELS[name])} if name in LABELS else {}
     found = jax.jit(lambda x: network(x, t, **labels))(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+SMALL = {
+    "block_out_channels": [8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "sample_size": 8,
+}
+LINEAR = {"schedule.name": "linear", "schedule.single_precision": True, "model.beta_max": 20.0}
+SIGMAS = {"sigma_min": 0.02, "sigma_max": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "fields"),
+    [
+        ({}, LINEAR | {"model.prediction": "eps", "model.convention": "ddpm"}),
+        ({"prediction_type": "sample", "clip_sample": True}, {"model.prediction": "x0", "sampling.clip_x0": True}),
+        (
+            {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_end": 0.012, "beta_start": 8.5e-4},
+            {"schedule.name": "scaled_linear", "model.beta_min": 0.85, "model.beta_max": 12.0},
+        ),
+        (
+            {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            {"schedule.name": "cosine", "model.prediction": "v", "schedule.zero_snr": True},
+        ),
+        (
+            {"trained_betas": [0.1, 0.5], "num_train_timesteps": 2, "timestep_spacing": "trailing"},
+            {"schedule.name": "table", "schedule.alpha_bars": (0.9, 0.45), "sampling.spacing": "trailing"},
+        ),
+        (
+            {"_class_name": "ScoreSdeVeScheduler", **SIGMAS},
+            {"model.convention": "sigma", "model.prediction": "score", "schedule.sigma_max": 60.0},
+        ),
+        (
+            {"_class_name": "EDMEulerScheduler", **SIGMAS, "sigma_data": 1.0},
+            {"model.convention": "edm", "model.prediction": "edm", "model.sigma_data": 1.0, "schedule.name": "edm"},
+        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"model.convention": "flow", "schedule.name": "flow"}),
+    ],
+)
+def test_scheduler_becomes_the_config_and_back(tmp_path, scheduler, fields):
+    """Catches a schedule or prediction that is taken for another, on import or on export."""
+    write_network(tmp_path / "unet", SMALL)
+    write_json(tmp_path / "unet" / SCHEDULER, scheduler)
+    config = imported.get_config(str(tmp_path / "unet"))
+    assert config.data.image_size == 8
+    for name, value in fields.items():
+        section, field = name.split(".")
+        assert config[section][field] == pytest.approx(value, rel=1e-6), name
+    exported = config.copy_and_resolve_references()
+    export_diffusers(tmp_path / "again", exported, load_unet2d(tmp_path / "unet", config))
+    again = imported.get_config(str(tmp_path / "again"))
+    np.testing.assert_allclose(make_schedule(again).alpha_bars, make_schedule(config).alpha_bars, rtol=1e-6)
+    assert again.model.unet2d == config.model.unet2d
+    assert (again.model.prediction, again.model.convention) == (config.model.prediction, config.model.convention)
+    restored = load_unet2d(tmp_path / "again", again)
+    jax.tree.map(np.testing.assert_array_equal, restored, load_unet2d(tmp_path / "unet", config))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [
+        ({"_class_name": "ScoreSdeVpScheduler"}, "_class_name is 'ScoreSdeVpScheduler'; supported are DDPMScheduler"),
+        ({"beta_schedule": "laplace"}, "'laplace' is not supported"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
+        ({"beta_end": "0.02"}, "can't multiply"),
+        ({"trained_betas": [0.1]}, "trained_betas are not 1000 numbers"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "only 'epsilon' is supported"),
+        ({"clip_sample": "yes"}, "wrong types"),
+    ],
+)
+def test_other_schedulers_are_refused(tmp_path, scheduler, says):
+    """Catches a traceback, and a setting that is ignored."""
+    write_json(tmp_path / "config.json", SMALL)
+    write_json(tmp_path / SCHEDULER, scheduler)
+    with pytest.raises(UserError, match=says) as error:
+        imported.get_config(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_schedules_that_diffusers_lacks_are_not_exported(tmp_path):
+    """Catches a network that diffusers would use on another schedule than that of its training."""
+    write_json(tmp_path / "config.json", SMALL)
+    config = imported.get_config(str(tmp_path))
+    config.schedule.name = "vp"
+    with pytest.raises(UserError, match="diffusers has no scheduler for schedule.name=vp"):
+        scheduler_settings(config)
 
 
 def test_dropout_is_applied_with_keys_only():
@@ -74,6 +169,15 @@ def test_dropout_is_applied_with_keys_only():
     dropped = network(x, jnp.ones(2), nnx.Rngs(dropout=1))
     np.testing.assert_array_equal(*plain)
     assert not np.allclose(plain[0], dropped)
+
+
+def test_unknown_settings_in_a_config_are_refused():
+    """Catches a misspelt setting that is ignored, and text that is not JSON."""
+    config = get_default_config()
+    for text, says in (('{"layers": 1}', "no setting 'layers'"), ("{", "not JSON")):
+        config.model.unet2d = text
+        with pytest.raises(UserError, match=says):
+            unet2d.settings_of(config)
 
 
 def test_network_with_classes_asks_for_labels():

@@ -1,7 +1,8 @@
-"""The search for a start: on made-up features whose best start is known, and on a real network."""
+"""The automatic start: the rule on made-up features whose best start is known, and the choice on a real network."""
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,54 +10,144 @@ import evaluation
 import run_lib
 from configs.validation import validate
 from core import plots
+from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from metrics import statistics
 from sampling import auto_start
+from sampling.late_start import DataGaussian
+from sampling.time_grid import time_grid
 
 
-def features_at(best, rng, chunk=200):
-    """Returns images whose mean and spread differ from the data's in proportion to the distance from the best start."""
-    base = rng.standard_normal((2, chunk, 4))
-    data = auto_start.Axes(np.concatenate(base).mean(axis=0), np.concatenate(base).std(axis=0))
-    return lambda start, k: base[k] * (1 + abs(start - best) / 1000) + abs(start - best) / 100, data
+@pytest.fixture
+def gaussian(rng):
+    return DataGaussian.fit([rng.standard_normal((40, 2, 2, 1)) * [[[2.0]], [[0.5]]]])
 
 
-def test_distance_sees_mean_and_spread(rng):
-    """Catches a mean or standard deviation that is ignored. The limit for many images is computed independently."""
+@pytest.fixture
+def gaussian_denoiser(gaussian):
+    schedule = NoiseSchedule.linear()
+    return Denoiser(lambda x, t: gaussian.eps(x, schedule.alpha_bar(t)), schedule)
+
+
+class MadeUp:
+    """A trial whose distances are given functions of the start."""
+
+    def __init__(self, denoiser, to_reference, to_data=None):
+        self.denoiser = denoiser
+        self.asked = []
+        self.of = {"reference": to_reference, "data": to_data}
+
+    def to_reference(self, config, timesteps, count):
+        return self.answer(config, "reference", timesteps, count)
+
+    def to_data(self, config, timesteps, count):
+        return self.answer(config, "data", timesteps, count)
+
+    def answer(self, config, kind, timesteps, count):
+        self.asked.append((config.sampling.sampler, kind, int(timesteps[0]), count))
+        return self.of[kind](int(timesteps[0]))
+
+
+def search(config, trial, sampler="ddim", within=(4, 999)):
+    config.sampling.update(sampler=sampler, n_steps=5)
+    return auto_start.search(config, trial, lambda start: time_grid(5, start), count=20, within=within)
+
+
+def test_distance_by_hand(rng):
+    """Catches a mean or standard deviation that is ignored, and a weight that depends on the number of images."""
     images = rng.standard_normal((50, 2))
-    images = np.tile((images - images.mean(axis=0)) / images.std(axis=0), (100_000, 1)) * [1.0, 5.0] + [2.3, 7.0]
-    distance = auto_start._distance(images, auto_start.Axes(np.array([2.0, 7.0]), np.array([1.0, 3.0])))
-    assert distance == pytest.approx(0.3**2 + 2.0**2, rel=1e-3)
-
-
-def test_distance_of_few_images_heeds_the_axes_that_tell(rng):
-    """Catches sampling error along one broad axis that outweighs a difference along many narrow axes."""
-    broad = np.array([100.0, *[1.0] * 50])
-    data = auto_start.Axes(np.zeros(51), broad)
-    draws = rng.standard_normal((8, 16, 51)) * broad
-    far = [auto_start._distance(images + np.where(broad == 1, 1.5, 0), data) for images in draws]
-    near = [auto_start._distance(images, data) for images in draws]
-    assert np.median(far) > 2 * np.median(near)
+    images = (images - images.mean(axis=0)) / images.std(axis=0) * [1.0, 5.0] + [2.3, 7.0]
+    other = auto_start.Axes(np.array([2.0, 7.0]), np.array([1.0, 3.0]))
+    assert auto_start.distance(images, other) == pytest.approx(0.3**2 + 2.0**2)
+    assert auto_start.distance(np.tile(images, (7, 1)), other) == pytest.approx(0.3**2 + 2.0**2)
 
 
 @pytest.mark.parametrize("best", [120, 225, 424, 610, 790])
-def test_search_finds_the_nearest_start(rng, best):
-    """Catches a second round around the wrong start, and the farthest start taken as the best."""
-    found, curve, drawn = auto_start._search(*features_at(best, rng), 4, 999)
-    tried = {start for start, _, _ in curve}
-    assert abs(found - best) == min(abs(start - best) for start in tried)
-    assert abs(found - best) <= 0.0125 * 999 + 1
-    assert drawn <= auto_start.CHUNKS
-    assert {images for _, images, _ in curve} == {200, 400}
+def test_search_finds_the_nearest_start(config, gaussian_denoiser, best):
+    """Catches a later round around the wrong start, and the farthest start taken as the best."""
+    trial = MadeUp(gaussian_denoiser, lambda start: abs(start - best))
+    found = search(config, trial)
+    chosen = auto_start.best_of(found)
+    assert chosen.distance == min(candidate.distance for candidate in found)
+    assert abs(chosen.t_start - best) <= 0.026 * 999
+    assert len(trial.asked) == len(set(trial.asked)) <= auto_start.CANDIDATES
 
 
-def test_search_stays_where_a_grid_has_room(rng):
+def test_a_start_of_the_first_round_can_win(config, gaussian_denoiser):
+    """Catches a start that cannot be chosen any more after the round in which it was tried."""
+    trial = MadeUp(gaussian_denoiser, lambda start: 1 if start == 350 else 9)
+    assert auto_start.best_of(search(config, trial)).t_start == 350
+
+
+def test_stochastic_samplers_start_near_ddim(config, gaussian_denoiser):
+    """Catches DDPM's images compared with reference images, and a start of DDIM that DDPM gets without a comparison."""
+    trial = MadeUp(gaussian_denoiser, lambda start: abs(start - 300), to_data=lambda start: start)
+    found = search(config, trial, sampler="ddpm")
+    kinds = {(sampler, kind) for sampler, kind, _, _ in trial.asked}
+    assert kinds == {("ddim", "reference"), ("ddpm", "data")}
+    ddim_start = auto_start.best_of([c for c in found if c.compared_with == "reference"]).t_start
+    tried = [c.t_start for c in found if c.compared_with == "data"]
+    assert min(tried) < ddim_start <= max(tried) and len(tried) == len(auto_start.AROUND)
+    assert auto_start.best_of(found).t_start == min(tried)
+
+
+def test_search_stays_where_a_grid_has_room(config, gaussian_denoiser):
     """Catches a start with fewer times below it than the grid needs, or beyond the schedule."""
     for best in (0, 999):
-        _, curve, _ = auto_start._search(*features_at(best, rng), 200, 860)
-        starts = [start for start, _, _ in curve]
+        found = search(config, MadeUp(gaussian_denoiser, lambda start, best=best: abs(start - best)), within=(200, 860))
+        starts = [candidate.t_start for candidate in found]
         assert min(starts) >= 200
         assert max(starts) <= 860
+
+
+def trial_of(gaussian, denoiser, **changes):
+    judge = auto_start.Judge(lambda x0: np.asarray(x0, np.float64).reshape(len(x0), -1), None)
+    fields = {"denoiser": denoiser, "mixture": gaussian.mixture(), "judge": judge}
+    return auto_start.Trial(**fields | {"image_shape": (2, 2, 1), "first": 512} | changes)
+
+
+def test_same_noise_gives_the_same_images(config, gaussian, gaussian_denoiser):
+    """Catches candidates from other noise than the reference: their distance would be of order 1 / images.
+
+    For Gaussian data the late start is on the trajectory of the reference, and 100 steps make almost no error.
+    """
+    config.sampling.update(gls=True, sampler="ipndm", n_steps=100)
+    trial = trial_of(gaussian, gaussian_denoiser)
+    paired = trial.to_reference(config, time_grid(100, 400), count=16)
+    config.seed += 1
+    other = trial.features(config, time_grid(100, 400), slice(0, 16))
+    config.seed -= 1
+    reference = trial.reference(config, 16)
+    unpaired = auto_start.distance(other, auto_start.Axes(reference.mean(axis=0), reference.std(axis=0)))
+    assert paired < 1e-3 * unpaired
+
+
+def test_one_reference_serves_all_cells(config, gaussian, gaussian_denoiser):
+    """Catches reference images that are made again for another sampler, or differ when they are made in two parts."""
+    config.sampling.update(gls=True, sampler="ddim", n_steps=2)
+    trial = trial_of(gaussian, gaussian_denoiser)
+    whole = trial.reference(config, 16)
+    assert trial.network_calls == 16 * auto_start.REFERENCE_STEPS
+    again = trial_of(gaussian, gaussian_denoiser, judge=trial.judge)
+    config.sampling.update(sampler="heun", n_steps=7, spacing="logsnr")
+    assert again.reference(config, 16) is not None and again.network_calls == 0
+    parts = trial_of(gaussian, gaussian_denoiser)
+    parts.reference(config, 8)
+    np.testing.assert_allclose(parts.reference(config, 16), whole, atol=1e-5)
+    assert parts.network_calls == 16 * auto_start.REFERENCE_STEPS
+    config.sampling.clip_x0 = True
+    assert np.abs(again.reference(config, 16) - whole).max() > 0.1
+
+
+def test_what_cannot_be_compared_is_refused(config, gaussian, gaussian_denoiser):
+    """Catches a start that is chosen from images that are not finite, or from features that tell nothing apart."""
+    config.sampling.update(gls=True, sampler="ddim", n_steps=2)
+    broken = trial_of(gaussian, Denoiser(lambda x, t: x * jnp.nan, gaussian_denoiser.schedule))
+    with pytest.raises(UserError, match="hold NaN or infinity"):
+        broken.reference(config, 8)
+    blind = trial_of(gaussian, gaussian_denoiser, judge=auto_start.Judge(lambda x0: np.ones((len(x0), 3)), None))
+    with pytest.raises(UserError, match="are equal"):
+        blind.reference(config, 8)
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +170,24 @@ def test_trial_costs_what_it_says_and_is_kept(config, trained, shipped_classifie
     config.sampling.update(gls=True, t_start=-1, n_steps=4, spacing="auto")
     run_lib.fid_stats(config)
     drawn = []
-    real_generate = auto_start.generate
+    real_draw = auto_start.draw
     real_walk = auto_start.walk
 
-    def counted(*arguments, timesteps, num, first, **options):
-        drawn.append((num - first) * len(timesteps))
-        return real_generate(*arguments, timesteps=timesteps, num=num, first=first, **options)
+    def counted(*arguments, timesteps, batch_size, **options):
+        drawn.append(batch_size * len(timesteps))
+        return real_draw(*arguments, timesteps=timesteps, batch_size=batch_size, **options)
 
     def counted_walk(denoiser, gaussian, noise, times, **options):
         drawn.append(len(noise) * len(times))
         return real_walk(denoiser, gaussian, noise, times, **options)
 
-    monkeypatch.setattr(auto_start, "generate", counted)
+    monkeypatch.setattr(auto_start, "draw", counted)
     monkeypatch.setattr(auto_start, "walk", counted_walk)
     result = run_lib.evaluate(config, trained)
     choice = result["auto_start"]
     assert choice["network_calls"] == sum(drawn)
     assert sum(drawn) == pytest.approx(choice["share_of_evaluation"] * 600 * 4, rel=1e-3)
-    assert max(point["images"] for point in choice["curve"]) == 16  # the minimum number, which exceeds SHARE
+    assert {point["images"] for point in choice["curve"]} == {auto_start.IMAGES[0]}  # the minimum, which exceeds SHARE
     assert result["t_start"] == choice["t_start"] == choice["timesteps"][0]
     assert len(choice["timesteps"]) == 4
     [folder] = (trained / "eval").iterdir()

@@ -243,8 +243,9 @@ def test_automatic_starts_are_those_of_an_evaluation_of_the_configs_size(config,
     config.eval.num_samples = 40
     config.analysis.score_samples = 5
     run_config = study._run_config(config)
-    context = evaluation.load_context(run_config, workdir, [run_config])
-    runs = study._automatic_starts(config, run_config, context)
+    automatic = study._automatic_runs(config, run_config)
+    context = evaluation.load_context(run_config, workdir, automatic)
+    runs = study._automatic_starts(automatic, context)
     assert [(run["sampler"], run["n_steps"], run["num_samples"]) for run in runs] == [("ddpm", 2, 40), ("ddim", 2, 40)]
     for run in runs:
         auto_start = run["auto_start"]
