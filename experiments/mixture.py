@@ -105,7 +105,7 @@ def make_table(experiment: Experiment, dest: Path) -> None:
     table = TABLES[experiment.config.data.dataset]
     cells = []
     rows = []
-    for sampler, n_steps in tqdm(list(itertools.product(table.solvers, table.steps)), "cells"):
+    for n_steps, sampler in tqdm(list(itertools.product(table.steps, table.solvers)), "cells"):
         cells.append(cell := score_cell(experiment, table, sampler=sampler, n_steps=n_steps))
         rows += [row(kind, run) for kind, runs in cell.items() for run in runs]
         write_rows(dest / "mixture.csv", rows)  # after every cell, so that it can be read before all are finished
