@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := --config=configs/ddpm/digits.py
+EMOJI := --config=configs/ddpm/emoji.py
+FONT := $(wildcard /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf)
 NETWORK ?= fashion_mnist
 FASHION := --config=configs/ddpm/$(NETWORK).py
 
@@ -8,14 +10,21 @@ FASHION := --config=configs/ddpm/$(NETWORK).py
 
 # Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
 # of assets/weights.
-demo: .venv/installed results/digits/config.json
+demo: .venv/installed results/digits/config.json $(if $(FONT),results/emoji/config.json)
 	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=200
 	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
 	$(BIN)/python main.py --mode=sweep $(DIGITS) --workdir=results/digits --config.sweep.t_starts="(300,500,700)" \
 		--config.eval.num_samples=1000 --config.eval.batch_size=500
+ifneq ($(FONT),)
+	$(BIN)/python main.py --mode=fid_stats $(EMOJI) --config.eval.enable_fid=False --config.sampling.components=40
+	$(BIN)/python -m experiments.pictures --config=emoji --dest=results/emoji
+endif
 
 results/digits/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(DIGITS) --workdir=$(@D) --source=assets/weights/digits_8.npz
+
+results/emoji/config.json: | .venv/installed
+	$(BIN)/python main.py --mode=import $(EMOJI) --workdir=$(@D) --source=assets/weights/emoji_32.npz
 
 # table: the paper's table on Fashion-MNIST, in an hour or more. figures: every solver at equal cost, in hours. The same
 # command continues an interrupted run.

@@ -62,6 +62,7 @@ def draw_starts(experiment: Experiment, dest: Path) -> None:
             rows.append((f"n = {n_steps}, {start.label} at {timesteps[0]}", run.images(timesteps)))
     plots.save_comparison(dest / "starts.png", rows)
     save_frames(dest / "starts.gif", [paths(experiment, start) for start in STARTS])
+    print(f"pictures of the same noise from {len(STARTS)} kinds of start: {dest}/starts.png, starts.gif")
 
 
 def run_of(experiment: Experiment, start: Start, *, n_steps: int, num: int) -> EvalRun:

@@ -5,15 +5,16 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import datasets
 import run_lib
 import sampling
 from configs.ddpm import emoji as emoji_config
-from core import files, moments
+from core import files, moments, plots
 from core.files import REPOSITORY
 from evaluation import EvalRun
-from experiments import copies, diversity, fashion_mnist, features, mixture, regret, runs
+from experiments import copies, diversity, fashion_mnist, features, mixture, pictures, regret, runs
 from images.emoji import read_emoji
 from metrics import frechet
 
@@ -362,3 +363,26 @@ def test_held_out_likelihood_prefers_the_components_that_made_the_data(config, t
     )
     assert labels[0] > 1 and all(np.diff(labels) < 0.5)
     assert clusters[0] < labels[0] + 0.5
+
+
+def test_pictures_show_every_start_and_every_step(mixtures, tmp_path, monkeypatch):
+    """Catches a start that is left out or drawn with the settings of another, and frames without the last step."""
+    starts = (
+        pictures.Start("pure noise", {}, {2: None}),
+        pictures.Start("labels", {"components": "labels"}, {2: 300}),
+    )
+    for name, value in {"STEPS": (2,), "STARTS": starts, "COLUMNS": 3, "FRAME_COLUMNS": 3, "FRAME_STEPS": 2}.items():
+        monkeypatch.setattr(pictures, name, value)
+    drawn = []
+    monkeypatch.setattr(pictures.plots, "save_comparison", lambda _, rows: drawn.extend(rows))
+    pictures.draw_starts(mixtures, tmp_path)
+    assert [label for label, _ in drawn] == ["n = 2, pure noise at 999", "n = 2, labels at 300"]
+    assert not np.array_equal(drawn[0][1], drawn[1][1])
+    with Image.open(tmp_path / "starts.gif") as animation:
+        assert animation.n_frames == 2
+        animation.seek(1)
+        last = np.asarray(animation.convert("RGB"))
+    grid = plots.image_grid(drawn[1][1], columns=3).repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_allclose(
+        last[-len(grid) :, -grid.shape[1] :], np.broadcast_to(grid, (*grid.shape[:2], 3)), atol=8
+    )
