@@ -205,7 +205,7 @@ def get_default_config() -> ConfigDict:
     sampling.gls = False
     # The time of the late start. -1 is the automatic start: several starts are compared, and the best is used (see
     # sampling/auto_start.py). The comparison costs at most 15% of the network calls of an evaluation of about 2,000
-    # images or more (4,000 for "ddpm"), and a larger share of a smaller evaluation.
+    # images or more (3,300 for "ddpm"), and a larger share of a smaller evaluation.
     sampling.t_start = 500
     # The Gaussians of a late start: "1", one Gaussian for all data; "labels", a mixture with one Gaussian per class; or
     # a number of clusters, such as "10", for a mixture with one Gaussian per cluster. fid_stats fits them.
