@@ -50,7 +50,7 @@ def generate(
     run = _batch_sampler(config, denoiser, mixture, timesteps)
     for start in range(first // batch_size * batch_size, num, batch_size):
         noise, keys = prior(config.seed, start, batch_size, image_shape)
-        component = _components(config, mixture, start, batch_size)
+        component = _components(config, mixture, first=start, batch_size=batch_size)
         x0 = run(noise, keys, component, labels_of(config, start, batch_size))
         skipped = max(first - start, 0)
         yield x0[skipped:] if skipped else x0, min(batch_size, num - start) - skipped
@@ -117,7 +117,7 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timestep
     return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
 
 
-def _components(config: ConfigDict, mixture: DataMixture | None, first: int, batch_size: int) -> Components | None:
+def _components(config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int) -> Components | None:
     """The component of each image from index `first` on, on the devices; None without a late start.
 
     Where the network is given classes, the components of a mixture of classes are those of the images' labels.
@@ -218,7 +218,7 @@ def record_trajectory(
     size = round_up(num)
     run = _batch_sampler(config, denoiser, mixture, timesteps, callback=_time_and_x0)
     noise, keys = prior(config.seed, 0, size, image_shape)
-    component = _components(config, mixture, 0, size)
+    component = _components(config, mixture, first=0, batch_size=size)
     _, (times, predictions) = run(noise, keys, component, labels_of(config, 0, size))
     return np.asarray(times), np.asarray(predictions)[:, :num]
 
