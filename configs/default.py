@@ -204,8 +204,8 @@ def get_default_config() -> ConfigDict:
     # Whether sampling has a Gaussian late start. Without one, sampling begins at num_scales - 1.
     sampling.gls = False
     # The time of the late start. -1 is the automatic start: several starts are compared, and the best is used (see
-    # sampling/auto_start.py). The comparison costs at most 15% of the network calls of an evaluation of 1,100 images or
-    # more, and a larger share of a smaller evaluation.
+    # sampling/auto_start.py). The comparison costs at most 15% of the network calls of an evaluation of about 2,000
+    # images or more (3,300 for "ddpm"), and a larger share of a smaller evaluation.
     sampling.t_start = 500
     # The Gaussians of a late start: "1", one Gaussian for all data; "labels", a mixture with one Gaussian per class; or
     # a number of clusters, such as "10", for a mixture with one Gaussian per cluster. fid_stats fits them.

@@ -106,8 +106,8 @@ def _discrete_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
 def _named(given: dict[str, Any]) -> dict[str, Any]:
     count = given["num_train_timesteps"]
     return {
-        "model.beta_min": float(given["beta_start"] * count),
-        "model.beta_max": float(given["beta_end"] * count),
+        "model.beta_min": _number(given, "beta_start") * count,
+        "model.beta_max": _number(given, "beta_end") * count,
         "schedule.name": _ours(SCHEDULES, given["beta_schedule"]),
         "schedule.single_precision": True,
     }
@@ -115,7 +115,7 @@ def _named(given: dict[str, Any]) -> dict[str, Any]:
 
 def _trained(given: dict[str, Any]) -> dict[str, Any]:
     betas = np.array(given["trained_betas"], np.float32)
-    if betas.shape != (given["num_train_timesteps"],) or not ((betas > 0) & (betas < 1)).all():
+    if betas.shape != (given["num_train_timesteps"],) or not ((betas > 0) & (betas <= 1)).all():
         raise ValueError(f"trained_betas are not {given['num_train_timesteps']} numbers between 0 and 1")
     table = NoiseSchedule.in_single_precision(betas).alpha_bars
     return {"schedule.name": TABLE, "schedule.alpha_bars": tuple(table.tolist())}
@@ -133,8 +133,8 @@ def _ve_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
         "model.prediction": "score",
         "model.convention": "sigma",
         "schedule.name": "ve",
-        "schedule.sigma_min": float(scheduler.get("sigma_min", 0.01)),
-        "schedule.sigma_max": float(scheduler.get("sigma_max", 1348.0)),
+        "schedule.sigma_min": _number(scheduler, "sigma_min", 0.01),
+        "schedule.sigma_max": _number(scheduler, "sigma_max", 1348.0),
     }
 
 
@@ -146,10 +146,10 @@ def _edm_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
     return {
         "model.prediction": "edm",
         "model.convention": "edm",
-        "model.sigma_data": float(scheduler.get("sigma_data", 0.5)),
+        "model.sigma_data": _number(scheduler, "sigma_data", 0.5),
         "schedule.name": "edm",
-        "schedule.sigma_min": float(scheduler.get("sigma_min", 0.002)),
-        "schedule.sigma_max": float(scheduler.get("sigma_max", 80.0)),
+        "schedule.sigma_min": _number(scheduler, "sigma_min", 0.002),
+        "schedule.sigma_max": _number(scheduler, "sigma_max", 80.0),
         "sampling.spacing": "sigma_rho",
     }
 
@@ -157,6 +157,13 @@ def _edm_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
 def _flow_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
     """The config fields of the flow-matching schedulers. Their shift changes only the times of sampling."""
     return {"model.prediction": "flow", "model.convention": "flow", "schedule.name": "flow"}
+
+
+def _number(given: dict[str, Any], key: str, default: float = 0.0) -> float:
+    value = given.get(key, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{key} is {reprlib.repr(value)}, not a number")
+    return float(value)
 
 
 def _ours(names: dict[str, str], theirs: Any) -> str:

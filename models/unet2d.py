@@ -4,6 +4,7 @@ Modules and parameters have the same names as in diffusers, so the path of a par
 The settings are those of diffusers' config.json (version 0.42).
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -110,23 +111,37 @@ def read_settings(origin: Path | str, unet: Mapping[str, Any]) -> Settings:
 
     Raises UserError, which names the setting, if the network is not supported or cannot be built.
     """
+    settings = _parsed(origin, unet)
+    with _explained(origin):
+        abstract(settings)
+    return settings
+
+
+def _parsed(origin: Path | str, unet: Mapping[str, Any]) -> Settings:
+    """Reads the settings, without a check that the network can be built."""
     for key, values in SUPPORTED.items():
         if key in unet and unet[key] not in values:
             raise UserError(
                 f"{origin}: {key} is {reprlib.repr(unet[key])}; supported are {', '.join(map(repr, values))}"
             )
-    try:
+    with _explained(origin):
         settings = Settings(**_known(unet))
         _check(settings)
-        abstract(settings)
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{origin}: not the settings of a supported UNet2DModel ({reason})") from error
     return settings
 
 
+@contextlib.contextmanager
+def _explained(origin: Path | str) -> Iterator[None]:
+    """Turns errors due to settings that do not fit together into UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{origin}: not the settings of a supported UNet2DModel ({reason})") from error
+
+
 def settings_of(config: ConfigDict) -> Settings:
-    """Returns the settings of the network of the config. Raises UserError as `read_settings` does."""
+    """Returns the settings of the network of the config. Raises UserError if a setting is not supported."""
     try:
         unet = json.loads(config.model.unet2d)
     except ValueError as error:
@@ -135,7 +150,7 @@ def settings_of(config: ConfigDict) -> Settings:
         raise UserError(f"config.model.unet2d: no setting {min(unknown)!r} of a UNet2DModel")
     channels = config.data.num_channels
     fields = {"in_channels": channels, "out_channels": channels * (1 + config.model.learned_variance)}
-    return read_settings("config.model.unet2d", {**unet, **fields, "sample_size": config.data.image_size})
+    return _parsed("config.model.unet2d", {**unet, **fields, "sample_size": config.data.image_size})
 
 
 def as_json(settings: Settings) -> str:
@@ -495,7 +510,8 @@ class UNet2D(nnx.Module):
     @classmethod
     def of_config(cls, config: ConfigDict, *, rngs: nnx.Rngs) -> "UNet2D":
         """Creates the network of config.model.unet2d, for the images of config.data."""
-        return cls(settings_of(config), rngs=rngs)
+        with _explained("config.model.unet2d"):
+            return cls(settings_of(config), rngs=rngs)
 
     def _make_levels(self, settings: Settings, rngs: nnx.Rngs) -> None:
         channels = settings.block_out_channels[0]

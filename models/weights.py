@@ -76,7 +76,10 @@ def fill(path: Path, config: ConfigDict, arrays: Arrays) -> Params:
 
     Raises UserError if an array is missing, left over, of another shape or dtype, or not finite.
     """
-    _, abstract = abstract_params(config)
+    return _fill(path, abstract_params(config)[1], arrays)
+
+
+def _fill(path: Path, abstract: Params, arrays: Arrays) -> Params:
     expected = {_name(keys): (keys, variable) for keys, variable in nnx.to_flat_state(abstract)}
     if different := expected.keys() ^ arrays.keys():
         raise UserError(f"{path}: {min(different)} is in the file or in the network of the config, but not in both")
@@ -122,7 +125,7 @@ def fill_renamed(
         unused.discard(name)
     if unused:
         raise UserError(f"{path}: holds {min(unused)}, which the network of the config lacks")
-    return fill(path, config, ours)
+    return _fill(path, abstract, ours)
 
 
 def _name(keys: tuple[str | int, ...]) -> str:

@@ -77,7 +77,7 @@ def _inputs(
 ) -> tuple[Images, Keys, Components | None, Labels | None]:
     """Returns noise, keys, components and labels of the images from index `first` on."""
     noise, keys = prior(config.seed, first, batch_size, image_shape)
-    component = _components(config, mixture, first, batch_size)
+    component = _components(config, mixture, first=first, batch_size=batch_size)
     return noise, keys, component, labels_of(config, first, batch_size)
 
 
@@ -143,7 +143,7 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timestep
     return time_grid(settings.n_steps, t_start, settings.spacing, schedule)
 
 
-def _components(config: ConfigDict, mixture: DataMixture | None, first: int, batch_size: int) -> Components | None:
+def _components(config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int) -> Components | None:
     """Returns the component of each image from index `first` on, on the devices, or None without a late start.
 
     If the network has classes, the components of a mixture of classes are those of the images' labels.

@@ -39,11 +39,13 @@ class Entry:
     features: Float[np.ndarray, "n features"] | None
 
     def grow(self, count: int) -> None:
-        """Draws more images, up to a total of `count`."""
-        if self.features is None or len(self.features) >= count:
-            return
-        more = self.trial.features(self.config, _grid(self.config, self.trial), slice(len(self.features), count))
-        self.features = None if more is None else np.concatenate([self.features, more])
+        """Draws more images, up to a total of `count`. All batches have one size, so the sampler is compiled once."""
+        size = parallel.round_up(PAIRED_IMAGES)
+        timesteps = _grid(self.config, self.trial)
+        while self.features is not None and len(self.features) < count:
+            first = len(self.features)
+            more = self.trial.features(self.config, timesteps, slice(first, first + size))
+            self.features = None if more is None else np.concatenate([self.features, more])
 
     @property
     def distance(self) -> float:
@@ -100,7 +102,7 @@ def find(configs: Sequence[ConfigDict], trials: Sequence[Trial]) -> Plan:
         dropped = entries[kept:] + dropped
         entries = entries[:kept]
         for entry in tqdm(entries, f"{count} images"):
-            entry.grow(parallel.round_up(count))
+            entry.grow(count)
         entries.sort(key=lambda entry: entry.distance)
     margin, error = _margin(*entries[:2]) if len(entries) > 1 else (None, None)
     calls = sum(trial.network_calls for trial in dict.fromkeys(trials))

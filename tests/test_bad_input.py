@@ -318,11 +318,7 @@ def run_main(arguments, log, rights=True, at_once=False):
 
     logging.set_verbosity(logging.FATAL)  # as main.py does when it is run as the program
     sys.argv = ["main.py", *arguments]  # ml_collections reads overrides from here
-    try:
-        main.main(sys.argv)
-    except SystemExit as ended:
-        sys.stdout.flush()
-        os._exit(ended.code or 0)
+    main.main(sys.argv)
 
 
 def fails_in_one_line(arguments, says, log, pictures=False, **how):

@@ -134,7 +134,8 @@ def test_regret_compares_the_automatic_start_with_the_best(experiment, tmp_path)
     assert cell["best"] == min(scores, key=scores.get) and cell["best_score"] == swept[str(cell["best"])]
     auto_config = experiment.variant("ddim", 2, seed=3, num=600, t_start=-1)
     timesteps, chosen = EvalRun(auto_config, context).plan()
-    assert (cell["auto"], cell["share_of_evaluation"]) == (timesteps[0], chosen.share)
+    assert cell["auto"] == timesteps[0]
+    assert cell["share_of_evaluation"] > chosen.share > 0  # the second choice uses the reference images of the first
     auto_score = experiment.score("ddim", 2, seed=3, num=40, t_start=cell["auto"])["score"]
     assert cell["regret"] == pytest.approx(auto_score / min(scores.values()) - 1, abs=1e-6)
 

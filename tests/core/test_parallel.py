@@ -118,7 +118,10 @@ def test_a_backend_that_does_not_start_is_one_line(monkeypatch, error):
 def run_one(arguments, log, environment):
     os.environ.update(environment)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles faster; only communication is tested
-    test_bad_input.run_main(arguments, log)
+    try:
+        test_bad_input.run_main(arguments, log)
+    finally:  # waits for the other processes, as JAX does at the exit of Python; multiprocessing skips that exit
+        jax.distributed.shutdown()
 
 
 def by_flags(count):
@@ -239,8 +242,7 @@ def test_a_signal_to_one_of_two_ends_both_with_its_code_after_the_same_step(tmp_
     logs = [(tmp_path / f"logs/log{index}").read_text() for index in range(2)]
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert all(f"stopped by SIGINT after step {step}, which is saved" in log for log in logs), logs
-    codes = {process.exitcode for process in processes}
-    assert 130 in codes and codes <= {130, -signal.SIGABRT}, logs  # JAX aborts the process that exits last
+    assert {process.exitcode for process in processes} == {130}, logs
 
 
 def test_a_batch_that_does_not_divide_is_refused_up_front(tmp_path):

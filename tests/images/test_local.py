@@ -228,7 +228,7 @@ def test_repaired_picture_is_decoded_again(config, photos):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "holds no images; images are read from a folder of pictures"),
+        ([], "holds no images; images are read from a folder or .zip of pictures"),
         (["a.txt", "b.csv", "c.txt"], r"ignored: 1 \*.csv \('b.csv'\), 2 \*.txt \('a.txt'\)"),
     ],
 )
@@ -373,7 +373,7 @@ def save_npz(**arrays):
         ("a.npz", save_npz(images=ARRAYS, labels=np.full(9, 0.5)), "labels must be integers"),
         ("a-images-idx3-ubyte", write(b"\0\0\x09"), "not an IDX file"),
         ("a.tar", write(b""), "unsupported file type"),
-        ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "unsupported file type"),
+        ("a.zip", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "1 of 1 pictures cannot be used"),
         ("a.npz", lambda path: zipfile.ZipFile(path, "w").writestr("a.png", "x"), "'a.png' in it is not an array"),
         ("a.png", picture().save, "first bytes of a picture"),
     ],

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.files import write_json
 from models import abstract_params, make_schedule, unet2d
 from models.diffusers_folder import WEIGHTS
-from models.diffusers_schedule import SCHEDULER, scheduler_settings
+from models.diffusers_schedule import SCHEDULER, schedule_fields, scheduler_settings
 from models.foreign import export_diffusers
 from models.torch_names import unet2d_tensors
 from models.unet2d_file import load_unet2d
@@ -103,21 +103,29 @@ SIGMAS = {"sigma_min": 0.02, "sigma_max": 60.0}
 )
 def test_scheduler_becomes_the_config_and_back(tmp_path, scheduler, fields):
     """Catches a schedule or prediction that is taken for another, on import or on export."""
-    write_network(tmp_path / "unet", SMALL)
-    write_json(tmp_path / "unet" / SCHEDULER, scheduler)
-    config = imported.get_config(str(tmp_path / "unet"))
-    assert config.data.image_size == 8
+    write_json(tmp_path / SCHEDULER, scheduler)
+    config = get_default_config()
+    config.update_from_flattened_dict(schedule_fields(tmp_path))
     for name, value in fields.items():
         section, field = name.split(".")
-        assert config[section][field] == pytest.approx(value, rel=1e-6), name
-    exported = config.copy_and_resolve_references()
-    export_diffusers(tmp_path / "again", exported, load_unet2d(tmp_path / "unet", config))
-    again = imported.get_config(str(tmp_path / "again"))
+        assert config[section][field] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
+    write_json(tmp_path / SCHEDULER, scheduler_settings(config))
+    again = get_default_config()
+    again.update_from_flattened_dict(schedule_fields(tmp_path))
     np.testing.assert_allclose(make_schedule(again).alpha_bars, make_schedule(config).alpha_bars, rtol=1e-6)
-    assert again.model.unet2d == config.model.unet2d
     assert (again.model.prediction, again.model.convention) == (config.model.prediction, config.model.convention)
-    restored = load_unet2d(tmp_path / "again", again)
-    jax.tree.map(np.testing.assert_array_equal, restored, load_unet2d(tmp_path / "unet", config))
+
+
+def test_export_and_import_change_nothing(tmp_path):
+    """Catches a weight that is transposed on the way out, and settings that are lost."""
+    write_network(tmp_path / "unet", SMALL)
+    config = imported.get_config(str(tmp_path / "unet"))
+    assert config.data.image_size == 8
+    params = load_unet2d(tmp_path / "unet", config)
+    export_diffusers(tmp_path / "again", config, params)
+    again = imported.get_config(str(tmp_path / "again"))
+    assert again.to_json() == config.to_json()
+    jax.tree.map(np.testing.assert_array_equal, load_unet2d(tmp_path / "again", again), params)
 
 
 @pytest.mark.parametrize(
@@ -126,26 +134,23 @@ def test_scheduler_becomes_the_config_and_back(tmp_path, scheduler, fields):
         ({"_class_name": "ScoreSdeVpScheduler"}, "_class_name is 'ScoreSdeVpScheduler'; supported are DDPMScheduler"),
         ({"beta_schedule": "laplace"}, "'laplace' is not supported"),
         ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
-        ({"beta_end": "0.02"}, "can't multiply"),
+        ({"beta_end": "0.02"}, "beta_end is '0.02', not a number"),
         ({"trained_betas": [0.1]}, "trained_betas are not 1000 numbers"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "only 'epsilon' is supported"),
-        ({"clip_sample": "yes"}, "wrong types"),
     ],
 )
 def test_other_schedulers_are_refused(tmp_path, scheduler, says):
     """Catches a traceback, and a setting that is ignored."""
-    write_json(tmp_path / "config.json", SMALL)
     write_json(tmp_path / SCHEDULER, scheduler)
     with pytest.raises(UserError, match=says) as error:
-        imported.get_config(str(tmp_path))
+        schedule_fields(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_schedules_that_diffusers_lacks_are_not_exported(tmp_path):
+def test_schedules_that_diffusers_lacks_are_not_exported():
     """Catches a network that diffusers would use on another schedule than that of its training."""
-    write_json(tmp_path / "config.json", SMALL)
-    config = imported.get_config(str(tmp_path))
+    config = get_default_config()
     config.schedule.name = "vp"
     with pytest.raises(UserError, match="diffusers has no scheduler for schedule.name=vp"):
         scheduler_settings(config)

@@ -82,8 +82,8 @@ def test_steps_are_the_most_that_the_budget_allows():
 def planned(config, tmp_path, train_once, shipped_classifier, monkeypatch):
     """(config, workdir, path of plan.json) of a plan over one solver, with one Gaussian and with classes."""
     config.training.update(n_iters=1, snapshot_sampling=False)
-    config.sampling.components = "labels"
     train_once(config, tmp_path / "run")
+    config.sampling.components = "labels"
     run_lib.fid_stats(config)
     config.sampling.components = ONE
     config.eval.update(num_samples=8, batch_size=4)  # the batches of the plan, so that nothing is compiled again

@@ -239,18 +239,23 @@ def test_analyze_writes_every_figure_and_reuses_stored_numbers(config, workdir, 
 
 
 def test_automatic_starts_are_those_of_an_evaluation_of_the_configs_size(config, workdir):
-    """Catches a search with the sample number of the analysis, a given start, or one start for all samplers."""
+    """Catches a search with the sample number of the analysis, a given start, and DDPM's start without scores."""
     config.eval.num_samples = 40
     config.analysis.score_samples = 5
     run_config = study._run_config(config)
     automatic = study._automatic_runs(config, run_config)
     context = evaluation.load_context(run_config, workdir, automatic)
     runs = study._automatic_starts(automatic, context)
-    assert [(run["sampler"], run["n_steps"], run["num_samples"]) for run in runs] == [("ddpm", 2, 40), ("ddim", 2, 40)]
+    assert [(run["sampler"], run["n_steps"], run["num_samples"]) for run in runs] == [("ddim", 2, 40)]
     for run in runs:
         auto_start = run["auto_start"]
         assert auto_start["t_start"] in {point["t_start"] for point in auto_start["curve"]}
         assert auto_start["share_of_evaluation"] == pytest.approx(auto_start["network_calls"] / (40 * 2), abs=1e-4)
+    config.eval.enable_fid = True
+    assert [run.sampling.sampler for run in study._automatic_runs(config, study._run_config(config))] == [
+        "ddpm",
+        "ddim",
+    ]
 
 
 def test_scores_shown_are_of_this_step_and_these_settings(config, tmp_path):
