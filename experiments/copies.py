@@ -20,10 +20,18 @@ from core import plots, tables
 from core.shapes import HostPixels
 from evaluation import EvalRun
 from experiments.runs import Experiment, main, write_and_print
+from sampling.late_start import ONE
 
 SEED = 1
 SAMPLES = 1000  # number of images of each run
-RUNS = (("ddim", 50, None), ("ddim", 10, None), ("ddim", 10, 500))  # sampler, n and start; None: pure noise
+COMPONENTS = "40"  # of the mixture, which --mode=fid_stats --config.sampling.components=40 fits
+RUNS = (  # sampler, n, start (None: pure noise), and the components of the start
+    ("ddim", 50, None, ONE),
+    ("ddim", 5, None, ONE),
+    ("ddim", 5, 500, ONE),
+    ("ddim", 5, 300, COMPONENTS),
+    ("ddim", 3, 300, COMPONENTS),
+)
 CLOSEST = 16  # number of pictures in a row of the figure
 COPY_QUANTILE = 0.05  # a picture is close if its distance is below this quantile of the held-out pictures
 
@@ -37,15 +45,18 @@ def nearest(images: HostPixels, training: HostPixels) -> tuple[Int[np.ndarray, "
 
 def copies(config: ConfigDict, workdir: Path, dest: Path) -> None:
     """Writes copies.txt (quantiles of distances) and copies.png (the pictures closest to training pictures)."""
-    experiment = Experiment(without_scores(config, SAMPLES), workdir)
+    experiment = Experiment(without_scores(config, SAMPLES), workdir, sorted({components for *_, components in RUNS}))
     training = datasets.load(config, "train").images
     sets = {"held-out": datasets.load(config, "test").images}
-    for sampler, n_steps, t_start in RUNS:
-        run = EvalRun(experiment.variant(sampler, n_steps, seed=SEED, num=SAMPLES, t_start=t_start), experiment.context)
+    for sampler, n_steps, t_start, components in RUNS:
+        settings = {"t_start": t_start, "components": components}
+        run = EvalRun(experiment.variant(sampler, n_steps, seed=SEED, num=SAMPLES, **settings), experiment.context)
         timesteps, _ = run.plan()
-        sets[f"{sampler}, n = {n_steps}, from {timesteps[0]}"] = run.images(timesteps)
+        kind = "" if components == ONE else f", {components} Gaussians"
+        sets[f"{sampler}, n = {n_steps}, from {timesteps[0]}{kind}"] = run.images(timesteps)
     write_and_print(dest / "copies.txt", copies_table(sets, training))
-    shown = {name: sets[name] for name in list(sets)[:2]}
+    first, *_, last = sets
+    shown = {name: sets[name] for name in (first, last)}
     plots.save_comparison(dest / "copies.png", copies_rows(shown, training))
 
 

@@ -99,7 +99,7 @@ class Experiment:
 def row(start: str, result: Result) -> list[Any]:
     """Returns a row of COLUMNS. `start` is the kind of start."""
     facts = result | {"start": start}
-    return [facts[name] for name in COLUMNS]
+    return [facts.get(name, "") for name in COLUMNS]
 
 
 def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:

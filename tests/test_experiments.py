@@ -164,7 +164,7 @@ def emoji_run(config, tmp_path, monkeypatch):
     for name, value in {"SAMPLES": 12, "RESAMPLED": 4, "TRAINING_IMAGES": 1280, "SEEDS": (1, 2)}.items():
         monkeypatch.setattr(diversity, name, value)
     monkeypatch.setattr(copies, "SAMPLES", 12)
-    monkeypatch.setattr(copies, "RUNS", (("ddim", 2, None), ("ddim", 2, 300)))
+    monkeypatch.setattr(copies, "RUNS", (("ddim", 2, None, "1"), ("ddim", 2, 300, "1")))
     return emoji, tmp_path / "run"
 
 
