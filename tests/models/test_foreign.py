@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.errors import UserError
 from core.files import write_json
-from models import abstract_params, apply_model, foreign
+from models import abstract_params, apply_model, diffusers_folder, foreign
 from models.diffusers_folder import WEIGHTS, read_weights
 from models.diffusers_schedule import SCHEDULER, check_schedulers, scheduler_settings
 from models.foreign import export_diffusers, load_foreign
@@ -358,7 +358,7 @@ def test_export_is_atomic(tmp_path, monkeypatch):
     config = make_config(TINY)
     params = make_params(config, 0)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(foreign, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(diffusers_folder, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
         export_diffusers(tmp_path / "unet", config, params)
     assert not list(tmp_path.iterdir())
     export_diffusers(tmp_path / "unet", config, params)
