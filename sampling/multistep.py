@@ -1,4 +1,4 @@
-"""Multistep solvers of the probability-flow ODE, with one network evaluation per step: DPM-Solver++, UniPC, iPNDM, DEIS.
+"""Multistep solvers of the probability-flow ODE, with one network evaluation a step: DPM-Solver++, UniPC, iPNDM, DEIS.
 
 DPM-Solver++ and UniPC extrapolate the predicted x_0 in lambda = log(signal / sigma). iPNDM and DEIS extrapolate the
 predicted noise in t. Each solver first computes its weights for all steps from the grid. The order of the steps rises

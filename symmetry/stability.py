@@ -29,7 +29,7 @@ NEWTON_STEPS = 20
 LANCZOS_BASIS = 40  # the Krylov space for k eigenvalues has dimension LANCZOS_BASIS + 5 k
 SETTLED = 1e-4  # a point is a fixed point if the root mean square of the drift there is below this
 GMRES = lineax.GMRES(rtol=0, atol=0, restart=20, max_steps=2)
-"""One cycle of 20 directions without a tolerance. lineax counts the initial residual as the first of the two steps."""
+"""One cycle of 20 directions, without a tolerance. max_steps is 2, because lineax counts the initial residual, too."""
 
 Image = Float[Array, "height width channels"]
 Rows = Float[Array, "batch dim"]
@@ -245,7 +245,7 @@ def _krylov(
     def step(carry, i):
         basis, vectors = carry
         vectors = _unit(vectors) + noise[i]
-        for _ in range(2):  # the second pass removes rounding errors, which are large if the rest is a short vector
+        for _ in range(2):  # the second pass removes rounding errors, which are large if little remains
             vectors -= jnp.einsum("bk,bkd->bd", jnp.einsum("bkd,bd->bk", basis, vectors), basis)
         vectors = _unit(vectors)
         images = apply(vectors)
