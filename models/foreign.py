@@ -34,7 +34,7 @@ class ForeignCheckpoint(NamedTuple):
     ema: nnx.State
 
 
-# For each setting of a UNet2DModel: its value for the DDPM paper's network, and the value where the setting is missing.
+# For each setting of a UNet2DModel: its value for the DDPM paper's network, and diffusers' value if it is missing.
 UNET_SETTINGS = {
     "_class_name": ("UNet2DModel", None),
     "act_fn": ("silu", "silu"),

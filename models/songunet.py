@@ -29,11 +29,13 @@ EPSILON = 1e-6
 
 
 class SongUNet(nnx.Module):
-    """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
+    """The U-Net. model.prediction says what it predicts. model.convention says how it receives the time.
 
-    model.encoder: what is added at the start of each level except the first. "standard": nothing. "skip": a 1x1
-      convolution of the input, halved to the size of the level. "residual": a convolution, then halved, of the result
-      of this addition at the level above, or of the input at the second level.
+    model.encoder: what is added after the first block of each level except the first level.
+      "standard": nothing.
+      "skip": a 1x1 convolution of the input of the network, after it is halved to the size of the level.
+      "residual": an image, after a convolution and a halving. At the second level, this image is the input of the
+        network. At each later level, it is the result of the addition at the level before.
     model.decoder: with "standard", the output comes from the finest level only. With "skip", every level contributes an
       image. The images are doubled to full size and added.
     """
