@@ -97,7 +97,7 @@ FAMILIES: dict[str, dict[str, Change]] = {
 
 
 def halves(config: ConfigDict) -> tuple[HostPixels, HostPixels, Labels]:
-    """Returns real pictures, other real pictures, and the labels of the latter.
+    """Returns real pictures, other real pictures, and the labels of these other pictures.
 
     All skin tones of an emoji are in the same set.
     """

@@ -258,7 +258,7 @@ def score_of(experiment: Experiment, images: HostPixels) -> Result:
 
 
 def make_flow(experiment: Experiment, dest: Path) -> None:
-    """Writes flow.txt: starts drawn from mixtures, and starts on their probability-flow ODE, from the same noise."""
+    """Writes flow.txt: results for starts drawn from mixtures, and for starts on their probability-flow ODE."""
     last = experiment.context.denoiser.schedule.num_timesteps - 1
     full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(FULL_STEPS, last))
     lines = []
@@ -368,7 +368,7 @@ def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int)
 
 
 def make_likelihood(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes likelihood.txt: the mean log density of noised held-out images, minus that of the single Gaussian.
+    """Writes likelihood.txt: by how much the mean log density of noised held-out images exceeds that under one Gaussian.
 
     The mixtures are fitted to the training split. Digits have no test split, so `datasets.load_labelled` divides them.
     """

@@ -179,7 +179,7 @@ def _state(path: Path | str, model: nnx.Module, expected: Iterable[Tensor], weig
 
 
 def _our_fields(config: ConfigDict) -> dict[str, Any]:
-    """Returns the config fields that determine the network. attn_resolutions is limited to the sizes of its levels."""
+    """Returns the config fields that determine the network. attn_resolutions has only sizes of its levels."""
     model = config.model
     data = config.data
     return {

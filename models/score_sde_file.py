@@ -213,7 +213,7 @@ PROCESSES = {
 # port numbers all modules in this order
 
 Place = tuple[str | int, ...]
-"""The path of a layer in our network. The frequencies belong to no layer. Their place is that of the network, ()."""
+"""The path of a layer in our network. The frequencies belong to no layer, and have the path (), the network itself."""
 
 INNER = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb_dense": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 ATTENTION = {"norm": "GroupNorm_0", "query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"}

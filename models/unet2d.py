@@ -310,7 +310,7 @@ class LevelMaker:
         self.divisor = math.sqrt(2) if self.smooths else 1.0
 
     def resnet(self, channels: int, skip: int = 0, resample: str = "") -> Resnet:
-        """Makes a block whose input has `channels` channels and, concatenated, `skip` channels of a skip connection."""
+        """Makes a block. Its input has `channels` channels, followed by `skip` channels of a skip connection."""
         groups = groups_out = self.settings.norm_num_groups
         if self.smooths:
             groups, groups_out = narrow_groups(channels + skip), narrow_groups(self.channels)

@@ -88,7 +88,7 @@ def cheapest_grid(
     """Returns n_steps times, descending from t_start, whose steps to clean data have the smallest total error.
 
     errors: the errors that `walk` returns.
-    t_start: at least least_start(times, n_steps). The error of the first step is taken to be that of the step from the
+    t_start: at least least_start(times, n_steps). The first step is given the error of the step that begins at the
       nearest of `times`.
     """
     count = len(times)

@@ -389,7 +389,7 @@ class DataMixture:
         return Component(*(jnp.asarray(field, dtype) for field in fields))
 
     def _place(self, x: Images, alpha_bar: ArrayLike) -> "Place":
-        """Splits x, relative to the mean of x_t, into coordinates along the eigenvectors and the rest."""
+        """Subtracts the mean of x_t from x. Splits the result into coordinates along the eigenvectors, and the rest."""
         ab = _column(alpha_bar, x.dtype)
         basis = jnp.asarray(self.eigenvectors, x.dtype)
         centred = x.reshape(len(x), -1) - jnp.sqrt(ab) * jnp.asarray(self.mean, x.dtype)

@@ -178,7 +178,10 @@ def deis_3(
 
 
 def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}"]:
-    """Returns the order of each step: the number of predictions made or known so far, at most `highest`."""
+    """Returns the order of each step: the number of available predictions, at most `highest`.
+
+    known: the number of predictions that are available before the first step.
+    """
     return np.minimum(highest, known + 1 + np.arange(n_steps))
 
 

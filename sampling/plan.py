@@ -39,7 +39,7 @@ class Entry:
     features: Float[np.ndarray, "n features"] | None
 
     def grow(self, count: int) -> None:
-        """Draws more images, up to a total of `count`. All batches have one size, so the sampler is compiled once."""
+        """Draws more images, up to a total of `count`. One batch size saves compilations."""
         size = parallel.round_up(PAIRED_IMAGES)
         timesteps = _grid(self.config, self.trial)
         while self.features is not None and len(self.features) < count:

@@ -90,7 +90,7 @@ def typical_growth(
     """Computes the leading eigenvalues of the drift's Jacobian at noised images, for beta = 1, descending.
 
     The network is trained on inputs like noised images. The fixed point, however, has far less noise than any training
-    input. For Gaussian data the eigenvalues at both are equal. The noise is the same at all times.
+    input. For Gaussian data the eigenvalues at fixed point and noised images are equal. All times have the same noise.
     """
     denoiser = denoiser.astype(x0.dtype)
     schedule = denoiser.schedule
@@ -128,7 +128,7 @@ def critical_times(
 
 
 def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
-    """Returns the upper end of the longest interval where a spline is positive; NaN as for `critical_times`."""
+    """Returns the upper end of the longest interval where a spline is positive, or NaN as in `critical_times`."""
     intervals = []
     for growth in pieces:
         ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])

@@ -121,7 +121,7 @@ def check_calls(trial: Trial) -> Finding:
 
 
 def _fault_of_calls(trial: Trial) -> str | None:
-    """Explains why the network is called at other times than those of the grid, or returns None."""
+    """Explains why the network is called at times that are not in the grid. Returns None if no explanation fits."""
     times = grid(LATE, 4)
     trial.run(start(LAST, COUNT), grid(LAST, 4))
     elsewhere = trial.called
@@ -253,7 +253,7 @@ def check_two_steps(trial: Trial) -> Finding:
 
 
 def check_mistakes(trial: Trial) -> Finding:
-    """Checks that the result is not that of DDIM with one of MISTAKES.
+    """Checks that the result does not equal the result of DDIM with one of MISTAKES.
 
     Most mistakes change the result less than the discretisation errors of DDIM, so the other checks may not find them.
     A grid of five times identifies the mistakes of first-order samplers. On a grid of two times, most solvers of higher
