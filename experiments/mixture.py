@@ -368,7 +368,7 @@ def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int)
 
 
 def make_likelihood(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes likelihood.txt: by how much the mean log density of noised held-out images exceeds that under one Gaussian.
+    """Writes likelihood.txt: the mean log density of noised held-out images, minus its value under one Gaussian.
 
     The mixtures are fitted to the training split. Digits have no test split, so `datasets.load_labelled` divides them.
     """

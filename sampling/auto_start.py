@@ -3,10 +3,10 @@
 The search compares images from each candidate start with reference images from the same noise. The images from a
 candidate are drawn by the sampler under evaluation, with its number of steps. The reference images are drawn by
 REFERENCE, with REFERENCE_STEPS steps from an early start. For a given noise, the late starts at all times lie on one
-trajectory of the Gaussian's probability flow. So the two sets of images are equal if the sampler makes no error, and
-most of the random error due to the choice of the noise cancels. The chosen start has the smallest `distance` between
-the features of the two sets. The same number of images is drawn from every candidate, and the choice is among all
-candidates that were tried.
+trajectory of the Gaussian's probability flow. So the two sets of images are equal if neither the start nor the sampler
+has an error, and most of the random error due to the choice of the noise cancels. The chosen start has the smallest
+`distance` between the features of the two sets. The same number of images is drawn from every candidate, and the choice
+is among all candidates that were tried.
 
 The images of a stochastic sampler are not determined by the noise of the start. So its start is chosen among a few
 times around the automatic start of DDIM, by the distance between the features of its images and the features of the

@@ -39,7 +39,10 @@ class Entry:
     features: Float[np.ndarray, "n features"] | None
 
     def grow(self, count: int) -> None:
-        """Draws more images, up to a total of `count`. One batch size saves compilations."""
+        """Draws more images, up to a total of `count`.
+
+        All batches have the same size, so that the sampler is compiled once.
+        """
         size = parallel.round_up(PAIRED_IMAGES)
         timesteps = _grid(self.config, self.trial)
         while self.features is not None and len(self.features) < count:

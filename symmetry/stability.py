@@ -90,7 +90,8 @@ def typical_growth(
     """Computes the leading eigenvalues of the drift's Jacobian at noised images, for beta = 1, descending.
 
     The network is trained on inputs like noised images. The fixed point, however, has far less noise than any training
-    input. For Gaussian data the eigenvalues at fixed point and noised images are equal. All times have the same noise.
+    input. For Gaussian data, the eigenvalues are equal at the fixed point and at noised images. The noise is the same at
+    all times.
     """
     denoiser = denoiser.astype(x0.dtype)
     schedule = denoiser.schedule

@@ -12,8 +12,8 @@ If the second parameter is named `sigmas`, the sampler receives the table of sig
 instead of alpha_bar. Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
 
 All arrays are float64 arrays of NumPy, or of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`.
-If the function has more than four parameters, the others need defaults. The function claims properties by its attributes,
-for example `sampler.order = 2` (see Claims).
+If the function has more than four parameters, the others need defaults. The function claims properties in the form of
+attributes, for example `sampler.order = 2` (see Claims).
 """
 
 import inspect
