@@ -212,8 +212,8 @@ def measure(labelled: Labelled, predicted: Predicted, data: Shares, seed: int = 
 def check(config: ConfigDict, workdir: Path, dest: Path) -> None:
     """Writes check.txt: a table of the confusion, and diversity measures of real pictures with known shares of labels.
 
-    The pictures are drawn with the probabilities `changed_weights`, from one half of the bases. The confusion matrix of
-    the correction is from the other half.
+    The pictures are drawn from one half of the bases, with the probabilities that `changed_weights` returns. The
+    confusion matrix of the correction is from the other half.
     """
     labelled = load_labelled(config, workdir / "labels")
     parts = [confusion_table(labelled)]
@@ -255,8 +255,8 @@ def confusion_table(labelled: Labelled) -> str:
 def changed_weights(labels: Int[np.ndarray, "images"]) -> dict[str, Float[np.ndarray, "images"]]:
     """Returns three sets of relative probabilities of drawing each image, by name.
 
-    All images have the same probability; people with one of the two darkest skin tones have a fifth of it; or all
-    people have a fifth of it.
+    In the first set, all images have the same probability. In the second set, people with one of the two darkest skin
+    tones have a fifth of it. In the third set, all people have a fifth of it.
     """
     dark = (labels >= TONES.stop - 2) & (labels < TONES.stop)
     few_dark = np.where(dark, 0.2, 1.0)

@@ -148,7 +148,7 @@ def make_limits(experiment: Experiment, dest: Path) -> None:
 
 
 class SolverRun(NamedTuple):
-    """The settings of a run of a solver. They are the keys of dicts of results."""
+    """The settings of a run of a solver, and the key of the run in SolverResults."""
 
     sampler: str
     spacing: str

@@ -137,7 +137,7 @@ class SongUNet(nnx.Module):
         return output / per_image(self._sigma(t), output) if self.divides_by_sigma else output
 
     def _sigma(self, t: Real[Array, "batch"]) -> Float[Array, "batch"]:
-        """Converts the network's time to sigma. The time is sigma itself, or an index from 0, the highest sigma, up."""
+        """Converts the network's time to sigma. The time is sigma itself, or an index. Index 0 is the highest sigma."""
         low, high, count = self.sigmas
         return t if self.log_time else high * (low / high) ** (jnp.floor(t) / (count - 1))
 

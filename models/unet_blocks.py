@@ -231,7 +231,8 @@ def make_levels(
       attends: whether each level has attention.
       stem: the channels of the first convolution.
       num_blocks: the number of blocks in a level of `down`; levels of `up` have one more.
-      attends_after_all: whether all blocks of a level of `up` with attention have attention. If not, only the last has.
+      attends_after_all: whether all blocks of a level of `up` with attention have attention. If false, only the last
+        block has attention.
     """
     skips = [stem]
     levels_down, levels_up, channels = [], [], []

@@ -79,9 +79,9 @@ def transfer(schedule: NoiseSchedule, t: ArrayLike, s: ArrayLike) -> tuple[jax.A
 def looking_back(
     points: Float[Array, "points"], n_steps: int, length: int, newest: int = 0
 ) -> Float[Array, "{n_steps} {length}"]:
-    """Returns, in row i, the grid points that step i of a multistep solver uses, newest first.
+    """Returns, in row i, `length` grid points that step i of a multistep solver uses, newest first.
 
-    Above t_start, the grid is continued with steps as long as its first step.
+    The row begins with point i + newest. Above t_start, the grid is continued with steps as long as its first step.
     """
     index = np.arange(n_steps)[:, None] + newest - np.arange(length)
     return points[np.maximum(index, 0)] + np.minimum(index, 0) * jnp.diff(points[:2]).sum()

@@ -90,8 +90,8 @@ def typical_growth(
     """Computes the leading eigenvalues of the drift's Jacobian at noised images, for beta = 1, descending.
 
     The network is trained on inputs like noised images. The fixed point, however, has far less noise than any training
-    input. For Gaussian data, the eigenvalues are equal at the fixed point and at noised images. The noise is the same at
-    all times.
+    input. For Gaussian data, the eigenvalues are equal at the fixed point and at noised images. The noise is the same
+    at all times.
     """
     denoiser = denoiser.astype(x0.dtype)
     schedule = denoiser.schedule
@@ -148,7 +148,7 @@ def _eps_at(denoiser: Denoiser, offset: ArrayLike, t: Float[Array, ""]) -> OnIma
 def _iterate(eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images) -> Images:
     """Finds the stable fixed point of the drift near y.
 
-    The iteration is y <- 2 (y - sigma eps) / (1 + ab), where each step is taken by half.
+    The iteration is y <- 2 (y - sigma eps) / (1 + ab), where only half of each step is taken.
     """
 
     def step(_, y):
@@ -166,7 +166,7 @@ class _NewtonState(NamedTuple):
 
 
 def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
-    """Searches a zero of the drift near y with damped Newton steps. Returns (the best point found, its residual).
+    """Searches for a zero of the drift near y with damped Newton steps. Returns (the best point found, its residual).
 
     A step that increases the residual is rejected, and the next step is a quarter as long. y is a batch of one image.
 
