@@ -9,7 +9,7 @@ FASHION := --config=configs/ddpm/$(NETWORK).py
 .PHONY: demo table figures test test-fast test-types test-prepare test-diffusers
 
 # Trains briefly on real digits. Then scores three samplers, with and without a late start, on the fully trained network
-# of assets/weights.
+# of assets/weights. If the font for emoji is installed, it also draws emoji from pure noise and from late starts.
 demo: .venv/installed results/digits/config.json $(if $(FONT),results/emoji/config.json)
 	$(BIN)/python main.py --mode=train $(DIGITS) --workdir=results/demo --config.training.n_iters=200
 	$(BIN)/python main.py --mode=fid_stats $(DIGITS)
@@ -26,8 +26,8 @@ results/digits/config.json: | .venv/installed
 results/emoji/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(EMOJI) --workdir=$(@D) --source=assets/weights/emoji_32.npz
 
-# table: the paper's table on Fashion-MNIST, in an hour or more. figures: every solver at equal cost, in hours. The same
-# command continues an interrupted run.
+# `make table` makes the paper's table on Fashion-MNIST, in an hour or more. `make figures` compares every solver at
+# equal cost, in several hours. The same command continues an interrupted run.
 table figures: results/$(NETWORK)/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
 	$(BIN)/python -m experiments.fashion_mnist $@ --config=$(NETWORK)

@@ -1,4 +1,4 @@
-"""Data sets: a config -> the uint8 images of a split, and the batches for training, evaluation and statistics."""
+"""Data sets: loads the images of a split, and makes the batches for training, evaluation and statistics."""
 
 import hashlib
 import os
@@ -74,7 +74,7 @@ def prepare(config: ConfigDict) -> Split:
 def spread(images: Shaped[np.ndarray, "images ..."], count: int) -> Shaped[np.ndarray, "count ..."]:
     """Selects `count` evenly spaced images, or all images if there are fewer.
 
-    The first `count` images of a folder may all be of one class.
+    They are evenly spaced, because the first `count` images of a folder may all be of one class.
     """
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
 

@@ -182,7 +182,10 @@ class EvalRun:
         }
 
     def _mixture_settings(self) -> RunSettings:
-        """The settings of a late start from a mixture; empty for a single Gaussian, so that older results match."""
+        """The settings of a late start from a mixture.
+
+        The result is empty for a single Gaussian, so that results stored by older versions are found again.
+        """
         if not self.config.sampling.gls or self.config.sampling.components == ONE:
             return {}
         components, classes = late_start = _late_start(self.config)
@@ -190,7 +193,7 @@ class EvalRun:
         return {"components": components, "mixture_sha256": sha256} | ({"classes": list(classes)} if classes else {})
 
     def _class_settings(self) -> RunSettings:
-        """The classes that are drawn and the guidance; empty for a network without classes."""
+        """The guidance and the selected classes; empty for a network without classes."""
         if not self.config.model.label_dim:
             return {}
         settings = self.config.sampling
@@ -337,7 +340,10 @@ def load_judge(
 
 
 def trials(runs: Sequence[ConfigDict], context: EvalContext) -> list[Trial]:
-    """Returns the trial of each run. Runs with the same late start share a trial. All share the reference images."""
+    """Returns the `Trial` that draws images for each run.
+
+    Runs with the same late start share a trial, and all trials share the stored reference images.
+    """
     found: dict[LateStart, Trial] = {}
     for run in runs:
         if _late_start(run) not in found:

@@ -5,9 +5,9 @@ better. The two methods define two different codes for the same network, so thei
 
 - The generative process. The ODE gives the density of a deterministic flow from N(0, I), to the solver's tolerance.
   The bound belongs to a Markov chain of Gaussian steps with variance beta_t. This variance is nearly correct if the
-  standard deviation of the data is well above sigma_t, the standard deviation of the noise in x_t. Where it is below
-  sigma_t, as in a black margin, the code becomes longer by up to 0.49 bits per dimension (summed over all steps), even
-  if eps is exact.
+  standard deviation of the data is well above sigma_t, the standard deviation of the noise in x_t. If the standard
+  deviation of the data is below sigma_t, as for the pixels of a black margin, beta_t is too large. These steps together
+  add up to 0.49 bits per dimension to the code, even if eps is exact.
 - The grey levels. The ODE gives only a density. Each grey level is therefore replaced by uniform noise over its bin,
   which can only make the code longer (Theis et al. 2016, arXiv 1511.01844). The last step of the bound, the decoder,
   gives exact probabilities of the grey levels, and its two outermost bins are unbounded. A pixel that is always black
@@ -54,8 +54,9 @@ ROWS = {  # name in the results: label in the table
 def measure(config: ConfigDict, denoiser: Denoiser, images: HostPixels) -> dict[str, Any]:
     """The mean and standard error over the images of each quantity in ROWS, and the settings of the measurement.
 
-    There must be at least 2 images. The program is compiled once for all weights of the denoiser. The result depends on
-    config.seed, but not on the batch size or the number of devices. Raises UserError if the result is not finite.
+    There must be at least 2 images. Another denoiser of the same architecture does not need another compilation. The
+    result depends on config.seed, but not on the batch size or the number of devices. Raises UserError if the result is
+    not finite.
     """
     settings = config.eval
     exact = settings.bpd_exact_divergence
@@ -140,11 +141,11 @@ def bound_bits(denoiser: Denoiser, images: Pixels, keys: Keys, centered: bool) -
     for 0 < t <= T - 1 (equation 12); and "L_T", the prior. Times are smaller by 1 than in the paper: the paper's x_1,
     the first noised image, is x_t at t = 0 here. Predictions are not clipped.
 
-    The paper's section 3.2 has two choices for the variance of the reverse process. Here it is beta_t, also in the
-    decoder. The other choice, the posterior variance, is beta_t times (1 - ab_{t-1}) / (1 - ab_t). It is correct only
-    for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension larger. In the
-    decoder it is 0 and cannot be used. The code of Improved DDPM (Nichol and Dhariwal 2021) uses 0.545 beta_0 there,
-    the posterior variance at t = 1, so its bounds differ from these.
+    The paper's section 3.2 has two choices for the variance of the reverse process. Here the variance is beta_t, also
+    in the decoder. The other choice, the posterior variance, is beta_t times (1 - ab_{t-1}) / (1 - ab_t). It is correct
+    only for data without variation. For data of unit variance it would make the bound 0.67 bits per dimension larger.
+    In the decoder it is 0 and cannot be used. In the decoder, the code of Improved DDPM (Nichol and Dhariwal 2021) uses
+    the posterior variance at t = 1, which is 0.545 beta_0. Its bounds therefore differ from these.
     """
     schedule = denoiser.schedule
     x0 = datasets.to_network_range(images, centered)

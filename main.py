@@ -11,8 +11,8 @@ python main.py --mode=analyze   --config=configs/ddpm/digits.py --workdir=result
 python main.py --mode=score     --config=configs/ddpm/digits.py --source=images/
 python main.py --mode=verify    --source=sampling:ddim
 
-Any field of the config is set by --config.section.field=value. Without --config, the config in the workdir is used; an
-import reads the config from the file, if the file describes its network.
+Any field of the config is set by --config.section.field=value. Without --config, the program uses the config in the
+workdir. An import without --config reads the config from the file of weights, if this file describes its network.
 
 Exit codes:
   0: the mode finished.
@@ -241,7 +241,7 @@ def parse(argv: list[str]) -> ConfigDict | None:
 
 
 def config_expanded(argument: str) -> str:
-    """The argument; in --config=~/file.py, ~ is expanded."""
+    """The argument. If it sets --config, ~ in the path is replaced by the home folder."""
     flag, _, path = argument.partition("=")
     return f"{flag}={expanded(path, flag)}" if flag in ("--config", "-config") and path else argument
 

@@ -174,7 +174,7 @@ def sweep(config: ConfigDict, workdir: Path, eval_folder: str | Path = "eval") -
 def plan(config: ConfigDict, workdir: Path, budget: int) -> Path:
     """Finds the best solver, components and start for `budget` network calls per image. Returns the path of plan.json.
 
-    All components with statistics are tried. The time grid is sampling.spacing.
+    All values of sampling.components whose statistics fid_stats has saved are tried. The time grid is sampling.spacing.
     """
     validate(config)
     if not config.eval.enable_fid:
@@ -264,8 +264,8 @@ def score(config: ConfigDict, workdir: Path, source: Path, reference: Path | Non
 def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png", trajectory: bool = False) -> Path:
     """Draws `num` images with config.sampling, writes them and a grid of the first GRID_SIZE, and returns the folder.
 
-    file_format: "png" for one PNG per image, or "npz" for one file. trajectory: whether to write also film strips,
-    which show the x_0 predicted at each network evaluation.
+    file_format: "png" for one PNG per image, or "npz" for one file. trajectory: whether film strips are also written;
+    they show the x_0 predicted at each network call.
     """
     config = without_scores(config, num)
     validate(config)
@@ -291,9 +291,10 @@ def sample(config: ConfigDict, workdir: Path, num: int, file_format: str = "png"
 
 
 def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
-    """Draws a picture with one row for each sampler of config.sweep and each start; a column has the same noise.
+    """Draws a picture with one row for each sampler of config.sweep and each start.
 
-    An .npz file of the same name contains the images, one array per row. Returns the path of the picture.
+    All images of a column start from the same noise. An .npz file of the same name contains the images, one array per
+    row. Returns the path of the picture.
     """
     config = without_scores(config, num)
     validate(config)
@@ -352,8 +353,8 @@ def import_weights(config: ConfigDict, workdir: Path, source: Path) -> None:
     """Makes a checkpoint in a new workdir from a file of weights.
 
     The file is an .npz of this project, a .pth of the paper's code, a diffusers folder, a .pkl of EDM, a .pt of
-    improved- or guided-diffusion, or a checkpoint of score_sde: of flax (without an extension) or of its PyTorch port
-    (a .pth).
+    improved- or guided-diffusion, a flax checkpoint of score_sde (without an extension), or a .pth of score_sde's
+    PyTorch port.
     """
     validate(config)
     if checkpoints.saved_steps(workdir):

@@ -1,10 +1,10 @@
-"""Counts the programs that each mode compiles, in a first run and in a second run that finds them on disk.
+"""Counts the programs that JAX compiles in two runs of the same mode. The second can load programs of the first run.
 
 python -m benchmarks.compilations [--modes=train,eval]
 
-Every run does as little work as possible on digits, so most of its time is imports, tracing and compiling. CPU seconds
-are those of the whole process, which depend little on other jobs. `programs` counts the programs that are compiled, not
-those loaded from disk.
+--modes lists some of MODES; by default all of them are measured. Every run does as little work as possible on digits,
+so most of its time is imports, tracing and compiling. CPU seconds are those of the whole process, which depend little
+on other jobs. `programs` counts the programs that are compiled, but not the programs that are loaded from disk.
 """
 
 import argparse
@@ -47,9 +47,9 @@ print(json.dumps(counts))
 
 
 class Counts(NamedTuple):
-    """The programs that one run compiled, and the time that this took."""
+    """The cost of one run."""
 
-    programs: int
+    programs: int  # number of programs that JAX compiled
     compiling: float  # seconds in which JAX compiled or loaded programs
     cpu: float  # CPU seconds of the process
 

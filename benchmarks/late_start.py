@@ -52,7 +52,7 @@ CONTRAST = 50
 
 
 class Draws(NamedTuple):
-    """A network, a batch size, and the rank of the Gaussian of its late starts (None: full rank)."""
+    """A network, a batch size, and the rank of the Gaussian from which late starts are drawn (None: full rank)."""
 
     config_module: ModuleType
     batch: int

@@ -1,4 +1,4 @@
-"""Compares the time of every sampler with that of its network evaluations alone, and with the sampler in diffusers.
+"""Compares the time of every sampler with the time of its network evaluations, and with the same sampler in diffusers.
 
 python -m benchmarks.sampling [--samplers=ddim,pndm] [--n_steps=5] [--batch=4] [--rounds=5] [--torch_python=PATH]
 

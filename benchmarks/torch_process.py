@@ -15,7 +15,7 @@ def can_import(python: str, *modules: str) -> bool:
 
 
 class TorchProcess:
-    """A context manager that runs a module which answers every line of its standard input with one line."""
+    """A context manager that runs a module. The module answers every line of its standard input with one line."""
 
     def __init__(self, python: str, module: str, *arguments: str, environment: dict[str, str] | None = None):
         self._process = subprocess.Popen(

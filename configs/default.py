@@ -78,8 +78,8 @@ def get_default_config() -> ConfigDict:
     schedule.sigma_max = 80.0
     # The alpha_bars of "table", descending.
     schedule.alpha_bars = ()
-    # Whether the schedule is rescaled so that no signal is left at the last time (Lin et al. 2024). There eps does not
-    # determine x_0, so the network needs another model.prediction.
+    # Whether the schedule is rescaled so that no signal is left at the last time (Lin et al. 2024). At that time eps
+    # does not determine x_0, so the network needs another model.prediction.
     schedule.zero_snr = False
     # Whether "linear", "scaled_linear", "sigmoid" and "cosine" are rounded to float32 as in diffusers. Networks of
     # diffusers were trained with the rounded schedule.

@@ -1,4 +1,4 @@
-"""Reads plan.json, which --mode=plan writes: a solver with its start, which --plan=FILE puts into a config."""
+"""Reads plan.json, which --mode=plan writes. --plan=FILE puts the best sampler and start of the file into a config."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -62,7 +62,7 @@ def expand_starts(entries: Sequence[int | str]) -> list[int]:
 
 
 def without_scores(config: ConfigDict, num: int) -> ConfigDict:
-    """A copy of the config for drawing `num` images without scores, which needs statistics only for a late start."""
+    """A copy of the config for drawing `num` images without scores. It needs statistics only for a late start."""
     config = config.copy_and_resolve_references()
     config.eval.update(enable_fid=False, enable_loss=False, enable_bpd=False, num_samples=num)
     return config

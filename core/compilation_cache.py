@@ -17,7 +17,7 @@ def keep_programs() -> None:
     Each kind of CPU has its own folder, because JAX does not document whether its cache key includes the instruction
     sets of the CPU.
     """
-    if "avx512" in cpu_features():  # there XLA logs a false error for every loaded program (xla#44565)
+    if "avx512" in cpu_features():  # on these CPUs XLA logs a false error for every loaded program (xla#44565)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax  # takes a second
 
@@ -56,9 +56,10 @@ def cpu_features() -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes programs without a file of their last use: the process that wrote them was killed in between.
+    """Removes programs that lack the file with the time of their last use.
 
-    JAX fails at each such program and then stores no new ones. It writes both files under the lock that is used here.
+    Such a program is left if a process is killed between the writes of the two files. JAX fails at each such program
+    and then stores no new ones. It writes both files under the lock that is used here.
     Raises OSError if the folder cannot be written, and NotImplementedError if it cannot be locked.
     """
     from filelock import FileLock  # takes 0.1 s to import

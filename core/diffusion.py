@@ -23,7 +23,8 @@ class Denoiser:
 
     Callers see one canonical path, x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise, whatever the network was trained on:
     if x = a x_0 + s noise, then x / sqrt(a^2 + s^2) lies on this path, at ab = a^2 / (a^2 + s^2).
-    A Denoiser is a pytree, so a jitted function takes it as an argument and compiles once for all weights.
+    A Denoiser is a pytree. So a jitted function can take it as an argument, and is not compiled again for other
+    weights.
 
     Attributes:
       network: called as network(x, time) with a time of shape [batch], or network(x, time, labels). A plain function is

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped, UInt8
 from core import parallel
 
 MIDDLE = 128.0  # the middle of uint8's range
-EXACT_ROWS = 1024  # so many products of uint8 minus MIDDLE sum to at most 2^24, so float32 sums them exactly
+EXACT_ROWS = 1024  # the sum of this many products of uint8 minus MIDDLE is at most 2^24, so it is exact in float32
 FAST_ROWS = 256  # rows per BLAS call; with 1,024 rows OpenBLAS takes 10% longer
 
 
@@ -118,7 +118,7 @@ class Moments:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Moments":
-        """The accumulator whose state `arrays` returned."""
+        """Rebuilds the accumulator from the result of `arrays`."""
         moments = cls(len(arrays["shift"]))
         moments.count = int(arrays["count"])
         moments._shift = arrays["shift"]

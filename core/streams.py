@@ -14,7 +14,7 @@ class _Descriptor(io.FileIO):
             written = super().write(data)
         except OSError:
             written = None
-        return len(data) if written is None else written  # a full pipe that does not block also returns None
+        return len(data) if written is None else written  # FileIO.write returns None if a non-blocking pipe is full
 
 
 def tolerate_failed_writes() -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, safe_open
 
 
 def draw(header, arrays, noise, component, ab, x0=False):
-    """Returns x at alpha_bar = ab for noise [B, H * W * C], or with `x0` the mixture's prediction of x_0 there."""
+    """Returns x at alpha_bar = ab for noise [B, H * W * C]; with x0=True, the mixture's prediction of x_0 at that x."""
     x = np.empty_like(noise)
     for c in np.unique(component):
         variances = np.append(arrays["variances"][c], arrays["residual_variances"][c])
@@ -38,7 +38,10 @@ def predicted(row, output, x, ab):
 
 @torch.no_grad()
 def sample(header, arrays, network, noise, component, name=None):
-    """Returns images [B, C, H, W] for noise [B, H * W * C]. network(x, t) is noise or v, name a key of `schedulers`."""
+    """Returns images [B, C, H, W] for noise [B, H * W * C].
+
+    network(x, t) returns noise or v. name is a key of `schedulers` in the header; by default the sampler of the header.
+    """
     row, times, level = header["schedulers"][name or header["sampler"]], header["timesteps"], header["alpha_bar"]
     x = draw(header, arrays, noise, component, level) / (1 if row["state"] == "x" else level**0.5)
     if row["class"] is None:  # DDIM

@@ -2,9 +2,10 @@
 
 python -m experiments.copies [--config=emoji] [--workdir=PATH] [--dest=PATH]
 
---config names a file of configs/ddpm whose data set has a test split. Held-out pictures cannot be copies, so their
-distances to training pictures show how close pictures are by chance. The script writes copies.txt, with quantiles of
-the distances, and copies.png, with the closest pictures.
+--config names a file of configs/ddpm whose data set has a test split. The mixture must be fitted before:
+--mode=fid_stats --config.sampling.components=40. Held-out pictures cannot be copies, so their distances to training
+pictures show how close pictures are by chance. The script writes copies.txt, with quantiles of the distances, and
+copies.png, with the closest pictures.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from sampling.late_start import ONE
 
 SEED = 1
 SAMPLES = 1000  # number of images of each run
-COMPONENTS = "40"  # of the mixture, which --mode=fid_stats --config.sampling.components=40 fits
+COMPONENTS = "40"  # sampling.components of the mixture
 RUNS = (  # sampler, n, start (None: pure noise), and the components of the start
     ("ddim", 50, None, ONE),
     ("ddim", 5, None, ONE),
@@ -33,7 +34,7 @@ RUNS = (  # sampler, n, start (None: pure noise), and the components of the star
     ("ddim", 3, 300, COMPONENTS),
 )
 CLOSEST = 16  # number of pictures in a row of the figure
-COPY_QUANTILE = 0.05  # a picture is close if its distance is below this quantile of the held-out pictures
+COPY_QUANTILE = 0.05  # a picture is close if its distance is below this quantile of held-out distances
 
 
 def nearest(images: HostPixels, training: HostPixels) -> tuple[Int[np.ndarray, "images"], Float[np.ndarray, "images"]]:

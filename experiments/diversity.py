@@ -2,14 +2,15 @@
 
 python -m experiments.diversity check | shares [--workdir=PATH] [--dest=PATH]
 
-check: trains the classifiers. Tests on real pictures with known shares of labels whether the correction recovers them.
+check: trains the classifiers. Tests, on real pictures with known shares of labels, whether the correction recovers the
+shares.
 shares: estimates the shares of labels among pictures that the network of the workdir generates, for three seeds.
 
 A label is a Unicode group or, for people, a skin tone. The share of a label is the fraction of pictures that have it.
 The emoji are divided into FOLDS folds. Classifier k is trained on all folds except k, and its confusion matrix is
-measured on fold k. All skin tones of an emoji (its base) are in the same fold. Every classifier labels all generated
-pictures, and the shares are corrected for the confusion. Classifiers are kept in WORKDIR/labels, and tables and
-pictures are written to DEST.
+measured on fold k. All skin tones of an emoji have the same base, and are in the same fold. Every classifier labels
+all generated pictures, and the shares are corrected for the confusion. Classifiers are kept in WORKDIR/labels, and
+tables and pictures are written to DEST.
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,10 @@ def predict(labelled: Labelled, images: HostPixels) -> Predicted:
 def confusion_of(
     labels: Int[np.ndarray, "images"], predicted: Int[np.ndarray, "images"]
 ) -> Float[np.ndarray, "labels labels"]:
-    """Returns the shares of predicted labels (columns) for every true label (rows), or zeros if no image has it."""
+    """Returns the shares of predicted labels (columns) for every true label (rows).
+
+    The row of a label that no image has is zero.
+    """
     counts = np.zeros((len(LABELS), len(LABELS)))
     np.add.at(counts, (labels, predicted), 1)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -162,7 +166,7 @@ def diversity(shares: Shares, data: Shares) -> Diversity:
 class Measured(NamedTuple):
     """Estimated shares of LABELS and their diversity measures, with standard errors.
 
-    All are corrected for the confusion of the classifiers, except `assigned`, the shares as classified.
+    `assigned` has the shares as classified. All other values are corrected for the confusion of the classifiers.
     """
 
     assigned: Shares
@@ -208,8 +212,8 @@ def measure(labelled: Labelled, predicted: Predicted, data: Shares, seed: int = 
 def check(config: ConfigDict, workdir: Path, dest: Path) -> None:
     """Writes check.txt: a table of the confusion, and diversity measures of real pictures with known shares of labels.
 
-    The pictures are drawn so that the shares differ from those of the data. They are from one half of the bases, and
-    the confusion matrix of the correction is from the other half.
+    The pictures are drawn from one half of the bases, with the probabilities that `changed_weights` returns. The
+    confusion matrix of the correction is from the other half.
     """
     labelled = load_labelled(config, workdir / "labels")
     parts = [confusion_table(labelled)]
@@ -249,7 +253,11 @@ def confusion_table(labelled: Labelled) -> str:
 
 
 def changed_weights(labels: Int[np.ndarray, "images"]) -> dict[str, Float[np.ndarray, "images"]]:
-    """Returns relative probabilities of drawing each image: equal, lower for dark people, and lower for people."""
+    """Returns three sets of relative probabilities of drawing each image, by name.
+
+    In the first set, all images have the same probability. In the second set, people with one of the two darkest skin
+    tones have a fifth of it. In the third set, all people have a fifth of it.
+    """
     dark = (labels >= TONES.stop - 2) & (labels < TONES.stop)
     few_dark = np.where(dark, 0.2, 1.0)
     few_people = np.where(labels >= len(OTHERS), 0.2, 1.0)
@@ -284,7 +292,7 @@ def shares(config: ConfigDict, workdir: Path, dest: Path) -> None:
 
 
 def row_of(found: Measured) -> dict[str, float]:
-    """Returns the measures and the shares, and the error of each, by the name of the column."""
+    """Returns a dict from the name of each column to its value: measures and shares, and the error of each."""
     row = dict(zip(Diversity._fields, found.measures, strict=True))
     row |= zip((f"{field}_error" for field in Diversity._fields), found.errors, strict=True)
     row |= zip(LABELS, found.shares.tolist(), strict=True)

@@ -6,8 +6,8 @@ python -m experiments.fashion_mnist table | limits | figures [--config=fashion_m
 
 table: DDPM, DDIM and PNDM with n = 3, 5 and 10, from pure noise, from the best start and from the automatic start, for
 three seeds.
-limits: the distance between the samples of each row of the table and samples that the same network draws in many steps,
-for one seed.
+limits: for each row of the table and one seed, the distance between its samples and samples that the same network draws
+in many steps.
 figures: the scores of every solver, with and without a late start, for several numbers of network evaluations. n is the
 largest number of steps for which these evaluations are enough.
 
@@ -148,7 +148,7 @@ def make_limits(experiment: Experiment, dest: Path) -> None:
 
 
 class SolverRun(NamedTuple):
-    """The settings of a run of a solver, by which results are stored in memory."""
+    """The settings of a run of a solver, and the key of the run in SolverResults."""
 
     sampler: str
     spacing: str
@@ -195,7 +195,7 @@ def steps_within(sampler: str, spacing: str, budget: int) -> int:
 
 
 def best_table(results: SolverResults, long_run: Result) -> str:
-    """Makes a table with the best solver without, and the best solver with a late start, for every budget."""
+    """Makes a table with, for every budget, the best solver without a late start and the best solver with one."""
     lines = []
     for budget in BUDGETS:
         full, late = (_best_run(results, budget, kind) for kind in ("full", "best"))

@@ -8,7 +8,8 @@ The distance should be smallest without a change, and grow with the severity.
 agree: the rank correlation, over settings of the sampler, between the distance on random convolutions and the distance
 on the classifier of the data set. This part needs the network of the workdir and a classifier.
 
-The features are those of the data set's classifier, if it has been trained, and those of random convolutions.
+Two kinds of features are used: those of the data set's classifier, if it has been trained, and those of random
+convolutions.
 """
 
 from collections.abc import Callable, Mapping
@@ -96,7 +97,7 @@ FAMILIES: dict[str, dict[str, Change]] = {
 
 
 def halves(config: ConfigDict) -> tuple[HostPixels, HostPixels, Labels]:
-    """Returns real pictures, other real pictures, and the labels of the latter.
+    """Returns real pictures, other real pictures, and the labels of these other pictures.
 
     All skin tones of an emoji are in the same set.
     """

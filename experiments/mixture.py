@@ -9,8 +9,9 @@ must be fitted before: --mode=fid_stats --config.sweep.components="('1','labels'
 
 table: scores of every solver and n of TABLES, from pure noise at T - 1 and at T - T/n, and from the best late start of
 each of COMPONENTS. The best start is searched on noise of another seed. Three seeds are scored.
-copying: for each of COMPONENTS, the distances of samples to their nearest training images, and precision, recall and
-coverage. They are compared with held-out images, samples in many steps, and samples of the mixture without a network.
+copying: for each of COMPONENTS, the distances between samples and their nearest training images, and precision, recall
+and coverage. The same numbers are given for held-out images, for samples that the network draws in many steps, and for
+samples of the mixture without a network.
 flow: for each of COMPONENTS, compares starts that are drawn from the mixture with starts on its probability-flow ODE.
 stratified: for each mixture, compares stratified components of the images with components that are drawn independently.
 likelihood: for each of LIKELIHOOD_COMPONENTS, the likelihood of noised images that the mixture was not fitted to. Needs
@@ -82,15 +83,15 @@ TABLES = {  # by data set
 COMPONENTS = (ONE, LABELS, "10", "40")
 SEEDS = (1, 2, 3)
 STARTS = (150, 200, 250, 300, 400, 500, 600, 700)  # the starts that are tried first, before neighbours of the best
-PURE_NOISE = ("pure noise", "leading")
+PURE_NOISE = ("pure noise", "leading")  # starts at T - 1 and at T - T/n
 COPY_SOLVER = ("dpmpp_2m", 5)  # the sampler and n of the samples whose nearest training images are searched
 COPY_STARTS = (200, 300)
-MANY_STEPS = ("ddim", 250)  # the sampler and n of the samples in many steps, from pure noise
+MANY_STEPS = ("ddim", 250)  # the sampler and n of samples that take many steps from pure noise
 COPY_SAMPLES = 2000
 FLOW_STARTS = (200, 300, 400)
 FLOW_STEPS = 4
 FLOW_SAMPLES = 2000
-FULL_STEPS = 100  # number of steps of the image from pure noise with which images from late starts are compared
+FULL_STEPS = 100  # number of steps of the images from pure noise with which images from late starts are compared
 HEUN_STEPS = 32  # number of steps of the mixture's probability-flow ODE, equal in log sigma
 LIKELIHOOD_COMPONENTS = (ONE, LABELS, "5", "10", "20", "40", "80")
 LIKELIHOOD_TIMES = (50, 100, 200, 300, 400)
@@ -257,7 +258,7 @@ def score_of(experiment: Experiment, images: HostPixels) -> Result:
 
 
 def make_flow(experiment: Experiment, dest: Path) -> None:
-    """Writes flow.txt: starts drawn from mixtures, and starts on their probability-flow ODE, from the same noise."""
+    """Writes flow.txt: results for starts drawn from mixtures, and for starts on their probability-flow ODE."""
     last = experiment.context.denoiser.schedule.num_timesteps - 1
     full, _ = flow_images(experiment, mixture_of(experiment, ONE), start=unchanged, grid=time_grid(FULL_STEPS, last))
     lines = []
@@ -359,7 +360,7 @@ def make_stratified(experiment: Experiment, dest: Path) -> None:
 
 
 def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int) -> np.ndarray:
-    """The components of images with indices first .. first + count - 1, each drawn by chance."""
+    """Draws the components of the images with indices first .. first + count - 1 independently of each other."""
     return np.random.default_rng((seed, first)).choice(len(weights), count, p=weights / weights.sum()).astype(np.int32)
 
 
@@ -367,9 +368,9 @@ def independent_sequence(weights: np.ndarray, seed: int, first: int, count: int)
 
 
 def make_likelihood(config: ConfigDict, workdir: Path, dest: Path) -> None:
-    """Writes likelihood.txt: the mean log density of noised held-out images, minus that of the single Gaussian.
+    """Writes likelihood.txt: the mean log density of noised held-out images, minus its value under one Gaussian.
 
-    The mixtures are fitted to the training split; digits have none of their own (see `datasets.load_labelled`).
+    The mixtures are fitted to the training split. Digits have no test split, so `datasets.load_labelled` divides them.
     """
     fitted_to, held_out_split = datasets.load_labelled(config)
     options = {"centered": config.data.centered}
@@ -398,7 +399,7 @@ def make_likelihood(config: ConfigDict, workdir: Path, dest: Path) -> None:
 def log_density(
     schedule: NoiseSchedule, mixture: DataMixture, x0: Images, *, noise: Images, t: int
 ) -> Float[np.ndarray, "images"]:
-    """The log density of each noised image x_t under the mixture, in nats."""
+    """Returns the log density of each noised image x_t under the mixture, in nats."""
     log_joint = jax.jit(DataMixture.log_joint)
     x_t = schedule.diffuse(x0, t, noise)
     rows = [log_joint(mixture, part, schedule.alpha_bar(t)) for part in jnp.array_split(x_t, ceil_div(len(x_t), 500))]

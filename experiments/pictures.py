@@ -1,10 +1,10 @@
-"""Pictures of late starts: the same noise from pure noise, from one Gaussian, and from a mixture.
+"""Pictures of late starts: images from the same noise, started from pure noise, from one Gaussian and from a mixture.
 
 python -m experiments.pictures [--config=emoji] [--workdir=PATH] [--dest=PATH]
 
 --config names a file of configs/ddpm. The mixture must be fitted before: --mode=fid_stats
 --config.sampling.components=40. Writes DEST/starts.png, with a row for each number of steps and start, and
-DEST/starts.gif, with the predicted x_0 at each step. All images are those of the first indices; none are chosen.
+DEST/starts.gif, with the predicted x_0 at each step. The images are the first ones that are drawn, without selection.
 """
 
 from pathlib import Path
@@ -26,19 +26,19 @@ from sampling.late_start import ONE
 
 SAMPLER = "ddim"
 SEED = 1
-COMPONENTS = "40"  # of the mixture
+COMPONENTS = "40"  # sampling.components of the mixture
 STEPS = (3, 5, 10)
 COLUMNS = 16  # images in a row of starts.png
 FRAME_COLUMNS = 12  # images in a row of starts.gif
 FRAME_STEPS = 10
 FRAME_SCALE = 2
-MILLISECONDS = 350  # a frame of starts.gif
-LAST_MILLISECONDS = 2500
-LABEL_WIDTH = 120  # pixels
+MILLISECONDS = 350  # duration of a frame of starts.gif
+LAST_MILLISECONDS = 2500  # duration of the last frame
+LABEL_WIDTH = 120  # in pixels
 
 
 class Start(NamedTuple):
-    """A kind of start, and its time for each number of steps."""
+    """A kind of start, and the time of the start for each number of steps."""
 
     label: str
     settings: dict[str, Any]
@@ -66,13 +66,13 @@ def draw_starts(experiment: Experiment, dest: Path) -> None:
 
 
 def run_of(experiment: Experiment, start: Start, *, n_steps: int, num: int) -> EvalRun:
-    """`num` images of SAMPLER from the start."""
+    """Returns the run that draws `num` images with SAMPLER from the start."""
     config = experiment.variant(SAMPLER, n_steps, seed=SEED, num=num, t_start=start.times[n_steps], **start.settings)
     return EvalRun(config, experiment.context)
 
 
 def paths(experiment: Experiment, start: Start) -> tuple[str, list[int], list[HostPixels]]:
-    """The label of the start, the times of its steps, and the x_0 predicted at each."""
+    """Returns the label of the start, the times of the network calls, and the images x_0 predicted at each time."""
     run = run_of(experiment, start, n_steps=FRAME_STEPS, num=FRAME_COLUMNS)
     config = run.config
     timesteps, _ = run.plan()
@@ -89,7 +89,7 @@ def paths(experiment: Experiment, start: Start) -> tuple[str, list[int], list[Ho
 
 
 def save_frames(path: Path, rows: list[tuple[str, list[int], list[HostPixels]]]) -> None:
-    """Saves an animation with a frame per step; a row of images per (label, times, images at each time)."""
+    """Saves an animation with one frame per step. Each of `rows` is (label, times, images at each time)."""
     frames = []
     for step in range(FRAME_STEPS):
         strips = [labelled(f"{label}\nt = {times[step]}", images[step]) for label, times, images in rows]
@@ -100,7 +100,7 @@ def save_frames(path: Path, rows: list[tuple[str, list[int], list[HostPixels]]])
 
 
 def labelled(label: str, images: HostPixels) -> np.ndarray:
-    """A row of images with a label at the left, as uint8 [height, width, 3]."""
+    """Returns a row of images with a label at the left, as uint8 [height, width, 3]."""
     grid = plots.image_grid(images, columns=len(images))
     grid = grid.repeat(FRAME_SCALE, axis=0).repeat(FRAME_SCALE, axis=1)
     grid = np.broadcast_to(grid, (*grid.shape[:2], 3))

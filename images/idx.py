@@ -27,10 +27,11 @@ class Pair(NamedTuple):
 def pairs(root: Path, names: Sequence[str]) -> dict[str, Pair]:
     """The files of each split ('train', 'validation' or 'test') that has images, among the IDX files below `root`.
 
-    The split is given by a word in the name of the file or, if it has none, of the nearest folder that has one; without
-    such a word it is 'train'. Names may have dots or dashes. If files of the same name are in several folders, as
-    Kaggle and torchvision store them, the file nearest to the root is used; if it exists both unpacked and gzipped, the
-    unpacked one. Raises UserError if the nearest files have different names.
+    The split is given by a word in the name of the file. If the name has no such word, the nearest folder with such a
+    word gives the split; if there is none, the split is 'train'. Names may have dots or dashes. If files of the same
+    name are in several folders, as Kaggle and torchvision store them, the file nearest to the root is used. If this
+    file exists both unpacked and gzipped, the unpacked one is used. Raises UserError if the nearest files have
+    different names.
     """
     files: dict[tuple[str, bool], list[str]] = {}
     for name in names:

@@ -25,7 +25,8 @@ class Labeller(NamedTuple):
     """A classifier whose labels are counted.
 
     Attributes:
-      scores: maps uint8 images on the devices to scores of shape [batch, labels]; the label has the highest score.
+      scores: maps uint8 images on the devices to scores of shape [batch, labels]. The label of an image is the one with
+        the highest score.
       name: a name that identifies the classifier.
     """
 

@@ -45,7 +45,7 @@ class RunSettings(ScoreSettings, total=False):
     classes: list[int]  # left out for all classes
     guidance: float  # left out for a network without classes
     baseline: str
-    history: str | bool  # HISTORY; False without a history; True in results of older versions, which used it otherwise
+    history: str | bool  # HISTORY or, without a history, False; older versions stored True for another history
     spacing: str
     clip_x0: bool
     num_samples: int

@@ -68,7 +68,7 @@ def mixture_kind(components: str) -> str:
 def fitted_components(config: ConfigDict) -> list[str]:
     """Returns the values of sampling.components whose statistics fid_stats has saved, with one Gaussian first.
 
-    A network with classes has no clusters.
+    Clusters are left out if the network has classes.
     """
     pattern = stats_path(config, mixture_kind("*"))
     before, after = pattern.name.split("*")

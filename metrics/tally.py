@@ -79,7 +79,7 @@ class Tally:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Tally":
-        """The accumulator whose state `arrays` returned."""
+        """Rebuilds the accumulator from the result of `arrays`."""
         tally = cls(dim=0, groups=0, stride=int(arrays["stride"]))
         while f"group{len(tally.groups)}_count" in arrays:
             prefix = f"group{len(tally.groups)}_"

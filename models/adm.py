@@ -27,7 +27,7 @@ EPSILON = 1e-5
 
 
 class ADM(nnx.Module):
-    """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
+    """The U-Net. model.prediction says what it predicts. model.convention says how it receives the time.
 
     model.resamp_in_blocks: whether residual blocks halve and double the images; if not, convolutions do.
     model.scale_shift: whether the embedding scales and shifts the output of the second norm of a block; if not, the
@@ -80,7 +80,7 @@ class ADM(nnx.Module):
         labels: Labels | None = None,
         augment: Float[Array, "batch augment_dim"] | None = None,
     ) -> Images:
-        """Returns the prediction for x at times t; a learned variance is in further channels.
+        """Returns the prediction for x at times t. A learned variance, if any, is in further channels.
 
         The arguments are those of `SongUNet`.
         """

@@ -24,7 +24,7 @@ TRAINING_IMAGES = 400_000  # default of `train`: images over all steps, repetiti
 TEST_BATCH_SIZE = 500  # the most images in a batch
 
 Labelled = tuple[UInt8[np.ndarray, "_ height width channels"], Integer[np.ndarray, "_"]]
-"""Images, and one label per image. "_" because the training and the test set have different sizes."""
+"""Images, and one label per image. Their number is "_", because the training and the test set have different sizes."""
 
 
 class Network(nnx.Module):

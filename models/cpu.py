@@ -5,9 +5,9 @@ YNNPACK off. XLA then uses Eigen's parallel convolutions, also for gradients. Th
 from 148 to 89 ms, and a training step on 28x28 images from 3.2 to 1.2 s. Convolutions written as nine products of
 shifted images, or as one product of patches, were much slower than Eigen's. The flag has no effect on other backends.
 
-XLA computes sums over pixels slowly: one channel at a time, on one core. They occur in GroupNorm, in its gradient, and
-in the gradient of every vector that is added to all pixels. The functions below replace these sums by products with a
-vector of ones, which take a fifth of the time.
+XLA computes sums over pixels slowly: one channel at a time, on one core. Such sums occur in GroupNorm, in its gradient,
+and in the gradient of every vector that is added to all pixels. The functions below replace these sums by products with
+a vector of ones, which take a fifth of the time.
 """
 
 import os

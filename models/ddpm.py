@@ -23,7 +23,7 @@ from models.layers import (
 
 
 class DDPM(nnx.Module):
-    """The U-Net; model.prediction says what it predicts, by default the noise in x.
+    """The U-Net. model.prediction says what it predicts. By default this is the noise in x.
 
     `down`, `middle` and `up` hold blocks of `models.layers`. `down` and `up` are lists of stages, and a stage is a list
     of blocks applied in order. The output of every down stage is pushed to a stack of skip connections. Every up stage

@@ -17,9 +17,9 @@ from models.torch_file import read_pth
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 
-# Glob patterns; the first that matches is used. The settings are in the folder itself, in the unet folder of a
-# pipeline, or in a cache folder of huggingface_hub. The weights are one file, an index of several, or a variant such
-# as fp16.
+# Glob patterns in the order in which they are tried. The settings are in the folder itself, in the unet folder of a
+# pipeline, or in a cache folder of huggingface_hub. The weights are a single file, an index of several files, or a
+# variant such as fp16.
 SETTINGS_FILES = ("config.json", "unet/config.json", "snapshots/*/config.json", "snapshots/*/unet/config.json")
 WEIGHTS_FILES = (
     WEIGHTS,
@@ -69,7 +69,7 @@ def write_folder(path: Path, files: Mapping[str, Mapping[str, Any]], weights: Ma
 
 
 def _find(folder: Path, patterns: Iterable[str], kind: str) -> Path:
-    """Returns the file that matches the first pattern that any file matches."""
+    """Tries the patterns in order. Returns the only file that matches the first pattern with a match."""
     for pattern in patterns:
         match sorted(folder.glob(pattern)):
             case [file]:
@@ -117,5 +117,6 @@ def _read_arrays(file: Path) -> dict[str, Any]:
         return weights
     try:
         return load_file(file)
-    except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that numpy lacks
+    except (OSError, SafetensorError, AttributeError, TypeError) as error:
+        # AttributeError and TypeError mean that the file has a dtype that NumPy lacks.
         raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it anew") from error

@@ -14,9 +14,14 @@ from core.files import read_json
 from core.schedules import NoiseSchedule
 
 SCHEDULER = "scheduler_config.json"
-# Paths from the network's folder to the scheduler's: the same folder, its `scheduler` folder or parent, the `scheduler`
-# folder of a pipeline, or the `scheduler` folder beside a training checkpoint (checkpoint-500/unet_ema).
-SCHEDULER_PLACES = (".", "scheduler", "..", "../scheduler", "../../scheduler")
+# Paths from the network's folder to folders that may have the scheduler.
+SCHEDULER_PLACES = (
+    ".",
+    "scheduler",
+    "..",
+    "../scheduler",  # in a pipeline, the network is in its folder `unet`
+    "../../scheduler",  # in training output, the network is in a folder such as `checkpoint-500/unet_ema`
+)
 
 # The supported schedulers for networks with discrete times. Their default betas are linear from 1e-4 to 0.02.
 SCHEDULERS = (
@@ -28,7 +33,7 @@ SCHEDULERS = (
 # config.model.prediction and config.schedule.name: their names in diffusers.
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid", "cosine": "squaredcos_cap_v2"}
-TABLE = "table"  # the config.schedule.name whose counterpart in diffusers is trained_betas, with any beta_schedule
+TABLE = "table"  # the config.schedule.name for trained_betas of diffusers, with which beta_schedule has no effect
 # Settings of a scheduler that have no effect with a schedule.
 UNUSED = {"cosine": ("beta_start", "beta_end"), TABLE: ("beta_start", "beta_end", "beta_schedule")}
 MOST_TIMES = 100_000  # limit of num_train_timesteps; a damaged file could ask for more times than fit into memory

@@ -34,7 +34,7 @@ class ForeignCheckpoint(NamedTuple):
     ema: nnx.State
 
 
-# For each setting of a UNet2DModel: its value for the DDPM paper's network, and the value where the setting is missing.
+# For each setting of a UNet2DModel: its value for the DDPM paper's network, and diffusers' value if it is missing.
 UNET_SETTINGS = {
     "_class_name": ("UNet2DModel", None),
     "act_fn": ("silu", "silu"),
@@ -179,7 +179,7 @@ def _state(path: Path | str, model: nnx.Module, expected: Iterable[Tensor], weig
 
 
 def _our_fields(config: ConfigDict) -> dict[str, Any]:
-    """Returns the config fields that determine the network. attn_resolutions is limited to the sizes of its levels."""
+    """Returns the config fields that determine the network. attn_resolutions has only sizes of its levels."""
     model = config.model
     data = config.data
     return {

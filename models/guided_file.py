@@ -1,8 +1,8 @@
 """Reads networks of improved-diffusion and guided-diffusion (github.com/openai) from their .pt files.
 
 A .pt file has named arrays and no description of its network. So config.json beside the file must have the arguments
-of UNetModel. It must also have `diffusion_steps`, `noise_schedule` and `rescale_timesteps` where they differ from
-1000, "linear" and true.
+of UNetModel. It must also have `diffusion_steps`, `noise_schedule` and `rescale_timesteps` if they differ from 1000,
+"linear" and true.
 """
 
 from collections.abc import Iterator
@@ -157,7 +157,7 @@ def _blocks(network: nnx.Module) -> Iterator[tuple[Place, nnx.Module, str, str]]
                 index += 1
                 attends = block.attention is not None
                 yield ("up", level, i), block, f"output_blocks.{index}.0", f"output_blocks.{index}.1"
-            elif level:  # a block that doubles the image is, in the file, the last part of the output block before it
+            elif level:  # in the file, a block that doubles the image is the last part of the output block before it
                 yield ("up", level, i), block, f"output_blocks.{index}.{1 + attends}", ""
 
 
@@ -166,7 +166,7 @@ def _part_of_qkv(
 ) -> Shaped[np.ndarray, "..."]:
     """Extracts query, key or value of a joint qkv layer.
 
-    Its output channels have the axes (head, part, channel), or (part, head, channel) in the new order.
+    The output channels of the layer have the axes (part, head, channel) if new_order, else (head, part, channel).
     """
     axes = (3, heads) if new_order else (heads, 3)
     split = array.reshape(*axes, -1, *array.shape[1:])

@@ -85,7 +85,7 @@ class Mixed(nnx.Module):
     branch_3a and branch_3b. If a branch has one layer, the layer has the name of the branch.
 
     Attributes:
-      names: for each branch, its name and the names of its layers: a tuple of names for each step of the branch.
+      names: for each branch, its name, and a tuple of the names of the layers for each of its steps.
       channels: the number of output channels.
     """
 

@@ -1,8 +1,8 @@
 """Features of an untrained convolutional network with fixed random weights, which are drawn from a fixed seed.
 
 For data unlike ImageNet, Naeem et al. (2020, arXiv 2002.09797) compare samples in the features of a random network.
-Such features need no labels and no download. The features are activations averaged over the image, so they measure how
-often local patterns occur: edges and colours for the first layer, larger shapes for later layers.
+Such features need no labels and no download. The features are the activations of the last layer, averaged over the
+image. They measure how often local patterns occur.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ from models.weights import Arrays, Convert, fill_renamed
 ARRAY, SCALAR = 1, 3  # the codes of flax's msgpack extensions
 DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint32", "bool")
 
-# The values of settings that our network implements, by score_sde's name of the network; no others are accepted.
+# For each network of score_sde, the settings that our network has only with these values. Other values are rejected.
 REQUIRED = {
     "ncsnpp": {
         "resblock_type": "biggan",
@@ -46,10 +46,12 @@ SAME_FIELDS = ("nf", "num_res_blocks", "ch_mult", "attn_resolutions", "dropout",
 
 
 def read_port(path: Path) -> tuple[int, Arrays]:
-    """Reads (step, averaged weights by their names in torch's state dict) from a .pth of the PyTorch port.
+    """Reads a .pth of the PyTorch port. Returns the step, and a dict of the averaged weights.
 
-    The file has the averages as a list in the order of the weights. The list lacks the frequencies, which are not
-    trained. Raises UserError if the file is damaged or is not a checkpoint of the port.
+    The keys of the dict are the names of the weights in torch's state dict. The file has the averages as a list in the
+    order of the weights. The list lacks the frequencies, which are not trained.
+
+    Raises UserError if the file is damaged or is not a checkpoint of the port.
     """
     match read_pth(path):
         case {"model": dict(named), "ema": {"shadow_params": list(averages)}, "step": (int() | np.ndarray()) as step}:
@@ -65,7 +67,10 @@ def read_port(path: Path) -> tuple[int, Arrays]:
 
 
 def read_checkpoint(path: Path) -> tuple[int, Arrays]:
-    """Returns (step, averaged weights by their paths joined by "/"). Raises UserError if the file cannot be read."""
+    """Reads a flax checkpoint. Returns the step, and a dict from the path of each averaged weight to its array.
+
+    A path has the form "a/b/c". Raises UserError if the file cannot be read.
+    """
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_array, strict_map_key=False)
         return int(tree["step"]), dict(_leaves(tree["params_ema"]))
@@ -208,7 +213,7 @@ PROCESSES = {
 # port numbers all modules in this order
 
 Place = tuple[str | int, ...]
-"""The path of a layer in our network; of the network itself for the frequencies."""
+"""The path of a layer in our network. The frequencies belong to no layer, and have the path (), the network itself."""
 
 INNER = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb_dense": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 ATTENTION = {"norm": "GroupNorm_0", "query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"}

@@ -29,11 +29,13 @@ EPSILON = 1e-6
 
 
 class SongUNet(nnx.Module):
-    """The U-Net; model.prediction says what it predicts, and model.convention how it is given the time.
+    """The U-Net. model.prediction says what it predicts. model.convention says how it receives the time.
 
-    model.encoder: what is added at the start of each level except the first. "standard": nothing. "skip": a 1x1
-      convolution of the input, halved to the size of the level. "residual": a convolution, then halved, of the result
-      of this addition at the level above, or of the input at the second level.
+    model.encoder: what is added after the first block of each level except the first level.
+      "standard": nothing.
+      "skip": a 1x1 convolution of the input of the network, after it is halved to the size of the level.
+      "residual": an image, after a convolution and a halving. At the second level, this image is the input of the
+        network. At each later level, it is the result of the addition at the level before.
     model.decoder: with "standard", the output comes from the finest level only. With "skip", every level contributes an
       image. The images are doubled to full size and added.
     """
@@ -135,7 +137,7 @@ class SongUNet(nnx.Module):
         return output / per_image(self._sigma(t), output) if self.divides_by_sigma else output
 
     def _sigma(self, t: Real[Array, "batch"]) -> Float[Array, "batch"]:
-        """Returns sigma for the network's time, which is sigma itself or an index where 0 is the highest sigma."""
+        """Converts the network's time to sigma. The time is sigma itself, or an index. Index 0 is the highest sigma."""
         low, high, count = self.sigmas
         return t if self.log_time else high * (low / high) ** (jnp.floor(t) / (count - 1))
 

@@ -44,7 +44,7 @@ OPERATIONS = frozenset(  # those of torch.save's default protocol
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch.save before torch 1.6
 
-# A checkpoint has about 40 operations per tensor. With this limit, a malicious pickle costs about 150 MB and seconds.
+# A checkpoint has about 40 operations per tensor. With this limit, a malicious pickle costs 150 MB and a few seconds.
 MAX_OPERATIONS = 500_000
 
 # The exceptions that zipfile, pickletools and the functions below raise for a damaged or malicious file.
@@ -81,7 +81,8 @@ def read_pth(path: str | Path) -> Any:
     """Reads the value that torch.save wrote: numpy arrays for tensors, in nested dicts, lists and tuples.
 
     Reads the zip format (torch 1.6 and later) and the older format. Allocates no more bytes for storages than the file
-    has, and checks that every tensor lies inside its storage. A container may contain itself, if it does in the file.
+    has, and checks that every tensor lies inside its storage. If a container in the file contains itself, the container
+    in the result does, too.
 
     Raises UserError if the file cannot be read, is damaged, or holds other objects than tensors, lists, tuples, dicts,
     numbers, bools, None and strings.
@@ -170,7 +171,7 @@ def interpret(stream: BinaryIO, dialect: Dialect, read_storage: ReadStorage = _n
     Raises ValueError or LookupError if the pickle is damaged or uses something that the dialect does not allow.
     """
     stack: list[Any] = []
-    marks: list[int] = []  # lengths of the stack
+    marks: list[int] = []  # the length of the stack at each mark
     memo: dict[int, Any] = {}
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         if count == MAX_OPERATIONS:

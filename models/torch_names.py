@@ -82,7 +82,7 @@ def tensors(model: DDPM, file_format: int) -> Iterator[Tensor]:
 
 
 def unet2d_tensors(model: UNet2D) -> Iterator[Tensor]:
-    """Yields every parameter of a UNet2D. Except for the last part, its path is its name in diffusers."""
+    """Yields every parameter of a UNet2D. Its path is its name in diffusers, except for the last part of the path."""
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         *layer, key = map(str, path)
         layout = SAME

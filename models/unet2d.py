@@ -168,12 +168,12 @@ def _known(unet: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Settings)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in unet.items() if key in known}
     for key in given.keys() & {"down_block_types", "up_block_types"}:
-        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # until diffusers 0.2
+        given[key] = tuple(name.removeprefix("UNetRes") for name in given[key])  # the prefix until diffusers 0.2
     return given
 
 
 def _check(settings: Settings) -> None:
-    """Raises ValueError for levels that are not supported, or in an order that is not supported."""
+    """Raises ValueError if the levels are of types, or in an order, that are not supported."""
     for side, kinds, known in (
         ("down_block_types", settings.down_block_types, DOWN_BLOCKS),
         ("up_block_types", settings.up_block_types, UP_BLOCKS),
@@ -189,11 +189,14 @@ def _check(settings: Settings) -> None:
 
 
 def abstract(settings: Settings) -> "UNet2D":
-    """Returns the network with shapes in place of parameters. Inconsistent settings raise ValueError, among others."""
+    """Returns the network with shapes in place of parameters.
+
+    Inconsistent settings raise ValueError or another exception (see `_explained`).
+    """
     return nnx.eval_shape(lambda: UNet2D(settings, rngs=nnx.Rngs(0)))
 
 
-# The kinds of resampling; "" is none.
+# The kinds of resampling. "" is the kind of a block that does not resample.
 RESAMPLE: dict[str, Callable[[Images], Images]] = {
     "": lambda x: x,
     "down": lambda x: nnx.avg_pool(x, (2, 2), strides=(2, 2)),
@@ -204,7 +207,7 @@ RESAMPLE: dict[str, Callable[[Images], Images]] = {
 
 
 def narrow_groups(channels: int) -> int:
-    """Returns the number of groups where the settings do not give it: at most 32, with at least 4 channels each."""
+    """Returns the number of groups if the settings do not give it: at most 32, with at least 4 channels each."""
     return min(channels // 4, 32)
 
 
@@ -293,7 +296,8 @@ class LevelMaker:
     """Makes the blocks of one level of the type `kind`, with `channels` output channels.
 
     Attributes:
-      smooths: whether the level resamples with a smoothing filter, and also resamples an image and passes it on.
+      smooths: whether the level is of a type with "Skip" in its name. Such a level resamples with a smoothing filter.
+        It also resamples an image, which it receives and passes on besides the features.
     """
 
     def __init__(self, kind: str, channels: int, settings: Settings, rngs: nnx.Rngs):
@@ -306,7 +310,7 @@ class LevelMaker:
         self.divisor = math.sqrt(2) if self.smooths else 1.0
 
     def resnet(self, channels: int, skip: int = 0, resample: str = "") -> Resnet:
-        """Makes a block whose input has `channels` channels and, concatenated, `skip` channels of a skip connection."""
+        """Makes a block. Its input has `channels` channels, followed by `skip` channels of a skip connection."""
         groups = groups_out = self.settings.norm_num_groups
         if self.smooths:
             groups, groups_out = narrow_groups(channels + skip), narrow_groups(self.channels)
@@ -362,7 +366,10 @@ class DownLevel(nnx.Module):
     def __call__(
         self, x: Images, image: Images, temb: TimeEmbedding, rngs: nnx.Rngs | None
     ) -> tuple[list[Images], Images]:
-        """Returns the outputs of all blocks, and the image at the size of the last output."""
+        """Returns the outputs of all blocks, and the image at the size of the last output.
+
+        image: the input of the network at the size of x; only levels with "Skip" in their name use it.
+        """
         outputs = []
         for resnet, attention in _blocks(self):
             x = attention(resnet(x, temb, rngs))
@@ -407,7 +414,10 @@ class UpLevel(nnx.Module):
     def __call__(
         self, x: Images, image: Images | None, skips: list[Images], temb: TimeEmbedding, rngs: nnx.Rngs | None
     ) -> tuple[AnyArray, Images | None]:
-        """Returns the output, and the sum of the images that levels have contributed. Pops from the end of `skips`."""
+        """Returns the output, and the sum of the images that all levels so far have contributed to the prediction.
+
+        image: the sum of the earlier levels, or None. Skip connections are popped from the end of `skips`.
+        """
         for resnet, attention in _blocks(self):
             x = attention(resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb, rngs))
         if self.smooths and image is not None:
@@ -422,7 +432,10 @@ class UpLevel(nnx.Module):
 
 
 def _blocks(level: DownLevel | UpLevel) -> Iterator[tuple[Resnet, Callable[[Images], Images]]]:
-    """Yields each Resnet with the attention after it. If there are fewer attentions, the last Resnets have them."""
+    """Yields each Resnet with the attention after it.
+
+    If there are fewer attentions than Resnets, the last Resnets have them. The others have the identity instead.
+    """
     without = len(level.resnets) - len(level.attentions)
     yield from zip(level.resnets, [*[lambda x: x] * without, *level.attentions], strict=True)
 
@@ -491,8 +504,8 @@ def _class_embedding(settings: Settings, rngs: nnx.Rngs) -> Mlp | nnx.Embed | No
 class UNet2D(nnx.Module):
     """The network of `settings`.
 
-    The folder's scheduler says what the network predicts. With settings.time_embedding_type "fourier", the time is
-    sigma, and x has the variance of the data plus sigma^2.
+    The scheduler in the network's folder says what the network predicts. With settings.time_embedding_type "fourier",
+    the time is sigma, and x has the variance of the data plus sigma^2.
     """
 
     def __init__(self, settings: Settings, *, rngs: nnx.Rngs):

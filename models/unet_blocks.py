@@ -29,7 +29,8 @@ class BlockSettings(NamedTuple):
       epsilon: the epsilon of group normalization.
       scale: every residual sum is multiplied by it.
       taps: the resampling filter along one axis, not normalized.
-      num_heads: the number of attention heads; with 0 it is channels // head_channels, which may be 0: no attention.
+      num_heads: the number of attention heads. If it is 0, there are channels // head_channels heads. If that is 0,
+        too, there is no attention.
       head_channels: the number of channels of a head, if num_heads is 0.
       group_channels: the smallest number of channels in a group of group normalization.
       scales_and_shifts: whether the embedding scales and shifts the output of the second norm; if not, the embedding is
@@ -230,7 +231,8 @@ def make_levels(
       attends: whether each level has attention.
       stem: the channels of the first convolution.
       num_blocks: the number of blocks in a level of `down`; levels of `up` have one more.
-      attends_after_all: whether, in `up`, all blocks of a level with attention have it, or only the last.
+      attends_after_all: whether all blocks of a level of `up` with attention have attention. If false, only the last
+        block has attention.
     """
     skips = [stem]
     levels_down, levels_up, channels = [], [], []

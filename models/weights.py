@@ -21,7 +21,7 @@ ORIGIN = "origin"  # name of the array that has the step and the config as JSON
 SECTIONS = ("model", "schedule", "data")  # the sections of a config that a network depends on
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
-"""Weights, with the path of each in the network as key, joined by dots."""
+"""Weights. The key of each is its path in the network, with the parts joined by dots."""
 
 
 Convert = Callable[[Shaped[np.ndarray, "..."]], Shaped[np.ndarray, "..."]]

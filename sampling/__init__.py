@@ -33,9 +33,10 @@ class Sampler(NamedTuple):
         return self.history_from is not None and n_steps >= self.history_from
 
 
-# A history is the data's Gaussian's prediction at a time above t_start (see `multistep`). DPM-Solver++ and UniPC use it
-# with four or more steps. With three equal steps in t, the second step is several times longer in log-SNR than the
-# first, and amplifies the errors of the history by that factor.
+# A history replaces the missing earlier predictions of a multistep solver. It is what the Gaussian of the data predicts
+# at a time above t_start (see `multistep`). DPM-Solver++ and UniPC use it only with four or more steps. With three
+# equal steps in t, the second step is several times longer in log-SNR than the first, and amplifies the errors of the
+# history by that factor.
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
@@ -90,8 +91,8 @@ def sample(
       timesteps: strictly descending (see `time_grid`); may be traced.
       rng: for stochastic samplers, one key, or one key per image (see `core.rng.image_keys`).
       history: predictions at times above timesteps[0], for multistep solvers. Other samplers, and solvers with too few
-        steps (see `Sampler.history_from`), ignore it. For a late start from `noise` it is
-        functools.partial(gaussian.predictions, noise).
+        steps (see `Sampler.history_from`), ignore it. If x_start = gaussian.sample(noise, alpha_bar), pass
+        history=functools.partial(gaussian.predictions, noise).
       callback: called with a `common.Evaluation` at every network evaluation. It is traced, so it must be pure.
 
     Returns:

@@ -5,8 +5,8 @@ tangent of its solution. On a trajectory with many short steps, the error of a D
 known. Dynamic programming then finds the n steps with the smallest total error, without further network evaluations.
 
 GITS adds distances in y. Here, each error is first propagated to clean data by the probability-flow ODE of the data's
-Gaussian, because later steps undo most early errors, except in directions of large variance. Then the squared errors
-are added. This spreads the errors evenly over the steps.
+Gaussian, because later steps undo most early errors, except in directions of large variance. Then the squares of the
+propagated errors are added. Squares favour grids whose steps have errors of similar size.
 """
 
 import functools
@@ -28,7 +28,7 @@ def fine_times(num_timesteps: int) -> Int[np.ndarray, "fine"]:
     """Returns FINE_STEPS times from T - 1 down to 0, equally spaced in sqrt(t), so that they are denser near t = 0."""
     roots = np.linspace(np.sqrt(num_timesteps - 1), 0, min(FINE_STEPS, num_timesteps))
     times = np.rint(roots**2).astype(np.int32)
-    return np.maximum(times, np.arange(len(times))[::-1])  # near 0, where rounding repeats integers: 3, 2, 1, 0
+    return np.maximum(times, np.arange(len(times))[::-1])  # where rounding repeats integers: .., 3, 2, 1, 0
 
 
 @functools.partial(jax.jit, static_argnames="num_measured")
@@ -78,7 +78,7 @@ def walk(
 
 
 def least_start(times: Int[np.ndarray, "fine"], n_steps: int) -> int:
-    """Returns the smallest start that leaves n_steps of `times` at or below it."""
+    """Returns the smallest start for which at least n_steps of `times` are not above the start."""
     return int(times[len(times) - n_steps])
 
 
@@ -88,7 +88,8 @@ def cheapest_grid(
     """Returns n_steps times, descending from t_start, whose steps to clean data have the smallest total error.
 
     errors: the errors that `walk` returns.
-    t_start: at least least_start(times, n_steps). The errors of its step are those of the nearest of `times`.
+    t_start: at least least_start(times, n_steps). The first step is given the error of the step that begins at the
+      nearest of `times`.
     """
     count = len(times)
     costs = [errors[:, count]]  # costs[k][i]: the smallest total error of k + 1 steps from the i-th time to clean data

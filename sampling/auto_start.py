@@ -1,16 +1,18 @@
 """The automatic start of a late start (sampling.t_start=auto) and the automatic time grid (sampling.spacing=auto).
 
-Two sets of images from the same noise are compared: reference images, by REFERENCE_STEPS steps of REFERENCE from an
-early start, and images of the sampler under evaluation, with its number of steps, from each candidate start. For a
-given noise, the late start lies on the same trajectory of the Gaussian at every time. So the two sets are the same
-images if the sampler makes no error from the candidate, and most of the random error due to the choice of the noise
-cancels. The chosen start has the smallest `distance` between the features of the two sets. The same number of images is
-drawn from every candidate, and the choice is among all candidates that were tried.
+The search compares images from each candidate start with reference images from the same noise. The images from a
+candidate are drawn by the sampler under evaluation, with its number of steps. The reference images are drawn by
+REFERENCE, with REFERENCE_STEPS steps from an early start. For a given noise, the late starts at all times lie on one
+trajectory of the Gaussian's probability flow. So the two sets of images are equal if neither the start nor the sampler
+has an error, and most of the random error due to the choice of the noise cancels. The chosen start has the smallest
+`distance` between the features of the two sets. The same number of images is drawn from every candidate, and the choice
+is among all candidates that were tried.
 
-The images of a stochastic sampler are not determined by the noise of the start. Its start is searched around the start
-of DDIM, by the distance to the features of the data.
+The images of a stochastic sampler are not determined by the noise of the start. So its start is chosen among a few
+times around the automatic start of DDIM, by the distance between the features of its images and the features of the
+data.
 
-The noise differs from the noise of the evaluation.
+The search uses other noise than the evaluation.
 """
 
 import dataclasses
@@ -36,18 +38,21 @@ from sampling.late_start import DataGaussian, DataMixture
 from sampling.time_grid import AUTO_SPACING, AUTO_START, GAUSSIAN_SPACING, time_grid
 
 SHARE = 0.15  # the network calls of the search, as a fraction of the calls of the evaluation
-IMAGES = (16, 512)  # limits of the images from each start; in a small evaluation, the minimum costs more than SHARE
-# The sampler of the reference images. On the Gaussian of digits, these 20 steps have an rms error of 0.0024 in x_0.
-# dpmpp_2m with equal steps in t has an error of 0.068, because its last steps are long in log-SNR.
+# Limits of the number of images from each start. With the lower limit, the search for a small evaluation costs more
+# than SHARE.
+IMAGES = (16, 512)
+# The sampler of the reference images. On the Gaussian of digits, its 20 steps have an rms error of 0.0024 in x_0. The
+# error of dpmpp_2m with equal steps in t is 0.068, because its last steps are long in log-SNR.
 REFERENCE = "ipndm"
 REFERENCE_SPACING = "quadratic"
 REFERENCE_STEPS = 20
 EARLY = 0.85  # the start of the reference images, as a fraction of T - 1
-# The candidates, as fractions of T - 1: the first round, then rounds relative to the best candidate so far.
+# The candidates, as fractions of T - 1. The first row has the times of the first round. The other rows have offsets
+# from the best candidate so far.
 ROUNDS = ((0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85), (-0.05, 0.05), (-0.025, 0.025))
 CANDIDATES = sum(map(len, ROUNDS))
 AROUND = (-0.05, 0.0, 0.05)  # the candidates of a stochastic sampler, relative to the start of DDIM
-MORE = 4  # images that are compared with the data, in units of the images that are compared with the reference images
+MORE = 4  # factor by which more images are compared with the data than with the reference images
 GRID_IMAGES = 32  # number of images whose trajectories determine an automatic grid
 
 
@@ -59,17 +64,17 @@ class Axes(NamedTuple):
 
 
 Extract = Callable[[Images], Float[np.ndarray, "batch features"]]
-"""Maps x_0, which is on the devices, to features."""
+"""Maps images x_0 on the devices to their features."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
-    """The features by which images are compared, shared by all runs of a sweep.
+    """Compares images by their features. All runs of a sweep share one Judge.
 
     Attributes:
       extract: the feature network.
       data: mean and covariance of the features of the data; stochastic samplers need them.
-      references: features of the reference images drawn so far, by the settings that determine these images.
+      references: features of the reference images drawn so far. The keys are the settings that determine these images.
     """
 
     extract: Extract
@@ -166,7 +171,7 @@ class Trial:
     ) -> Float[np.ndarray, "n features"] | None:
         """Returns the features of images of config.sampling, or None if an image is not finite.
 
-        images: the slice of the images of the search. Its length is a multiple of the number of devices.
+        images: which images of the search to draw. The length is a multiple of the number of devices.
         """
         count = images.stop - images.start
         first = self.first + images.start
@@ -269,7 +274,10 @@ def first_image(config: ConfigDict) -> int:
 
 
 def _images(config: ConfigDict) -> int:
-    """Returns the images from each start, in IMAGES, with which the search costs SHARE of the evaluation's calls."""
+    """Returns the number of images from each start, within the limits IMAGES.
+
+    Inside these limits, the search costs SHARE of the network calls of the evaluation.
+    """
     settings = config.sampling
     nfe = sampling.nfe(settings.sampler, settings.n_steps)
     calls_per_image = FINE_STEPS if measures_grid(config) else 0
@@ -300,7 +308,7 @@ def search(
     count: int,
     within: tuple[int, int],
 ) -> list[Candidate]:
-    """Tries starts for the sampler of config.sampling, with `count` images from each, and returns all of them.
+    """Tries starts for the sampler of config.sampling, with `count` images from each. Returns all candidates.
 
     grid: returns the timesteps from a start.
     within: the smallest and the largest start.

@@ -13,8 +13,9 @@ from core.diffusion import Denoiser, NoiseSchedule, per_image
 from core.shapes import Images
 
 History = Callable[[jax.Array], tuple[Images, Images]]
-"""Predictions at times from t_start up, for example of the data's Gaussian. Maps a scalar alpha_bar to (x_0, eps).
-Solvers use only differences from the prediction at t_start, see `joined`."""
+"""Maps a scalar alpha_bar to the predictions (x_0, eps) of a known distribution, such as the data's Gaussian. It is
+called at t_start and at higher noise levels. Solvers use only differences from the prediction at t_start (see
+`joined`)."""
 
 
 class Evaluation(NamedTuple):
@@ -78,9 +79,9 @@ def transfer(schedule: NoiseSchedule, t: ArrayLike, s: ArrayLike) -> tuple[jax.A
 def looking_back(
     points: Float[Array, "points"], n_steps: int, length: int, newest: int = 0
 ) -> Float[Array, "{n_steps} {length}"]:
-    """Returns, in row i, the grid points that step i of a multistep solver uses, newest first.
+    """Returns, in row i, `length` grid points that step i of a multistep solver uses, newest first.
 
-    Above t_start, the grid is continued with steps as long as its first step.
+    The row begins with point i + newest. Above t_start, the grid is continued with steps as long as its first step.
     """
     index = np.arange(n_steps)[:, None] + newest - np.arange(length)
     return points[np.maximum(index, 0)] + np.minimum(index, 0) * jnp.diff(points[:2]).sum()
@@ -101,7 +102,10 @@ def lagrange(
 
 
 def weighted_sum(weights: Float[Array, "length"], images: Float[Array, "length *image"]) -> Float[Array, "*image"]:
-    """Returns the weighted sum over the first axis, elementwise, because a matrix unit would round to bfloat16."""
+    """Returns the weighted sum over the first axis.
+
+    It is computed elementwise, because a matrix unit would round to bfloat16.
+    """
     return (per_image(weights, images) * images).sum(axis=0)
 
 
@@ -120,7 +124,7 @@ def linear_multistep(
     evaluate: called as evaluate(x, times[i]); returns the prediction p_i and a record.
     weights: weights[i, j] must be zero for j > i + len(known).
     known: predictions from before the first step, newest first.
-    relative: whether `known` are differences from the prediction of the first step (see `joined`).
+    relative: whether `known` holds differences, to which the prediction of the first step is added (see `joined`).
     """
 
     def step(carry, row):
@@ -140,10 +144,10 @@ def joined(
 ) -> Float[Array, "length batch height width channels"]:
     """Prepends the newest prediction to the past predictions and drops the oldest.
 
-    changes: whether `past` are differences, as at the first step of a solver with a history: predictions of the history
-      at times above t_start, minus its prediction at t_start. The network's prediction at t_start is added to them. If
-      the history's predictions were used themselves, the solver would take the jump between network and history at
-      t_start for a derivative, and would have order 1.
+    changes: whether `past` holds differences. At the first step of a solver with a history, `past` holds the history's
+      predictions at times above t_start, minus the history's prediction at t_start. The network's prediction at t_start
+      is added to these differences. If `past` held the history's predictions themselves, the solver would take the jump
+      between network and history at t_start for a derivative, and would have order 1.
     """
     past = jnp.where(changes, past + prediction, past)
     return jnp.concatenate([prediction[None], past[:-1]])

@@ -3,8 +3,8 @@
 The images are assigned to components by their labels or by k-means. The means and covariances of all components are
 then computed along the eigenvectors of the data's Gaussian (see `late_start.DataMixture`). This takes one pass over the
 images, or two if directions must be added to the eigenvectors. If there are several components, each covariance is
-shrunk towards the pooled covariance within components, with the intensity of Ledoit and Wolf (2004). Without shrinkage,
-the samples of a component with few images would be copies of these images.
+shrunk towards the weighted mean of the components' covariances (the pooled covariance), with the intensity of Ledoit
+and Wolf (2004). Without shrinkage, the samples of a component with few images would be copies of these images.
 """
 
 import math
@@ -125,7 +125,7 @@ def _sums(
 def _basis(
     gaussian: DataGaussian, images: HostImages, assignment: Int[np.ndarray, "images"]
 ) -> Float[np.ndarray, "d k"]:
-    """Returns the eigenvectors, and an orthonormal basis of the part of the component means outside their span."""
+    """Returns an orthonormal basis of the span of the eigenvectors and all component means, the eigenvectors first."""
     vectors = np.asarray(gaussian.eigenvectors)
     if vectors.shape[1] == len(vectors):
         return vectors
@@ -170,9 +170,9 @@ def _shrunk(
     counts: Int[np.ndarray, "components"],
     shrinkage: Float[np.ndarray, "components"],
 ) -> Float[np.ndarray, "components *rest"]:
-    """Turns scatter matrices (or sums of squares) about the component means into covariances (or variances).
+    """Turns scatter matrices about the component means into covariances that are shrunk towards the pooled covariance.
 
-    These are shrunk towards the pooled covariance (or variance).
+    In the same way, turns sums of squares into variances that are shrunk towards the pooled variance.
     """
     column = (-1,) + (1,) * (scatters.ndim - 1)
     pooled = scatters.sum(axis=0) / (counts.sum() - len(counts))

@@ -29,9 +29,9 @@ def leading_eigenpairs(vectors: Batches, dim: int, rank: int) -> Eigenpairs:
     """Computes the `rank` leading eigenpairs of the covariance of vectors of length `dim`, in PASSES passes.
 
     The method is algorithms 4.4 and 5.3 of Halko, Martinsson and Tropp (2011, arXiv 0909.4061), applied to the
-    covariance. The mean and the trace are exact. It needs memory for two blocks of rank + OVERSAMPLING float64 vectors
-    (three at the end) and for ROWS vectors. Raises ValueError for a rank outside 1 .. min(dim, count - 1), vectors of
-    another length, NaN or infinity.
+    covariance. The mean and the trace are exact. The computation needs memory for two blocks of rank + OVERSAMPLING
+    float64 vectors (three at the end) and for ROWS vectors. Raises ValueError for a rank outside
+    1 .. min(dim, count - 1), vectors of another length, NaN or infinity.
     """
     if not 1 <= rank <= dim:
         raise ValueError(f"rank={rank} must be from 1 to the image dimension {dim}")

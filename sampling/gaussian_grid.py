@@ -1,14 +1,15 @@
 """The time grid with the smallest error of DDIM on the data's Gaussian (sampling.spacing="gaussian").
 
-The method follows Benita et al. (2025, arXiv 2502.00180). They choose the noise levels of DDIM for Gaussian data by the
-distance between the distribution of its images and the distribution of the data. On Gaussian data DDIM is linear. Along
-an eigenvector of variance L, a step from t to s multiplies the distance from the mean by
+The method follows Benita et al. (2025, arXiv 2502.00180). For Gaussian data, they choose the noise levels that minimise
+the distance between the distribution of DDIM's images and the distribution of the data. On Gaussian data DDIM is
+linear. Along an eigenvector of variance L, a step from t to s multiplies the distance from the mean by
 
     (signal_s signal_t L + sigma_s sigma_t) / (signal_t^2 L + sigma_t^2),
 
-and it is exact for the mean. So the images of any grid are Gaussian, with the data's mean and eigenvectors, and their
-squared 2-Wasserstein distance to the data is the sum of (spread - sqrt(L))^2 over the eigenvectors. The grid needs no
-network calls, and it depends on the network only through the noise schedule.
+and the step makes no error in the mean. So with any grid, the images are Gaussian and have the data's mean and
+eigenvectors. Their squared 2-Wasserstein distance to the data is the sum of (spread - sqrt(L))^2 over the eigenvectors,
+where spread is the standard deviation of the images along the eigenvector. The computation of the grid needs no network
+calls. The grid depends on the network only through the noise schedule.
 """
 
 import numpy as np
@@ -33,7 +34,7 @@ class Transfer:
         self.sigmas = np.sqrt(-np.expm1(logs))[:, None]
 
     def noised(self, t: Int[np.ndarray, "times"] | int) -> Float[np.ndarray, "*times variances"]:
-        """The variances of x_t."""
+        """The variances of x_t along the eigenvectors."""
         return self.signals[np.add(t, 1)] ** 2 * self.variances + self.sigmas[np.add(t, 1)] ** 2
 
     def factor(
@@ -45,7 +46,7 @@ class Transfer:
         return (signals * self.variances + sigmas) / self.noised(t)
 
     def spreads(self, times: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "variances"]:
-        """The standard deviations of the images of a grid from the Gaussian's exact start."""
+        """The standard deviations, along the eigenvectors, of DDIM's images with these times from the exact start."""
         ends = np.append(times[1:], -1)
         return np.sqrt(self.noised(int(times[0]))) * self.factor(times, ends).prod(axis=0)
 
@@ -59,8 +60,8 @@ def gaussian_grid(
 ) -> Int32[np.ndarray, "{n_steps}"]:
     """Returns n_steps times, descending from t_start, that minimise `Transfer.error`.
 
-    Each time is moved to its best value between its neighbours, until no time moves. This is repeated from every first
-    guess. Raises ValueError for more steps than there are integers from 0 to t_start.
+    From each of FIRST_GUESSES, every time is moved to its best value between its neighbours, until no time moves. The
+    best of these grids is returned. Raises ValueError for more steps than there are integers from 0 to t_start.
     """
     transfer = Transfer(gaussian, schedule)
     found = []
@@ -71,7 +72,7 @@ def gaussian_grid(
 
 
 def _descended(transfer: Transfer, times: Int32[np.ndarray, "steps"]) -> Int32[np.ndarray, "steps"]:
-    """Returns a grid that no change of a single time improves."""
+    """Moves single times of the grid until no such move reduces the error."""
     times = times.copy()
     moved = True
     while moved:

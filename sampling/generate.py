@@ -146,7 +146,8 @@ def grid_of(config: ConfigDict, schedule: NoiseSchedule, late: bool) -> Timestep
 def _components(config: ConfigDict, mixture: DataMixture | None, *, first: int, batch_size: int) -> Components | None:
     """Returns the component of each image from index `first` on, on the devices, or None without a late start.
 
-    If the network has classes, the components of a mixture of classes are those of the images' labels.
+    If the network has classes and the mixture has a component for each class, every image gets the component of its
+    class.
     """
     if mixture is None:
         return None

@@ -35,7 +35,7 @@ Components = Int[Array | np.ndarray, "batch"]
 
 EXACT_UP_TO = 4096  # the largest image dimension for which the covariance matrix is formed (134 MB)
 # Values of sampling.baseline. "leading" starts from pure noise at T - T/n. "afs" uses `analytic_first_step`.
-# "isotropic" uses `DataMixture.isotropic`. "no_history" is a late start whose multistep solver has no history.
+# "isotropic" uses `DataMixture.isotropic`. "no_history" is a late start without a history (see `sampling.multistep`).
 BASELINES = ("leading", "afs", "isotropic", "no_history")
 # Values of sampling.components; all other values are numbers of clusters.
 ONE = "1"
@@ -79,12 +79,12 @@ class DataGaussian:
         about 2 * rank images, and batches must be a list, or a function that returns an iterator for each pass. The
         rest of the trace becomes the residual variance.
 
-        Sums of uint8 pixels are the fastest and have no rounding errors. `scaled` converts the result to the network's
-        range.
+        uint8 pixels should be passed as they are, because their sums are the fastest and have no rounding errors.
+        `scaled` then converts the result to the network's range.
 
-        Raises ValueError for fewer than 2 images, images of different shapes or not [H, W, C], values that are not
-        finite (the message has the number of the batch, from 0), a rank outside 1 .. d or not below the number of
-        images, and batches that cannot be read again.
+        Raises ValueError in these cases: there are fewer than 2 images; the images have different shapes, or are not
+        [H, W, C]; a value is not finite (the message has the index of the batch); the rank is outside 1 .. d, or not
+        below the number of images; the batches cannot be read again.
         """
         stream = iter(batches() if callable(batches) else batches)
         first = next(stream, None)
@@ -165,10 +165,10 @@ class DataGaussian:
     def sample(self, noise: Images, alpha_bar: ArrayLike) -> Images:
         """Maps standard normal noise to samples of x_t for data with this Gaussian.
 
-        x_t has exactly the mean and covariance of the noised Gaussian at alpha_bar, a scalar or one per image. The
+        x_t has exactly the mean and covariance of the noised Gaussian. alpha_bar is a scalar or one per image. The
         result is a deterministic function of the noise, because the symmetric root of the covariance is used. For
-        Gaussian data this is the map of the probability-flow ODE from pure noise, so the same noise gives comparable
-        images from every start.
+        Gaussian data this function is the map of the probability-flow ODE from pure noise to x_t. So the same noise
+        gives comparable images from every start.
         """
         return self.mixture().sample(noise, _first(noise), alpha_bar)
 
@@ -179,7 +179,8 @@ class DataGaussian:
     def predictions(self, noise: Images, alpha_bar: ArrayLike) -> tuple[Images, Images]:
         """Returns the exact predictions (x_0, eps) at the point x_t = sample(noise, alpha_bar), for a scalar alpha_bar.
 
-        They replace the network's predictions at times above t_start.
+        Multistep solvers use how the predictions change between t_start and times above it (see
+        `sampling.common.joined`).
         """
         return self.mixture().predictions(noise, _first(noise), alpha_bar)
 
@@ -267,7 +268,7 @@ class DataMixture:
         )
 
     def isotropic(self) -> "DataMixture":
-        """Returns the mixture in which every component has its mean variance in all directions."""
+        """Returns the mixture in which each component has the same variance in all directions: its mean variance."""
         dim, rank = self.eigenvectors.shape
         mean_variances = (self.variances.sum(axis=1) + (dim - rank) * self.residual_variances) / dim
         return dataclasses.replace(
@@ -293,8 +294,8 @@ class DataMixture:
         """Maps standard normal noise to a sample of x_t from the component of each image.
 
         alpha_bar is a scalar or one per image. The result is a deterministic function of noise and component, because
-        the symmetric root of the component's covariance is used. It is the map of the component's probability-flow ODE
-        from pure noise.
+        the symmetric root of the component's covariance is used. For each component, this function is the map of the
+        component's probability-flow ODE from pure noise to x_t.
         """
         ab = _column(alpha_bar, noise.dtype)
         spread = self.transform(noise, component, lambda variance: jnp.sqrt(ab * variance + (1 - ab)))
@@ -303,8 +304,9 @@ class DataMixture:
     def predictions(self, noise: Images, component: Components, alpha_bar: ArrayLike) -> tuple[Images, Images]:
         """Returns the exact predictions (x_0, eps) of each component at x_t = sample(noise, component, alpha_bar).
 
-        They replace the network's predictions at times above t_start. They are computed from the noise instead of x_t,
-        so that x_0 is accurate even if alpha_bar is small.
+        Multistep solvers use how the predictions change between t_start and times above it (see
+        `sampling.common.joined`). They are computed from the noise instead of x_t, so that x_0 is accurate even if
+        alpha_bar is small.
         """
         ab = _column(alpha_bar, noise.dtype)
         x0 = self.transform(
@@ -344,7 +346,7 @@ class DataMixture:
         return jax.lax.map(lambda component: _evaluate(component, place)[0], self._components(x.dtype)).T
 
     def transform(self, images: Images, component: Components, function: Callable[[Array], Array]) -> Images:
-        """Multiplies each image by f(S), where S is the covariance of its component. f maps variances [batch, :]."""
+        """Multiplies each image by f(S). S is the covariance of its component, and f = `function` maps variances."""
         dtype = images.dtype
         flat = images.reshape(len(images), -1)
         basis = jnp.asarray(self.eigenvectors, dtype)
@@ -387,7 +389,7 @@ class DataMixture:
         return Component(*(jnp.asarray(field, dtype) for field in fields))
 
     def _place(self, x: Images, alpha_bar: ArrayLike) -> "Place":
-        """Splits x, relative to the mean of x_t, into coordinates along the eigenvectors and the rest."""
+        """Subtracts the mean of x_t from x. Splits the result into coordinates along the eigenvectors, and the rest."""
         ab = _column(alpha_bar, x.dtype)
         basis = jnp.asarray(self.eigenvectors, x.dtype)
         centred = x.reshape(len(x), -1) - jnp.sqrt(ab) * jnp.asarray(self.mean, x.dtype)
@@ -487,8 +489,8 @@ def analytic_first_step(denoiser: Denoiser, t_first: ArrayLike) -> Denoiser:
     """Returns a denoiser that predicts sigma_t x at times t >= t_first, without calling the network.
 
     This prediction is exact for unit Gaussian data. The method is AFS, Dockhorn et al. (2022, GENIE, arXiv 2210.05475).
-    If t_first is the first time of a grid, it saves one network evaluation. All images of a batch must be at the same
-    time, as they are in `sample`.
+    If t_first is the first time of a grid, this denoiser saves one network evaluation. All images of a batch must be at
+    the same time, as they are in `sample`.
     """
 
     def analytic(x, t):

@@ -1,4 +1,4 @@
-"""Multistep solvers of the probability-flow ODE: DPM-Solver++, UniPC, iPNDM and DEIS, one evaluation a step.
+"""Multistep solvers of the probability-flow ODE, with one network evaluation a step: DPM-Solver++, UniPC, iPNDM, DEIS.
 
 DPM-Solver++ and UniPC extrapolate the predicted x_0 in lambda = log(signal / sigma). iPNDM and DEIS extrapolate the
 predicted noise in t. Each solver first computes its weights for all steps from the grid. The order of the steps rises
@@ -6,9 +6,9 @@ from 1 as predictions accumulate. For the solvers in lambda it also falls to 1 a
 because the last step ends at lambda = infinity.
 
 With a late start, the first step can have order 2, because at times above t_start the predictions of the data's
-Gaussian or mixture are known in closed form (`DataMixture.predictions`). They are called the history. The solver takes
-the difference between the history at a time above t_start and at t_start, and adds it to the network's first prediction
-(see `common.joined`).
+Gaussian or mixture are known in closed form (`DataMixture.predictions`). These predictions are called the history. The
+solver takes the change of the history from t_start to a time above t_start, and adds it to the network's prediction at
+t_start. The sum takes the place of a network prediction at the time above t_start (see `common.joined`).
 """
 
 import functools
@@ -55,9 +55,10 @@ def dpmpp(
     difference is phi_3, half the coefficient of the Taylor series. So (3M) converges at order 2, like (2M), with a
     smaller error. With 2 phi_3 it would converge at order 3.
 
-    The last two steps have orders 2 and 1, for any number of steps. In the authors' code (lower_order_final) this is so
-    below 10 steps, and longer grids keep the order. In diffusers' DPMSolverMultistepScheduler (lower_order_final) this
-    is so below 15 steps. With its default final_sigmas_type="zero", the last step has order 1 for any number of steps.
+    The last two steps have orders 2 and 1, for any number of steps. The option lower_order_final lowers these orders
+    only for fewer than 10 steps in the authors' code, and only for fewer than 15 steps in diffusers'
+    DPMSolverMultistepScheduler. With the default final_sigmas_type="zero" of that scheduler, the last step has order 1
+    for any number of steps.
     """
     schedule = denoiser.schedule
     times, _ = intervals(timesteps, x.dtype)
@@ -177,22 +178,25 @@ def deis_3(
 
 
 def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}"]:
-    """Returns the order of each step: the number of predictions made or known so far, at most `highest`."""
+    """Returns the order of each step: the number of available predictions, at most `highest`.
+
+    known: the number of predictions that are available before the first step.
+    """
     return np.minimum(highest, known + 1 + np.arange(n_steps))
 
 
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
-    """Returns the order of each step except the last: as `rising_orders`, but falling to .. 3, 2 at the end.
+    """Returns the order of each step except the last, which has order 1.
 
-    The last step has order 1.
+    The orders are those of `rising_orders`, but before the last step they fall by 1 per step, down to 2.
     """
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
 
 def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Images]:
-    """Returns the history's x_0 one step above t_start minus that at t_start, or an empty list without a history.
+    """Returns the history's x_0 one step above t_start, minus the history's x_0 at t_start.
 
-    The step is as long in lambda as the first step of the grid.
+    The step is as long in lambda as the first step of the grid. Without a history, the list is empty.
     """
     if history is None:
         return []
@@ -205,9 +209,9 @@ def known_x0(history: History | None, lambdas: Float[Array, "steps"]) -> list[Im
 def known_eps(
     history: History | None, schedule: NoiseSchedule, t: Float[Array, ""], s: Float[Array, ""]
 ) -> list[Images]:
-    """Returns the history's eps at t + (t - s) minus that at t, or an empty list without a history.
+    """Returns the history's eps at t + (t - s), minus the history's eps at t.
 
-    The time t + (t - s) is limited to T - 1.
+    The time t + (t - s) is limited to T - 1. Without a history, the list is empty.
     """
     if history is None:
         return []

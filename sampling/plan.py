@@ -1,8 +1,8 @@
 """The search of --mode=plan: the best solver, components and start for a number of network calls per image.
 
 Each pair of a solver and a value of sampling.components first gets its automatic start (see `auto_start`). Successive
-halving then compares the pairs by the distance of their images to the data: every round draws as many images as all
-earlier rounds together, and keeps the better half of the pairs. Images of different pairs come from the same noise.
+halving then compares the pairs by the distance between their images and the data: every round after the first keeps the
+better half of the pairs, and doubles their numbers of images. Images of different pairs come from the same noise.
 """
 
 import dataclasses
@@ -39,7 +39,10 @@ class Entry:
     features: Float[np.ndarray, "n features"] | None
 
     def grow(self, count: int) -> None:
-        """Draws more images, up to a total of `count`. All batches have one size, so the sampler is compiled once."""
+        """Draws more images, up to a total of `count`.
+
+        All batches have the same size, so that the sampler is compiled once.
+        """
         size = parallel.round_up(PAIRED_IMAGES)
         timesteps = _grid(self.config, self.trial)
         while self.features is not None and len(self.features) < count:
@@ -67,8 +70,8 @@ class Entry:
 class Plan(NamedTuple):
     """All entries, with the best first, and the cost of the search.
 
-    margin, margin_error: the distance of the runner-up to the data minus the distance of the best, and its standard
-      error.
+    margin: the distance between the second entry's images and the data, minus the distance of the first entry's images.
+    margin_error: the standard error of margin.
     """
 
     entries: list[Entry]
@@ -78,7 +81,10 @@ class Plan(NamedTuple):
 
 
 def steps_within(budget: int) -> dict[str, int]:
-    """Returns the largest number of steps with at most `budget` network calls, by sampler, if there is one."""
+    """Returns, for each sampler, the largest number of steps with at most `budget` network calls.
+
+    Adaptive samplers are left out, and samplers that need more calls for a single step.
+    """
     found = {}
     for name, row in sampling.SAMPLERS.items():
         affordable = [n for n in range(1, budget + 1) if row.nfe(n) is not None and row.nfe(n) <= budget]

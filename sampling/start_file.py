@@ -36,7 +36,8 @@ def _scheduler(class_name: str | None, sampler: str, options: dict[str, Any], sc
     return {"class": class_name, "sampler": sampler, "options": options, **scale}
 
 
-# The schedulers of diffusers that take the same steps as our samplers. Entries with equal `sampler` give equal images.
+# Ways to take the steps of our samplers without this project: the class of a scheduler of diffusers, or None for the
+# DDIM loop of examples/diffusers_start.py. Entries with equal `sampler` give equal images.
 SCHEDULERS = {
     "ddim": _scheduler(None, "ddim", {}, VARIANCE_PRESERVING),
     "dpmpp_1": _scheduler("DPMSolverMultistepScheduler", "ddim", {**DPM, "solver_order": 1}, VARIANCE_PRESERVING),
@@ -117,7 +118,10 @@ def save(
 
 
 def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, Any]:
-    """Returns SCHEDULERS with the network's prediction type, and with whether each uses a history for n_steps."""
+    """Returns SCHEDULERS with the prediction type of the network, and with the entry "history".
+
+    This entry says whether the scheduler uses a history with n_steps.
+    """
     common = {"prediction_type": PREDICTION_TYPES[prediction]}
     return {
         name: {
@@ -130,6 +134,9 @@ def _schedulers(prediction: str, n_steps: int, with_history: bool) -> dict[str, 
 
 
 def _history(sigmas: Float[np.ndarray, "steps"]) -> dict[str, float]:
-    """Returns the noise level of the history: above t_start, at the distance of the first step in log(sigma)."""
+    """Returns the noise level at which the history is evaluated.
+
+    log(sigma) is as far above its value at t_start as the second time of the grid is below it.
+    """
     sigma = sigmas[0] ** 2 / sigmas[1]
     return {"sigma": sigma, "alpha_bar": 1 / (1 + sigma**2)}

@@ -1,6 +1,7 @@
-"""Compares the network with a Gaussian or mixture of the data at each time. Late starts are accurate where they agree.
+"""Compares, at each time, the network's prediction with that of a Gaussian or a mixture fitted to the data.
 
-`revealed_components` measures what x_t tells about the component of its image.
+A late start is accurate at times at which the two predictions agree. `revealed_components` measures how much x_t
+reveals about the component to which its image belongs.
 """
 
 import jax
@@ -23,11 +24,11 @@ def gaussian_agreement(
 ) -> Float[Array, "times"]:
     """Returns, for each time, the fraction of the network's eps that the Gaussian's eps does not explain.
 
-    The fraction is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2, summed over x_t of all images x0. It is 0
-    for a perfect network on Gaussian data, and larger if the distribution of the data is less Gaussian. The noise in
-    x_t is the same at all times. The network is evaluated once per time, on the whole batch. A mixture may take the
-    place of the Gaussian.
+    The fraction is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2, where the sums are over x_t of all images.
+    It is 0 for a perfect network on Gaussian data, and grows as the distribution of the data becomes less Gaussian. The
+    noise in x_t is the same at all times. The network is evaluated once per time, on the whole batch.
 
+    gaussian: the distribution that is compared with the network; it may be a mixture.
     x0: images in the network's range.
     """
     schedule = denoiser.schedule
@@ -45,10 +46,12 @@ def gaussian_agreement(
 def revealed_components(
     schedule: NoiseSchedule, mixture: DataMixture, x0: Images, times: Real[Array | np.ndarray, "times"], rng: RandomKey
 ) -> Float[Array, "times"]:
-    """The mutual information of x_t and the component of its image, as a fraction of the component's entropy.
+    """Returns, for each time, the mutual information of x_t and component, as a fraction of the component's entropy.
 
-    It is 1 - E[H(component | x_t)] / H(component), with the mean over x_t of the images x0, in the network's range. It
-    rises from 0 to 1 as t decreases, if the components do not overlap. It is 0 for a single component.
+    The fraction is 1 - E[H(component | x_t)] / H(component), where the mean E is over x_t of all images. If the
+    components do not overlap, it rises from 0 to 1 as t decreases. For a single component it is 0.
+
+    x0: images in the network's range.
     """
     noise = jax.random.normal(rng, x0.shape, x0.dtype)
     weights = jnp.asarray(mixture.weights, x0.dtype)
@@ -63,12 +66,12 @@ def revealed_components(
 
 
 def _entropy(log_probabilities: Float[Array, "... components"]) -> Float[Array, "..."]:
-    """In nats."""
+    """Returns the entropy in nats."""
     return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
 
 
 def largest_variance_of_means(mixture: DataMixture) -> float:
-    """The largest eigenvalue of the covariance of the components' means, with the components' weights."""
+    """Returns the largest eigenvalue of the covariance of the components' means, under the components' weights."""
     weights = np.asarray(mixture.weights, np.float64)
     means = np.asarray(mixture.means, np.float64)
     centred = np.sqrt(weights)[:, None] * (means - weights @ means)

@@ -146,8 +146,8 @@ def _descend(mixture: Mixture, x: Point, alpha_bar: ArrayLike) -> tuple[Point, B
 
     The method is majorise-minimise: x <- sqrt(ab) sum_k a_k m_k / (sum_k a_k - 1/2), where a_k is responsibility_k /
     noised variance_k. Freezing the responsibilities gives a quadratic that bounds the potential from above and equals
-    it at x. The step goes to the minimum of this quadratic, so the potential never increases. The fixed points of the
-    step are those of the drift.
+    it at x. The step goes to the minimum of this quadratic, so the potential never increases. The step and the
+    drift have the same fixed points.
     """
 
     def step(state):

@@ -122,7 +122,7 @@ def draw_agreement(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_splits(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """What x_t reveals of the component, and the unexplained fraction of eps, one line per mixture."""
+    """Draws over time, with one line per mixture, how much x_t reveals, and the unexplained fraction of eps."""
     times = arrays["t"]
     with plots.panels(path, (11.0, 4.2), columns=2, layout="constrained") as [[revealed, unexplained]]:
         for i, components in enumerate(arrays["components"].tolist()):
@@ -141,7 +141,10 @@ def draw_splits(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def best_starts(results: Sequence[Result], components: str) -> list[int]:
-    """The start of the best score of each sampler and n_steps, among late starts from these components."""
+    """Returns, for each sampler and n_steps, the late start with the best score.
+
+    components: the value of sampling.components of the runs that are considered.
+    """
     cells: dict[tuple[str, int], list[Result]] = {}
     for run in results:
         if run["gls"] and run.get("components", ONE) == components:
@@ -184,7 +187,10 @@ def draw_cascade(path: Path, arrays: Arrays, marks: Marks) -> None:
 
 
 def draw_growth(path: Path, arrays: Arrays, marks: Marks) -> None:
-    """Draws growth rates over time. The axis ends at -1, because near data the rates fall like 1 / (1 - ab)."""
+    """Draws growth rates over time.
+
+    The vertical axis ends at -1, because near data the rates fall like -1 / (1 - ab).
+    """
     with plots.panels(path, (9.0, 3.8), columns=2, sharey=True, layout="constrained") as axes:
         at_images = arrays["growth_images"].mean(axis=1)
         for axis, curves, title in (

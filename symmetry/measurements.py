@@ -114,18 +114,18 @@ def agreement(subject: Subject) -> Arrays:
 
 
 def splits(subject: Subject) -> Arrays:
-    """How well mixtures describe the noised data over time, and when their components separate.
+    """Computes, over time, how well mixtures describe the noised data, and the times at which components separate.
 
-    Without mixtures the result is empty. Critical times are those of the rule `critical.speciation`.
+    Without mixtures the result is empty. Critical times follow the rule `critical.speciation`.
 
     Returns:
       t: descending.
-      components: the values of sampling.components; the single Gaussian, "1", is the first.
+      components: values of sampling.components. The first is "1", the single Gaussian.
       unexplained: [components, t], the fraction of the network's eps that the mixture's eps does not explain.
       revealed: [components, t], the mutual information of x_t and the component of its image, as a fraction of the
         entropy of the component; 0 for the single Gaussian.
       t_between: [components], the critical time of the largest eigenvalue of the covariance of the components' means.
-      t_within_NAME: [K], the critical time of the largest variance of each component, for each of the mixtures.
+      t_within_NAME: one array [K] for each mixture NAME: the critical time of each component's largest variance.
     """
     if not subject.mixtures:
         return {}

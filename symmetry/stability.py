@@ -29,7 +29,7 @@ NEWTON_STEPS = 20
 LANCZOS_BASIS = 40  # the Krylov space for k eigenvalues has dimension LANCZOS_BASIS + 5 k
 SETTLED = 1e-4  # a point is a fixed point if the root mean square of the drift there is below this
 GMRES = lineax.GMRES(rtol=0, atol=0, restart=20, max_steps=2)
-"""One cycle of 20 directions without a tolerance. lineax counts the initial residual as the first of the two steps."""
+"""One cycle of 20 directions, without a tolerance. max_steps is 2, because lineax counts the initial residual, too."""
 
 Image = Float[Array, "height width channels"]
 Rows = Float[Array, "batch dim"]
@@ -90,7 +90,8 @@ def typical_growth(
     """Computes the leading eigenvalues of the drift's Jacobian at noised images, for beta = 1, descending.
 
     The network is trained on inputs like noised images. The fixed point, however, has far less noise than any training
-    input. For Gaussian data the eigenvalues at both are equal. The noise is the same at all times.
+    input. For Gaussian data, the eigenvalues are equal at the fixed point and at noised images. The noise is the same
+    at all times.
     """
     denoiser = denoiser.astype(x0.dtype)
     schedule = denoiser.schedule
@@ -128,7 +129,7 @@ def critical_times(
 
 
 def _longest_growth(pieces: Sequence[CubicSpline]) -> float:
-    """Returns the upper end of the longest interval where a spline is positive; NaN as for `critical_times`."""
+    """Returns the upper end of the longest interval where a spline is positive, or NaN as in `critical_times`."""
     intervals = []
     for growth in pieces:
         ends = np.concatenate([growth.x[:1], growth.roots(extrapolate=False), growth.x[-1:]])
@@ -147,7 +148,7 @@ def _eps_at(denoiser: Denoiser, offset: ArrayLike, t: Float[Array, ""]) -> OnIma
 def _iterate(eps: OnImages, schedule: NoiseSchedule, t: Float[Array, ""], y: Images) -> Images:
     """Finds the stable fixed point of the drift near y.
 
-    The iteration is y <- 2 (y - sigma eps) / (1 + ab), where each step is taken by half.
+    The iteration is y <- 2 (y - sigma eps) / (1 + ab), where only half of each step is taken.
     """
 
     def step(_, y):
@@ -165,7 +166,7 @@ class _NewtonState(NamedTuple):
 
 
 def _newton(drift: OnImages, y: Images) -> tuple[Images, Float[Array, ""]]:
-    """Searches a zero of the drift near y with damped Newton steps. Returns (the best point found, its residual).
+    """Searches for a zero of the drift near y with damped Newton steps. Returns (the best point found, its residual).
 
     A step that increases the residual is rejected, and the next step is a quarter as long. y is a batch of one image.
 
@@ -245,7 +246,7 @@ def _krylov(
     def step(carry, i):
         basis, vectors = carry
         vectors = _unit(vectors) + noise[i]
-        for _ in range(2):  # the second pass removes rounding errors, which are large if the rest is a short vector
+        for _ in range(2):  # the second pass removes rounding errors, which are large if little remains
             vectors -= jnp.einsum("bk,bkd->bd", jnp.einsum("bkd,bd->bk", basis, vectors), basis)
         vectors = _unit(vectors)
         images = apply(vectors)

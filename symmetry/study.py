@@ -51,8 +51,9 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
             "growth",
             "Measured instability",
             "The leading eigenvalues of the drift's Jacobian. Where one is positive, small differences between images "
-            "grow. Left: at the network's central fixed point (in gaps, none was found). The network was not trained "
-            "on such inputs, so these numbers mean little. Right: at noised images, on which it was trained.",
+            "grow. Left: at the network's central fixed point. In gaps of the curves, no fixed point was found. The "
+            "network was not trained on such inputs, so these numbers mean little. Right: at noised images, on which "
+            "the network was trained.",
             figures.draw_growth,
         ),
     ),
@@ -70,10 +71,11 @@ EXPERIMENTS: dict[Callable[[Subject], Arrays], tuple[Figure, ...]] = {
         Figure(
             "splits",
             "Which splits of the data are visible?",
-            "Left: the share of the information on an image's component that its noised image holds. A dotted line is "
-            "the critical time of the components' means. Right: the share of the network's noise prediction that the "
-            "mixture does not explain. Stars are the best starts of the scored runs. Above the time at which a "
-            "component is visible, a sampler would still choose it. Below, a start from the mixture has chosen it.",
+            "Left: how much a noised image reveals about the component to which its image belongs (1: everything). A "
+            "dotted line is the critical time of the components' means. Right: the share of the network's noise "
+            "prediction that the mixture does not explain. Stars are the best starts of the scored runs. At times at "
+            "which the component is not visible, a sampler can still choose it. A start from the mixture at a lower "
+            "time chooses it instead of the sampler.",
             figures.draw_splits,
         ),
     ),

@@ -333,7 +333,7 @@ def load_ema(config: ConfigDict, workdir: Path) -> tuple[int, Any, Params]:
         except Exception:
             if damage(folder / "ema") is None or wanted != -1:
                 raise
-    return load_ema(config, workdir)  # meanwhile, a training run has replaced this checkpoint by a newer one
+    return load_ema(config, workdir)  # a training run has meanwhile replaced this checkpoint by a newer one
 
 
 def _items(state: State) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Configs of EDM's networks (Karras et al. 2022, arXiv 2206.00364), for its published files and for training.
 
 The scores in the docstrings of these configs are FIDs of 50,000 images that others published. None was measured here.
-"Few steps" lists the FIDs at 4, 6, 8 and 10 network calls, from the tables of diff-solvers-main/README.md in
-github.com/zju-pi/diff-sampler (commit 68d5ce4), on the same networks. They are the scores to compare a late start with.
-No late start was tried on these networks.
+The FIDs at 4, 6, 8 and 10 network calls are of the same networks, from the tables of diff-solvers-main/README.md in
+github.com/zju-pi/diff-sampler (commit 68d5ce4). Compare a late start with these scores. We tried no late start on these
+networks.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 The FID at 79 calls is 2.39 according to table 2 of EDM's paper. We could not read that table to check the number. You
 provide the images: a folder, a zip or an array.
 
-Few steps: Euler (ddim here) 57.5, 35.2, 24.4, 18.4; Heun 345, 142, 57.2, 29.5; DPM-Solver++(3M) 46.0, 13.7, 6.04, 4.12;
-UniPC-3 44.8, 12.9, 5.50, 3.84; iPNDM-4 28.3, 10.0, 5.52, 3.98.
+FID at 4, 6, 8 and 10 network calls: Euler (ddim here) 57.5, 35.2, 24.4, 18.4; Heun 345, 142, 57.2, 29.5;
+DPM-Solver++(3M) 46.0, 13.7, 6.04, 4.12; UniPC-3 44.8, 12.9, 5.50, 3.84; iPNDM-4 28.3, 10.0, 5.52, 3.98.
 
 python main.py --mode=import --config=configs/edm/ffhq64.py --workdir=results/edm_ffhq64 \
     --config.data.path=PATH --source=edm-ffhq-64x64-uncond-vp.pkl

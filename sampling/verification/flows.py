@@ -1,8 +1,8 @@
 """Data whose noise prediction and probability flow are known exactly, in NumPy and float64.
 
-An image has DIM = 8 values. The first four have a Gaussian distribution, for which the flow has a closed form. The last
-four have a mixture of three Gaussians as distribution, for which the flow is integrated to 1e-11. The two halves are
-independent, so one run of a sampler tests both.
+An image has DIM = 8 values. The first half, four values, has a Gaussian distribution. Its flow has a closed form. The
+second half is distributed as a mixture of three Gaussians. Its flow is integrated numerically, with tolerance 1e-11.
+The two halves are independent, so one run of a sampler tests both.
 """
 
 import functools
@@ -19,8 +19,8 @@ Levels = Float[np.ndarray, "#batch"]
 def _log_alpha_bars() -> Float[np.ndarray, "T+1"]:
     """Returns log alpha_bar of t = -1 .. T-1. The first beta is 0.01, the others are linear as in Ho et al. (2020).
 
-    Because of the first beta, the noise variance at t = 0 is 0.01. Errors then decrease with the order of the sampler
-    from about 8 steps on. With a first beta of 1e-4, this would need hundreds of steps.
+    Because of the first beta, the noise variance at t = 0 is 0.01. Errors then decrease at the rate of the sampler's
+    order from about 8 steps on. With a first beta of 1e-4, they would do so only from hundreds of steps on.
     """
     betas = np.append(0.01, np.linspace(1e-4, 0.01, 960))
     return np.append(0, np.cumsum(np.log1p(-betas)))
@@ -28,7 +28,7 @@ def _log_alpha_bars() -> Float[np.ndarray, "T+1"]:
 
 LOG_ALPHA_BARS = _log_alpha_bars()
 ALPHA_BARS = np.exp(LOG_ALPHA_BARS[1:])
-LAST = len(ALPHA_BARS) - 1  # the last time, 960, which is divisible by 1, 2, 4, .. 64
+LAST = len(ALPHA_BARS) - 1  # the last time, 960, which is divisible by the numbers of steps 1, 2, 4, .. 64
 
 
 def alpha_bar(t: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

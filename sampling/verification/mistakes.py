@@ -1,6 +1,6 @@
-"""DDIM with one mistake at a time. A faulty sampler is compared with each, to find out its mistake.
+"""DDIM with one mistake at a time. The mistake of a faulty sampler is identified by comparison with these variants.
 
-With one or two steps most solvers equal DDIM, so this also identifies the mistakes of solvers of higher order.
+With one or two steps, most solvers of higher order equal DDIM. So the comparison also identifies their mistakes.
 """
 
 from collections.abc import Callable

@@ -8,12 +8,12 @@ A sampler is a function (eps_fn, alpha_bars, start, times) -> x_0:
   start: x_t at t = times[0].
   times: [n], integers, descending. After the last of them, the sampler takes one more step, to clean data.
 
-If the second parameter is named `sigmas`, it is the table of sigma = sqrt((1 - ab) / ab) instead of alpha_bar = ab.
-Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
+If the second parameter is named `sigmas`, the sampler receives the table of sigma = sqrt((1 - alpha_bar) / alpha_bar)
+instead of alpha_bar. Then a noised image is x_0 + sigma noise, and eps_fn(x, sigma) takes sigma instead of t.
 
 All arrays are float64 arrays of NumPy, or of JAX or PyTorch if `start` is annotated with `jax.Array` or `torch.Tensor`.
-If the function has more than four parameters, the others need defaults. Attributes of the function say what it claims,
-for example `sampler.order = 2`: see Claims.
+If the function has more than four parameters, the others need defaults. The function claims properties in the form of
+attributes, for example `sampler.order = 2` (see Claims).
 """
 
 import inspect
@@ -74,8 +74,8 @@ class Trial:
       claims: the properties that the sampler claims.
       called: the times of the network calls of the last run.
       given: the times of these calls as the network received them: times, or sigmas if the sampler takes sigmas.
-      seen: the x_t with which the network was called at the last time of that run, scaled to the variance-preserving
-        process; None if it was not called there.
+      seen: the network's input x_t in its call at the last time of the grid in the last run, scaled to the
+        variance-preserving process; None if there was no such call.
     """
 
     def __init__(self, sampler: Sampler):

@@ -28,7 +28,9 @@ from sampling.verification.flows import (
 from sampling.verification.mistakes import MISTAKES, ddim
 from sampling.verification.trial import Sampler, Trial, same_time
 
-ADAPTERS = {  # modules whose samplers have other signatures; an adapter's sampler_of(name) returns a Sampler
+# The prefix of --source, and the module that adapts samplers with this prefix. The function sampler_of(name) of that
+# module returns a Sampler.
+ADAPTERS = {
     "sampling": "sampling.verification.own",
     "diffusers": "examples.verify_diffusers",
     "k_diffusion": "examples.verify_k_diffusion",
@@ -66,7 +68,7 @@ class Report(NamedTuple):
 
     @property
     def fault(self) -> str | None:
-        """Explains the failures in words: by a known mistake, or else by the fault of the first check that has one."""
+        """Explains the failures in words, or is None. A known mistake is preferred to the faults of other checks."""
         faults = [finding.fault for finding in self.findings if finding.passed is False and finding.fault]
         known = [f.fault for f in self.findings if f.check == MISTAKES_CHECK and f.fault]
         return next(iter(known + faults), None)
@@ -90,7 +92,10 @@ def grid(first: int, steps: int) -> Int[np.ndarray, "steps+1"]:
 
 
 def errors(trial: Trial, times: Int[np.ndarray, "steps"]) -> dict[str, float]:
-    """Returns the largest error, in each half of the image, at time 0 (before the last step)."""
+    """Returns the largest error at time 0, before the last step, for each half of the image.
+
+    The halves have different distributions (see `flows`).
+    """
     trial.run(start(times[0], COUNT), times)
     error = np.abs(trial.last - exact_end(times[0], COUNT))
     return {half: float(error[:, columns].max()) for half, columns in HALVES.items()}
@@ -116,7 +121,7 @@ def check_calls(trial: Trial) -> Finding:
 
 
 def _fault_of_calls(trial: Trial) -> str | None:
-    """Explains why the network is called at other times than those of the grid, or returns None."""
+    """Explains why the network is called at times that are not in the grid. Returns None if no explanation fits."""
     times = grid(LATE, 4)
     trial.run(start(LAST, COUNT), grid(LAST, 4))
     elsewhere = trial.called
@@ -141,7 +146,7 @@ def _fault_of_calls(trial: Trial) -> str | None:
 
 
 def check_one_step(trial: Trial) -> Finding:
-    """Reports whether the result with one step is the x_0 predicted at the start, as for most solvers."""
+    """Reports how much the result of one step differs from the x_0 predicted at the start. Most solvers return it."""
     x = start(LATE, COUNT)
     error = np.abs(trial.run(x, np.array([LATE])) - predicted_x0(x, LATE)).max()
     return Finding("one step", None, f"differs from the x_0 predicted at t = {LATE} by {error:.1g}")
@@ -162,16 +167,19 @@ def check_order(trial: Trial, first: int) -> Finding:
 
 
 def _orders(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns, for each half, the slope of log2(error) between the last two grids with errors above 1e-5.
+    """Returns, for each half of the image, by how much log2(error) decreases between two grids.
 
-    Smaller errors can be rounding errors of float32.
+    These are the last two grids with errors above 1e-5. Smaller errors can be rounding errors of float32.
     """
     usable = {half: [error[half] for error in found if error[half] > 1e-5] for half in HALVES}
     return {half: float(np.log2(e[-2] / e[-1])) if len(e) > 1 else np.inf for half, e in usable.items()}
 
 
 def check_last_step(trial: Trial) -> Finding:
-    """Checks that the result is x_0 predicted at the last network call, and not x there, which has noise."""
+    """Checks that the sampler returns the x_0 predicted at the last network call.
+
+    A faulty sampler may return x at that time, which still has noise.
+    """
     x0 = trial.run(start(LATE, COUNT), grid(LATE, 8))
     x, ab = trial.last, ALPHA_BARS[0]
     flows = [
@@ -196,7 +204,10 @@ def check_last_step(trial: Trial) -> Finding:
 
 
 def check_moments(trial: Trial) -> Finding:
-    """Checks mean and covariance of the x_0 of Gaussian data against the exact predictions of x_0, or the exact x_0."""
+    """Checks the mean and the covariance of the Gaussian half of the images.
+
+    The reference is the exact x_0 or the exact prediction of x_0 at the last time, whichever is nearer.
+    """
     count, steps, allowed = (MANY, LATE // 4, 6 / np.sqrt(MANY)) if trial.claims.stochastic else (COUNT, STEPS[-1], 0.1)
     x = start(LATE, count)
     x0 = trial.run(x, grid(LATE, steps))[:, HALVES["Gaussian"]]
@@ -236,16 +247,17 @@ def check_batch(trial: Trial) -> Finding:
 
 
 def check_two_steps(trial: Trial) -> Finding:
-    """Reports the difference from DDIM with two steps, where most solvers of any order equal DDIM."""
+    """Reports how much the result of two steps differs from DDIM's. Most solvers of any order equal DDIM there."""
     x, times = start(LATE, COUNT), grid(LATE, 1)
     return Finding("two steps", None, f"differs from DDIM by {np.abs(trial.run(x, times) - ddim(x, times)).max():.1g}")
 
 
 def check_mistakes(trial: Trial) -> Finding:
-    """Checks that the result is not that of DDIM with one of MISTAKES.
+    """Checks that the result does not equal the result of DDIM with one of MISTAKES.
 
     Most mistakes change the result less than the discretisation errors of DDIM, so the other checks may not find them.
-    A grid of five times identifies the mistakes of first-order samplers, a grid of two times those of most others.
+    A grid of five times identifies the mistakes of first-order samplers. On a grid of two times, most solvers of higher
+    order equal DDIM. So that grid identifies the mistakes of these solvers.
     """
     for steps in (4, 1):
         times = grid(LATE, steps)
