@@ -44,7 +44,7 @@ SAMPLERS = {
     "dpmpp_2m": Sampler(dpmpp_2m, order=2, history_from=4),
     "dpmpp_3m": Sampler(dpmpp_3m, order=2, history_from=4),
     "unipc_2": Sampler(unipc_2, order=3, history_from=4),
-    "unipc_3": Sampler(unipc_3, order=3, history_from=4),
+    "unipc_3": Sampler(unipc_3, order=3, history_from=5),
     "ipndm": Sampler(ipndm, order=2, history_from=1),
     "deis_3": Sampler(deis_3, order=2, history_from=1),
     "heun": Sampler(heun, order=2, nfe=heun_nfe),

@@ -56,11 +56,11 @@ def test_different_settings_have_different_folders(config, field, value):
 @pytest.mark.parametrize(
     ("sampler", "n_steps", "gls", "baseline", "known"),
     [
-        ("unipc_3", 4, True, "", True),
-        ("unipc_3", 4, True, "isotropic", True),
-        ("unipc_3", 4, True, "no_history", False),
-        ("unipc_3", 4, False, "", False),
-        ("unipc_3", 3, True, "", False),
+        ("unipc_3", 5, True, "", True),
+        ("unipc_3", 5, True, "isotropic", True),
+        ("unipc_3", 5, True, "no_history", False),
+        ("unipc_3", 5, False, "", False),
+        ("unipc_3", 4, True, "", False),
         ("ipndm", 3, True, "", True),
         ("pndm", 4, True, "", False),
     ],

@@ -102,13 +102,13 @@ def test_only_samplers_with_a_history_run_without_it(config):
 def test_baselines_run_where_they_change_something(config):
     """Catches a sweep that fails for a sampler without the baseline, and a baseline that repeats another run."""
     config.sweep.samplers = ("ddim", "unipc_3", "ode")
-    runs = sweep_configs(config, [3, 4], [300], baselines=["no_history", "afs"])
+    runs = sweep_configs(config, [4, 5], [300], baselines=["no_history", "afs"])
     cells = [(r.sampling.sampler, r.sampling.n_steps, r.sampling.baseline) for r in runs if r.sampling.baseline]
     assert cells == [
-        ("ddim", 3, "afs"),
         ("ddim", 4, "afs"),
-        *[("unipc_3", 3, "afs"), ("unipc_3", 4, "afs")],
-        ("unipc_3", 4, "no_history"),
+        ("ddim", 5, "afs"),
+        *[("unipc_3", 4, "afs"), ("unipc_3", 5, "afs")],
+        ("unipc_3", 5, "no_history"),
     ]
     for each in runs:
         validate(each)
