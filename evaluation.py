@@ -35,7 +35,7 @@ from metrics.tally import Tally, observe, tally_images
 from models import make_denoiser
 from models.weights import digest
 from sampling import auto_start
-from sampling.auto_start import AutoStart, Judge, Trial
+from sampling.auto_start import AutoStart, Comparison, Trial
 from sampling.generate import generate, grid_of, uses_history
 from sampling.late_start import ONE, DataGaussian, DataMixture
 from training import checkpoints, loop
@@ -65,7 +65,7 @@ class EvalContext:
     features: Features | None = None
     labeller: Labeller | None = None
     reference: Reference | None = None
-    judge: Judge | None = None  # compares images for automatic starts
+    comparison: Comparison | None = None  # compares images for automatic starts
     eval_loss: float | None = None
     bits_per_dim: dict[str, Any] | None = None  # what likelihood.measure returns
 
@@ -93,7 +93,7 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
     features = load_features(config) if scored else None
     labeller = load_labeller(config) if scored else None
     reference = statistics.load_reference(config, features, labeller) if scored else None
-    judge = load_judge(config, runs, features=features, reference=reference)
+    comparison = load_comparison(config, runs, features=features, reference=reference)
     held_out = datasets.load(config, "test").images if config.eval.enable_loss else None
     coded = datasets.load(config, config.eval.bpd_dataset).images if config.eval.enable_bpd else None
 
@@ -109,7 +109,7 @@ def load_context(config: ConfigDict, workdir: Path, runs: Sequence[ConfigDict]) 
         features=features,
         labeller=labeller,
         reference=reference,
-        judge=judge,
+        comparison=comparison,
         eval_loss=None if held_out is None else loop.mean_loss(config, denoiser, held_out),
         bits_per_dim=None if coded is None else _bits_per_dim(config, denoiser, coded),
     )
@@ -225,7 +225,7 @@ class EvalRun:
             gaussian=context.gaussian,
             mixture=self.mixture,
             image_shape=datasets.image_shape(config),
-            judge=context.judge,
+            comparison=context.comparison,
         )
         return chosen.timesteps, chosen
 
@@ -308,9 +308,9 @@ def _times_of(timesteps: Int32[np.ndarray, "steps"]) -> RunSettings:
     return {"t_start": int(timesteps[0]), "t_last": int(timesteps[-1])}
 
 
-def load_judge(
+def load_comparison(
     config: ConfigDict, runs: Sequence[ConfigDict], *, features: Features | None, reference: Reference | None
-) -> Judge | None:
+) -> Comparison | None:
     """Loads the features by which images are compared for automatic starts, or returns None if no start is automatic.
 
     The features are those of the scores. Without scores they are those of the data set's classifier or, if there is
@@ -336,7 +336,7 @@ def load_judge(
         rows = [parallel.all_rows(features.extract(batch))[:count] for batch, count in batches]
         return np.concatenate(rows).astype(np.float64)
 
-    return Judge(extract, (reference.mean, reference.cov) if reference else None)
+    return Comparison(extract, (reference.mean, reference.cov) if reference else None)
 
 
 def trials(runs: Sequence[ConfigDict], context: EvalContext) -> list[Trial]:
@@ -350,7 +350,7 @@ def trials(runs: Sequence[ConfigDict], context: EvalContext) -> list[Trial]:
             found[_late_start(run)] = Trial(
                 denoiser=context.denoiser,
                 mixture=EvalRun(run, context).mixture,
-                judge=context.judge,
+                comparison=context.comparison,
                 image_shape=datasets.image_shape(run),
                 first=auto_start.first_image(run),
             )

@@ -68,8 +68,8 @@ Extract = Callable[[Images], Float[np.ndarray, "batch features"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Judge:
-    """Compares images by their features. All runs of a sweep share one Judge.
+class Comparison:
+    """Compares images by their features. All runs of a sweep share one Comparison.
 
     Attributes:
       extract: the feature network.
@@ -153,7 +153,7 @@ class Trial:
     Attributes:
       denoiser: the network.
       mixture: the distribution of late starts.
-      judge: compares the images.
+      comparison: compares the images.
       image_shape: (height, width, channels).
       first: the index of the first image of the search. The evaluation has the images before it.
       network_calls: the number of network calls so far.
@@ -161,7 +161,7 @@ class Trial:
 
     denoiser: Denoiser
     mixture: DataMixture | None
-    judge: Judge
+    comparison: Comparison
     image_shape: ImageShape
     first: int
     network_calls: int = 0
@@ -178,7 +178,7 @@ class Trial:
         shape = {"image_shape": self.image_shape, "first": first, "batch_size": count}
         x0 = draw(config, self.denoiser, self.mixture, timesteps=timesteps, **shape)
         self.network_calls += count * sampling.nfe(config.sampling.sampler, len(timesteps))
-        return self.judge.extract(x0) if jnp.isfinite(x0).all() else None
+        return self.comparison.extract(x0) if jnp.isfinite(x0).all() else None
 
     def reference(self, config: ConfigDict, count: int) -> Float[np.ndarray, "{count} features"]:
         """Returns the features of the first `count` reference images, which are drawn once for all samplers and grids.
@@ -190,7 +190,7 @@ class Trial:
         config = config.copy_and_resolve_references()
         config.sampling.update(sampler=REFERENCE, n_steps=REFERENCE_STEPS, baseline="")
         start = round(EARLY * (self.denoiser.schedule.num_timesteps - 1))
-        known = self.judge.references.get(key)
+        known = self.comparison.references.get(key)
         made = 0 if known is None else len(known)
         if made < count:
             timesteps = time_grid(REFERENCE_STEPS, start, spacing=REFERENCE_SPACING)
@@ -198,7 +198,7 @@ class Trial:
             if more is None:
                 raise UserError(f"sampling.t_start=-1 (auto): images of {REFERENCE_STEPS} steps hold NaN or infinity")
             known = more if known is None else np.concatenate([known, more])
-            self.judge.references[key] = known
+            self.comparison.references[key] = known
         if not known.std(axis=0).any():
             raise UserError("sampling.t_start=-1 (auto): the features of all images are equal; give a start")
         return known[:count]
@@ -214,7 +214,7 @@ class Trial:
     def to_data(self, config: ConfigDict, timesteps: Int32[np.ndarray, "steps"], count: int) -> float:
         """Returns the distance between images of config.sampling and the data."""
         features = self.features(config, timesteps, slice(0, count))
-        return np.inf if features is None else self.judge.to_data(features)
+        return np.inf if features is None else self.comparison.to_data(features)
 
 
 def distance(features: Float[np.ndarray, "n axes"], other: Axes) -> float:
@@ -231,7 +231,7 @@ def choose(
     gaussian: DataGaussian,
     mixture: DataMixture | None,
     image_shape: ImageShape,
-    judge: Judge | None,
+    comparison: Comparison | None,
 ) -> AutoStart:
     """Chooses the time grid for a config whose start, spacing or both are automatic.
 
@@ -239,12 +239,12 @@ def choose(
 
     gaussian: the Gaussian of the data, for a computed grid.
     mixture: the distribution of late starts.
-    judge: compares images, for an automatic start.
+    comparison: compares images, for an automatic start.
     """
     settings = config.sampling
     last = denoiser.schedule.num_timesteps - 1
     first = first_image(config)
-    trial = Trial(denoiser=denoiser, mixture=mixture, judge=judge, image_shape=image_shape, first=first)
+    trial = Trial(denoiser=denoiser, mixture=mixture, comparison=comparison, image_shape=image_shape, first=first)
     count = _images(config)
     times = fine_times(denoiser.schedule.num_timesteps)
     errors = None

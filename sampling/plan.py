@@ -55,7 +55,7 @@ class Entry:
         """The distance between the images and the data; infinite if there are no images or one is not finite."""
         if self.features is None or not len(self.features):
             return np.inf
-        return self.trial.judge.to_data(self.features)
+        return self.trial.comparison.to_data(self.features)
 
     def facts(self) -> dict[str, Any]:
         """Returns the row of plan.json."""
@@ -127,7 +127,7 @@ def _with_start(config: ConfigDict, trial: Trial) -> Entry:
     count = parallel.round_up(PAIRED_IMAGES)
     candidates = search(config, trial, grid, count=count, within=(max(n_steps - 1, 1), last))
     config.sampling.t_start = best_of(candidates).t_start
-    return Entry(config, trial, np.zeros((0, len(trial.judge.data[0]))))
+    return Entry(config, trial, np.zeros((0, len(trial.comparison.data[0]))))
 
 
 def _grid(config: ConfigDict, trial: Trial) -> Int32[np.ndarray, "steps"]:
@@ -142,8 +142,8 @@ def _margin(best: Entry, other: Entry) -> tuple[float, float] | tuple[None, None
     groups = np.arange(len(best.features)) % GROUPS
 
     def difference(kept: np.ndarray) -> float:
-        judge = best.trial.judge
-        return judge.to_data(other.features[kept]) - judge.to_data(best.features[kept])
+        comparison = best.trial.comparison
+        return comparison.to_data(other.features[kept]) - comparison.to_data(best.features[kept])
 
     rests = [difference(groups != group) for group in range(GROUPS)]
     error = np.sqrt((GROUPS - 1) * np.var(rests))

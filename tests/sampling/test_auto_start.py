@@ -101,8 +101,8 @@ def test_search_stays_where_a_grid_has_room(config, gaussian_denoiser):
 
 
 def trial_of(gaussian, denoiser, **changes):
-    judge = auto_start.Judge(lambda x0: np.asarray(x0, np.float64).reshape(len(x0), -1), None)
-    fields = {"denoiser": denoiser, "mixture": gaussian.mixture(), "judge": judge}
+    comparison = auto_start.Comparison(lambda x0: np.asarray(x0, np.float64).reshape(len(x0), -1), None)
+    fields = {"denoiser": denoiser, "mixture": gaussian.mixture(), "comparison": comparison}
     return auto_start.Trial(**fields | {"image_shape": (2, 2, 1), "first": 512} | changes)
 
 
@@ -128,7 +128,7 @@ def test_one_reference_serves_all_cells(config, gaussian, gaussian_denoiser):
     trial = trial_of(gaussian, gaussian_denoiser)
     whole = trial.reference(config, 16)
     assert trial.network_calls == 16 * auto_start.REFERENCE_STEPS
-    again = trial_of(gaussian, gaussian_denoiser, judge=trial.judge)
+    again = trial_of(gaussian, gaussian_denoiser, comparison=trial.comparison)
     config.sampling.update(sampler="heun", n_steps=7, spacing="logsnr")
     assert again.reference(config, 16) is not None and again.network_calls == 0
     parts = trial_of(gaussian, gaussian_denoiser)
@@ -145,7 +145,9 @@ def test_what_cannot_be_compared_is_refused(config, gaussian, gaussian_denoiser)
     broken = trial_of(gaussian, Denoiser(lambda x, t: x * jnp.nan, gaussian_denoiser.schedule))
     with pytest.raises(UserError, match="hold NaN or infinity"):
         broken.reference(config, 8)
-    blind = trial_of(gaussian, gaussian_denoiser, judge=auto_start.Judge(lambda x0: np.ones((len(x0), 3)), None))
+    blind = trial_of(
+        gaussian, gaussian_denoiser, comparison=auto_start.Comparison(lambda x0: np.ones((len(x0), 3)), None)
+    )
     with pytest.raises(UserError, match="are equal"):
         blind.reference(config, 8)
 

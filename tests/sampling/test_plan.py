@@ -12,7 +12,7 @@ from configs.runs import expand_starts, sweep_configs
 from core.diffusion import Denoiser, NoiseSchedule
 from core.errors import UserError
 from sampling import plan
-from sampling.auto_start import Judge
+from sampling.auto_start import Comparison
 from sampling.late_start import ONE
 
 
@@ -22,7 +22,7 @@ class MadeUp:
     def __init__(self, far):
         schedule = NoiseSchedule.linear()
         self.denoiser = Denoiser(lambda x, t: x, schedule)
-        self.judge = Judge(np.asarray, (np.zeros(3), np.eye(3)))
+        self.comparison = Comparison(np.asarray, (np.zeros(3), np.eye(3)))
         self.far = far
         self.network_calls = 0
         self.noise = np.random.default_rng(0).standard_normal((1000, 3))
