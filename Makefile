@@ -27,7 +27,7 @@ results/emoji/config.json: | .venv/installed
 	$(BIN)/python main.py --mode=import $(EMOJI) --workdir=$(@D) --source=assets/weights/emoji_32.npz
 
 # `make table` makes the paper's table on Fashion-MNIST, in an hour or more. `make figures` compares every solver at
-# equal cost, in several hours. The same command continues an interrupted run.
+# equal cost, in two hours or more. The same command continues an interrupted run.
 table figures: results/$(NETWORK)/config.json
 	$(BIN)/python main.py --mode=fid_stats $(FASHION)
 	$(BIN)/python -m experiments.fashion_mnist $@ --config=$(NETWORK)
