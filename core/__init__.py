@@ -1,1 +1,1 @@
-"""Modules that import no other package: noise schedules, moments, random keys, devices, files, errors, plots."""
+"""Modules that import no other part of this project: noise schedules, moments, keys, devices, files, errors, plots."""

@@ -52,7 +52,9 @@ def sample(header, arrays, network, noise, component, name=None):
     scheduler = getattr(diffusers, row["class"])(trained_betas=arrays["betas"], **row["options"])
     if row["state"] == "x / signal":
         scheduler.set_timesteps(timesteps=times)
-    else:  # sets timesteps and sigmas directly, because UniPC takes no times and a history may lie between times
+    else:
+        # Sets timesteps and sigmas directly. UniPC's set_timesteps takes no times, and the history is a prediction at a
+        # time that need not be an integer.
         above = [header["history"]["sigma"]] if row["history"] else []
         scheduler.set_timesteps(len(above) + len(times))
         scheduler.timesteps = torch.tensor(times[: len(above)] + times)

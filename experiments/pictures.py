@@ -1,4 +1,4 @@
-"""Pictures of late starts: images from the same noise, started from pure noise, from one Gaussian and from a mixture.
+"""Pictures from three kinds of start, with the same random noise: pure noise, one Gaussian, a mixture.
 
 python -m experiments.pictures [--config=emoji] [--workdir=PATH] [--dest=PATH]
 

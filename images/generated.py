@@ -1,4 +1,4 @@
-"""Reads images made by other software for scoring: a folder of pictures or IDX files, or one array file."""
+"""Reads images of other software for scoring: a folder of pictures or IDX files, a zip of pictures, an array file."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence

@@ -31,7 +31,7 @@ def frechet(tally: Tally, reference: Reference) -> Distance:
 
 
 def num_compared(tally: Tally, reference: Reference) -> tuple[int]:
-    """The number of samples that the sample-based metrics compare."""
+    """The number of samples that KID, precision, recall, density and coverage use."""
     return (len(tally.reservoir),)
 
 
@@ -84,7 +84,7 @@ AVAILABLE: dict[str, Callable[[Tally, Reference], bool]] = {
     "features": _has_features,
     "labels": _has_labels,
 }
-"""For each kind of data, whether samples and reference have it: moments of features, enough features, label counts."""
+"""For each kind of data that a metric may need: whether both the samples and the reference have it."""
 
 
 def scores(tally: Tally, reference: Reference) -> Result:

@@ -34,8 +34,8 @@ class SongUNet(nnx.Module):
     model.encoder: what is added after the first block of each level except the first level.
       "standard": nothing.
       "skip": a 1x1 convolution of the input of the network, after it is halved to the size of the level.
-      "residual": an image, after a convolution and a halving. At the second level, this image is the input of the
-        network. At each later level, it is the result of the addition at the level before.
+      "residual": the previous result of this addition (at first the input of the network), after a convolution and a
+        halving.
     model.decoder: with "standard", the output comes from the finest level only. With "skip", every level contributes an
       image. The images are doubled to full size and added.
     """

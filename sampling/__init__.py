@@ -33,10 +33,11 @@ class Sampler(NamedTuple):
         return self.history_from is not None and n_steps >= self.history_from
 
 
-# A history replaces the missing earlier predictions of a multistep solver. It is what the Gaussian of the data predicts
-# at a time above t_start (see `multistep`). DPM-Solver++ and UniPC use it only with four or more steps. With three
-# equal steps in t, the second step is several times longer in log-SNR than the first, and amplifies the errors of the
-# history by that factor.
+# The history is the predictions of the data's Gaussian or mixture at times t >= t_start. Its change from t_start to an
+# earlier time replaces the missing earlier prediction of a multistep solver (see `multistep`). DPM-Solver++ and UniPC-2
+# use it from four steps on. With three equal steps in t, the second step is several times longer in log-SNR than the
+# first, and amplifies the errors of the history by that factor. UniPC-3 uses it from five steps on, because at n = 4 it
+# made scores on digits worse (docs/results.md).
 SAMPLERS = {
     "ddpm": Sampler(ddpm, needs_rng=True),
     "ddim": Sampler(ddim, order=1),
@@ -90,7 +91,7 @@ def sample(
       x_start: samples of x_t at t = timesteps[0]. All computations have the dtype of x_start, float32 or float64.
       timesteps: strictly descending (see `time_grid`); may be traced.
       rng: for stochastic samplers, one key, or one key per image (see `core.rng.image_keys`).
-      history: predictions at times above timesteps[0], for multistep solvers. Other samplers, and solvers with too few
+      history: predictions at times t >= timesteps[0], for multistep solvers. Other samplers, and solvers with too few
         steps (see `Sampler.history_from`), ignore it. If x_start = gaussian.sample(noise, alpha_bar), pass
         history=functools.partial(gaussian.predictions, noise).
       callback: called with a `common.Evaluation` at every network evaluation. It is traced, so it must be pure.

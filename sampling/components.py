@@ -24,15 +24,15 @@ CLUSTER_DIRECTIONS = 50  # number of leading eigenvectors along which k-means me
 LARGEST_ROTATIONS = 2**24  # limit of the total size of the components' eigenvector matrices: 67 MB in float32
 LARGEST_COORDINATES = 2**28  # limit of the total size of the images' coordinates: 1 GB in float32
 ROUNDING_VARIANCE = 1 / 12  # variance of the error of rounding a pixel to an integer grey level
-LATENT_VARIANCE = 1e-4  # the smallest variance of latents along a direction, in units of their mean variance
+LATENT_VARIANCE = 1e-4  # as a share of the mean variance; replaces a larger ROUNDING_VARIANCE (small latents)
 CHUNK_SIZE = 1024  # images per matrix product
 
 
 def clusters(gaussian: DataGaussian, images: HostImages, count: int) -> Int[np.ndarray, "images"]:
     """Assigns each image to a cluster (0, 1, ...) by k-means along CLUSTER_DIRECTIONS eigenvectors, with a fixed seed.
 
-    Each cluster has at least FEWEST images. Smaller clusters are dissolved: each of their images joins the nearest of
-    the other clusters. So there may be fewer than `count` clusters.
+    Clusters with fewer than FEWEST images are dissolved: each of their images joins the nearest of the other clusters.
+    So there may be fewer than `count` clusters. If every cluster has fewer than FEWEST images, only the largest remain.
 
     gaussian: the Gaussian of the data in grey levels (0 to 255).
     """

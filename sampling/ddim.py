@@ -29,9 +29,9 @@ def ddim(
         (x0, eps), record = evaluate(denoiser, callback, x, t)
         forgotten = jnp.sqrt(-jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(s)))
         kept = schedule.signal(t) * schedule.sigma(s) / (schedule.signal(s) * schedule.sigma(t))
-        # With eta = 1 the noise in x_s is sigma_s (kept eps + forgotten / sigma_t z), where z is new noise. `forgotten`
-        # is sqrt(1 - ab_t / ab_s), and kept^2 + (forgotten / sigma_t)^2 = 1. Neither is computed as a difference of
-        # nearly equal numbers.
+        # With eta = 1 the noise in x_s is sigma_s (kept eps + (forgotten / sigma_t) z), where z is new noise.
+        # `forgotten` is sqrt(1 - ab_t / ab_s), and kept^2 + (forgotten / sigma_t)^2 = 1. Neither is computed as a
+        # difference of nearly equal numbers.
         x = schedule.signal(s) * x0 + schedule.sigma(s) * jnp.sqrt(1 - eta**2 + (eta * kept) ** 2) * eps
         if eta:
             x += eta * schedule.sigma(s) / schedule.sigma(t) * forgotten * image_noise(keys, i, x)

@@ -5,10 +5,9 @@ predicted noise in t. Each solver first computes its weights for all steps from 
 from 1 as predictions accumulate. For the solvers in lambda it also falls to 1 at the end, as their authors advise,
 because the last step ends at lambda = infinity.
 
-With a late start, the first step can have order 2, because at times above t_start the predictions of the data's
-Gaussian or mixture are known in closed form (`DataMixture.predictions`). These predictions are called the history. The
-solver takes the change of the history from t_start to a time above t_start, and adds it to the network's prediction at
-t_start. The sum takes the place of a network prediction at the time above t_start (see `common.joined`).
+With a late start, the first step can have order 2. The predictions of the data's Gaussian or mixture at times
+t >= t_start are known in closed form (`DataMixture.predictions`). These predictions are called the history. At a time
+t > t_start, the solver uses network(t_start) + history(t) - history(t_start) as the prediction (see `common.joined`).
 """
 
 import functools
@@ -37,7 +36,8 @@ from sampling.common import (
     weighted_sum,
 )
 
-GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)  # exact up to rounding for steps h <= 20; a schedule has length 10
+# Exact up to rounding for steps up to 20 in lambda. A whole schedule spans about 10.
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(16)
 
 
 def dpmpp(
@@ -51,12 +51,13 @@ def dpmpp(
     """DPM-Solver++(2M), Lu et al. (2022, arXiv 2211.01095), algorithm 2. With order=3 it is (3M), as in diffusers.
 
     m_0, m_1, m_2 are the predictions of x_0, newest first. A step of length h in lambda is x_s = sigma_s / sigma_t x +
-    signal_s (phi_1 m_0 + multiples of first and second differences of m_0, m_1, m_2). In (3M) the factor of the second
-    difference is phi_3, half the coefficient of the Taylor series. So (3M) converges at order 2, like (2M), with a
-    smaller error. With 2 phi_3 it would converge at order 3.
+    signal_s (phi_1 m_0 + multiples of first and second differences of m_0, m_1, m_2). Here phi_1 = 1 - e^-h,
+    phi_2 = 1 - phi_1 / h and phi_3 = 1/2 - phi_2 / h. In (3M) the second difference has the factor phi_3, which is half
+    of its coefficient 2 phi_3 in the Taylor series. So (3M) converges at order 2, like (2M), with a smaller error. With
+    2 phi_3 it would converge at order 3.
 
-    The last two steps have orders 2 and 1, for any number of steps. The option lower_order_final lowers these orders
-    only for fewer than 10 steps in the authors' code, and only for fewer than 15 steps in diffusers'
+    The last two steps have orders 2 and 1, for any number of steps. In other codes, the option lower_order_final lowers
+    these orders only if there are few steps: fewer than 10 in the authors' code, fewer than 15 in diffusers'
     DPMSolverMultistepScheduler. With the default final_sigmas_type="zero" of that scheduler, the last step has order 1
     for any number of steps.
     """
@@ -108,7 +109,7 @@ def unipc(
     masses = schedule.signal(times[1:])[:, None] * h * (GAUSS_LEGENDRE[1] / 2) * jnp.exp(h * (nodes - 1))
 
     def adams(newest):
-        """Returns the weights of the predictions, with newest = 1 including the prediction at the end of the step."""
+        """Returns the weights of the predictions. With newest = 1, the one at the end of the step is included."""
         counts = falling_orders(order, len(times), len(known)) + newest
         points = lambdas[:-1, None] + h * np.where(counts[:, None] == 2, 0.5, nodes)
         basis = lagrange(looking_back(lambdas, len(h), length=order + 1, newest=newest), counts, points)
@@ -188,7 +189,8 @@ def rising_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n
 def falling_orders(highest: int, n_steps: int, known: int) -> Int[np.ndarray, "{n_steps}-1"]:
     """Returns the order of each step except the last, which has order 1.
 
-    The orders are those of `rising_orders`, but before the last step they fall by 1 per step, down to 2.
+    The order first rises as in `rising_orders`. At the end it falls by 1 per step, so that the step before the last one
+    has order 2 at most.
     """
     return np.minimum(rising_orders(highest, n_steps, known), np.arange(n_steps, 0, -1))[:-1]
 
@@ -224,7 +226,7 @@ def known_eps(
 def ending_in_x0(
     x_weights: Float[Array, "rest"], weights: Float[Array, "rest length"]
 ) -> tuple[Float[Array, "steps"], Float[Array, "steps length"]]:
-    """Appends the last step, which returns the newest prediction of x_0, to the weights of all other steps."""
+    """Appends the weights of the last step, which returns the newest prediction of x_0."""
     return jnp.append(x_weights, 0), jnp.concatenate([weights, jnp.eye(1, weights.shape[1])])
 
 

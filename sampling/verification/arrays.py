@@ -40,9 +40,9 @@ def to_numpy(array: Any) -> Shaped[np.ndarray, "..."]:
 
 
 def call_with_numpy(function: HostFunction, x: Any, t: Any) -> Any:
-    """Calls `function` with NumPy copies of x and t. Returns an array of the library, dtype and shape of x.
+    """Calls `function` with x and t as NumPy arrays. Returns the result as an array of the same library as x.
 
-    JAX may trace this call.
+    For PyTorch and JAX, the result also has the dtype of x. JAX may trace this call.
     """
     match type(x).__module__.split(".")[0]:
         case "torch":

@@ -146,7 +146,10 @@ def _fault_of_calls(trial: Trial) -> str | None:
 
 
 def check_one_step(trial: Trial) -> Finding:
-    """Reports how much the result of one step differs from the x_0 predicted at the start. Most solvers return it."""
+    """Reports how much the result of one step differs from the x_0 predicted at the start.
+
+    Most solvers return this x_0.
+    """
     x = start(LATE, COUNT)
     error = np.abs(trial.run(x, np.array([LATE])) - predicted_x0(x, LATE)).max()
     return Finding("one step", None, f"differs from the x_0 predicted at t = {LATE} by {error:.1g}")
@@ -247,7 +250,10 @@ def check_batch(trial: Trial) -> Finding:
 
 
 def check_two_steps(trial: Trial) -> Finding:
-    """Reports how much the result of two steps differs from DDIM's. Most solvers of any order equal DDIM there."""
+    """Reports how much the result of two steps differs from DDIM's.
+
+    With two steps, most solvers equal DDIM, whatever their order.
+    """
     x, times = start(LATE, COUNT), grid(LATE, 1)
     return Finding("two steps", None, f"differs from DDIM by {np.abs(trial.run(x, times) - ddim(x, times)).max():.1g}")
 
@@ -341,7 +347,8 @@ def sampler_of(source: str) -> Sampler:
     try:
         adapter = importlib.import_module(ADAPTERS[module])
     except ImportError as error:
-        raise UserError(f"--source={source}: {error}; pip install -r requirements-diffusers.txt") from error
+        extra = " k-diffusion" if module == "k_diffusion" else ""
+        raise UserError(f"--source={source}: {error}; pip install -r requirements-diffusers.txt{extra}") from error
     return adapter.sampler_of(name)
 
 
