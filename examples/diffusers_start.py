@@ -38,10 +38,7 @@ def predicted(row, output, x, ab):
 
 @torch.no_grad()
 def sample(header, arrays, network, noise, component, name=None):
-    """Returns images [B, C, H, W] for noise [B, H * W * C].
-
-    network(x, t) returns noise or v. name is a key of `schedulers` in the header; by default the sampler of the header.
-    """
+    """Returns images [B, C, H, W] for noise [B, H * W * C]. network(x, t) returns noise or v."""
     row, times, level = header["schedulers"][name or header["sampler"]], header["timesteps"], header["alpha_bar"]
     x = draw(header, arrays, noise, component, level) / (1 if row["state"] == "x" else level**0.5)
     if row["class"] is None:  # DDIM
@@ -52,9 +49,7 @@ def sample(header, arrays, network, noise, component, name=None):
     scheduler = getattr(diffusers, row["class"])(trained_betas=arrays["betas"], **row["options"])
     if row["state"] == "x / signal":
         scheduler.set_timesteps(timesteps=times)
-    else:
-        # Sets timesteps and sigmas directly. UniPC's set_timesteps takes no times, and the history is a prediction at a
-        # time that need not be an integer.
+    else:  # UniPC's set_timesteps takes no times, and the time of the history need not be an integer
         above = [header["history"]["sigma"]] if row["history"] else []
         scheduler.set_timesteps(len(above) + len(times))
         scheduler.timesteps = torch.tensor(times[: len(above)] + times)

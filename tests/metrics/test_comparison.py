@@ -91,7 +91,7 @@ def test_sweep_visits_every_cell_once_from_pure_noise_first(config):
 def test_only_samplers_with_a_history_run_without_it(config):
     """Catches a sweep that fails at a sampler without a history, for which the baseline no_history does not exist."""
     config.sweep.samplers = ("ddim", "unipc_3")
-    runs = sweep_configs(config, [4], [300], baselines=["no_history"])
+    runs = sweep_configs(config, [5], [300], baselines=["no_history"])
     cells = [(r.sampling.sampler, r.sampling.gls, r.sampling.baseline) for r in runs]
     late = [("unipc_3", True, ""), ("unipc_3", True, "no_history")]
     assert cells == [("ddim", False, ""), ("ddim", True, ""), ("unipc_3", False, ""), *late]

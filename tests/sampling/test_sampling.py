@@ -199,7 +199,7 @@ def test_history_opens_at_order_2(name, x64):
         sample = functools.partial(sampling.sample, name, denoiser, history=history, callback=lambda call: call.x)
         found = []
         for step in (64, 32, 16):
-            grid = jnp.array([HIGH, HIGH - step, LOW, 0])
+            grid = jnp.array([HIGH, HIGH - step, LOW, LOW // 2, 0])
             _, states = jax.jit(sample)(gaussian.sample(noise, FINE.alpha_bar(HIGH)), grid)
             found.append(np.linalg.norm(states[1] - gaussian.sample(noise, FINE.alpha_bar(HIGH - step))))
         return -np.diff(np.log2(found))
