@@ -36,7 +36,7 @@ from models import make_denoiser
 from models.weights import digest
 from sampling import auto_start
 from sampling.auto_start import AutoStart, Comparison, Trial
-from sampling.generate import generate, grid_of, uses_history
+from sampling.generate import generate, grid_of, record_trajectory, uses_history
 from sampling.late_start import ONE, DataGaussian, DataMixture
 from training import checkpoints, loop
 
@@ -256,6 +256,14 @@ class EvalRun:
     def images(self, timesteps: Int32[np.ndarray, "steps"]) -> HostImages:
         """All eval.num_samples images, or latents, as one array in host memory."""
         return np.concatenate([parallel.all_rows(pixels)[:count] for pixels, count in self.batches(timesteps)])
+
+    def trajectory(
+        self, timesteps: Int32[np.ndarray, "steps"], num: int
+    ) -> tuple[Float[np.ndarray, "nfe"], Float[np.ndarray, "nfe num height width channels"]]:
+        """Returns the times of the network calls, and the x_0 predicted at each, for the first `num` images."""
+        shape = datasets.image_shape(self.config)
+        denoiser = self.context.denoiser
+        return record_trajectory(self.config, denoiser, self.mixture, timesteps, image_shape=shape, num=num)
 
     def result(self, parent: Path) -> Result:
         """The result stored in a subfolder of `parent`; if there is none, calls `draw_and_score`."""

@@ -33,7 +33,6 @@ from models.weights import fill, read_weights, save_weights
 from sampling import plan as planning
 from sampling import start_file
 from sampling.auto_start import chooses_grid
-from sampling.generate import record_trajectory
 from sampling.late_start import ONE
 from sampling.time_grid import SPACINGS
 from symmetry.critical import leading_times
@@ -316,17 +315,9 @@ def compare(config: ConfigDict, workdir: Path, num: int) -> Path:
 
 
 def _save_trajectory(run: EvalRun, timesteps: np.ndarray, folder: Path) -> None:
-    config = run.config
-    num = min(config.eval.num_samples, TRAJECTORIES)
-    times, x0 = record_trajectory(
-        config,
-        run.context.denoiser,
-        run.mixture,
-        timesteps=timesteps,
-        image_shape=datasets.image_shape(config),
-        num=num,
-    )
-    strips = np.asarray(datasets.to_uint8(x0, config.data.centered))
+    num = min(run.config.eval.num_samples, TRAJECTORIES)
+    times, x0 = run.trajectory(timesteps, num)
+    strips = np.asarray(datasets.to_uint8(x0, run.config.data.centered))
     files.write_npz(folder / "trajectory.npz", {"t": times, "predicted_x0": x0})
     rows = [(f"image {i}", strips[:, i]) for i in range(num)]
     plots.attempt(plots.save_comparison, folder / "trajectory.png", rows)

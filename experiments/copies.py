@@ -19,7 +19,6 @@ import datasets
 from configs.runs import without_scores
 from core import plots, tables
 from core.shapes import HostPixels
-from evaluation import EvalRun
 from experiments.runs import Experiment, main, write_and_print
 from sampling.late_start import ONE
 
@@ -51,10 +50,9 @@ def copies(config: ConfigDict, workdir: Path, dest: Path) -> None:
     sets = {"held-out": datasets.load(config, "test").images}
     for sampler, n_steps, t_start, components in RUNS:
         settings = {"t_start": t_start, "components": components}
-        run = EvalRun(experiment.variant(sampler, n_steps, seed=SEED, num=SAMPLES, **settings), experiment.context)
-        timesteps, _ = run.plan()
+        timesteps, images = experiment.draw(sampler, n_steps, seed=SEED, num=SAMPLES, **settings)
         kind = "" if components == ONE else f", {components} Gaussians"
-        sets[f"{sampler}, n = {n_steps}, from {timesteps[0]}{kind}"] = run.images(timesteps)
+        sets[f"{sampler}, n = {n_steps}, from {timesteps[0]}{kind}"] = images
     write_and_print(dest / "copies.txt", copies_table(sets, training))
     first, *_, last = sets
     shown = {name: sets[name] for name in (first, last)}

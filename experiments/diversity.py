@@ -26,7 +26,6 @@ import datasets
 from configs.runs import without_scores
 from core import files, plots, tables
 from core.shapes import HostPixels
-from evaluation import EvalRun
 from experiments.runs import Experiment, main, write_and_print
 from images.emoji import GROUPS, SEVERAL, TONE_NAMES, Emoji, read_emoji, read_split
 from metrics.labels import corrected_shares, entropy
@@ -264,13 +263,6 @@ def changed_weights(labels: Int[np.ndarray, "images"]) -> dict[str, Float[np.nda
     return {"the data's shares": np.ones(len(labels)), "few dark people": few_dark, "few people": few_people}
 
 
-def draw(experiment: Experiment, sampler: str, n_steps: int, t_start: int | None, seed: int) -> HostPixels:
-    """Draws SAMPLES images of a run."""
-    run = EvalRun(experiment.variant(sampler, n_steps, seed=seed, num=SAMPLES, t_start=t_start), experiment.context)
-    timesteps, _ = run.plan()
-    return run.images(timesteps)
-
-
 def shares(config: ConfigDict, workdir: Path, dest: Path) -> None:
     """Writes shares.csv (every run), shares.txt (means over seeds) and shares.png (distances against the start)."""
     experiment = Experiment(without_scores(config, SAMPLES), workdir)
@@ -281,7 +273,8 @@ def shares(config: ConfigDict, workdir: Path, dest: Path) -> None:
     for sampler, n_steps in tqdm([*CELLS, REFERENCE_RUN], "cells"):
         for t_start in STARTS if (sampler, n_steps) in CELLS else (None,):
             for seed in SEEDS:
-                found = measure(labelled, predict(labelled, draw(experiment, sampler, n_steps, t_start, seed)), data)
+                _, images = experiment.draw(sampler, n_steps, seed=seed, num=SAMPLES, t_start=t_start)
+                found = measure(labelled, predict(labelled, images), data)
                 facts = {"sampler": sampler, "n_steps": n_steps, "start": t_start or PURE_NOISE_START, "seed": seed}
                 runs.append(facts | row_of(found))
                 text = tables.to_csv(list(runs[0]), [list(run.values()) for run in runs])

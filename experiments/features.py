@@ -28,7 +28,6 @@ from configs.runs import without_scores
 from core import tables
 from core.moments import Moments
 from core.shapes import HostPixels
-from evaluation import EvalRun
 from experiments.runs import Experiment, main, write_and_print
 from images.emoji import is_held_out, read_emoji
 from metrics.features import Features, classifier_path, load_features
@@ -168,9 +167,7 @@ def agree(config: ConfigDict, workdir: Path, dest: Path) -> None:
     lines = []
     columns: Mapping[str, list[float]] = {features.score_name: [] for features in networks}
     for sampler, n_steps, t_start in tqdm(CELLS, "cells"):
-        run = EvalRun(experiment.variant(sampler, n_steps, seed=1, num=SAMPLES, t_start=t_start), experiment.context)
-        timesteps, _ = run.plan()
-        images = run.images(timesteps)
+        timesteps, images = experiment.draw(sampler, n_steps, seed=1, num=SAMPLES, t_start=t_start)
         for features, reference in zip(networks, references, strict=True):
             columns[features.score_name].append(distance(reference, moments_of(features, images)))
         lines.append([sampler, str(n_steps), str(timesteps[0]), *(f"{column[-1]:.3g}" for column in columns.values())])

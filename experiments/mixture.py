@@ -177,10 +177,12 @@ def draw_cells(path: Path, cells: Sequence[Cell]) -> None:
 def make_copying(experiment: Experiment, dest: Path) -> None:
     """Writes copying.txt: how near samples are to training images, and how diverse, for each mixture."""
     training = datasets.load(experiment.config, "train").images
-    sets: dict[str, HostPixels] = {"real": held_out(experiment), "many steps": long_images(experiment)}
+    settings = {"seed": SEEDS[0], "num": COPY_SAMPLES}
+    _, many_steps = experiment.draw(*MANY_STEPS, **settings)
+    sets: dict[str, HostPixels] = {"real": held_out(experiment), "many steps": many_steps}
     for components, t_start in itertools.product(COMPONENTS, COPY_STARTS):
         name = f"{kind_name(components)}, from {t_start}"
-        sets[name] = late_images(experiment, components, t_start=t_start, num=COPY_SAMPLES)
+        _, sets[name] = experiment.draw(*COPY_SOLVER, t_start=t_start, components=components, **settings)
     for components in COMPONENTS:
         sets[f"{kind_name(components)}, no network"] = mixture_images(experiment, components)
     lines = []
@@ -206,21 +208,6 @@ def nearest_other(images: HostPixels, training: HostPixels) -> np.ndarray:
     """Returns the distance from each training image to the nearest of the other training images."""
     rest = [np.delete(training, i, axis=0) for i in range(len(images))]
     return np.concatenate([nearest(images[i : i + 1], others)[1] for i, others in enumerate(rest)])
-
-
-def long_images(experiment: Experiment) -> HostPixels:
-    """Draws COPY_SAMPLES images of the network in many steps from pure noise."""
-    sampler, n_steps = MANY_STEPS
-    run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=COPY_SAMPLES), experiment.context)
-    return run.images(run.plan()[0])
-
-
-def late_images(experiment: Experiment, components: str, *, t_start: int, num: int) -> HostPixels:
-    """Draws `num` images with COPY_SOLVER from a late start."""
-    sampler, n_steps = COPY_SOLVER
-    settings = {"t_start": t_start, "components": components}
-    run = EvalRun(experiment.variant(sampler, n_steps, seed=SEEDS[0], num=num, **settings), experiment.context)
-    return run.images(run.plan()[0])
 
 
 def mixture_images(experiment: Experiment, components: str) -> HostPixels:

@@ -21,7 +21,6 @@ from core.files import replacing
 from core.shapes import HostPixels
 from evaluation import EvalRun
 from experiments.runs import Experiment, main
-from sampling.generate import record_trajectory
 from sampling.late_start import ONE
 
 SAMPLER = "ddim"
@@ -57,33 +56,21 @@ def draw_starts(experiment: Experiment, dest: Path) -> None:
     rows = []
     for n_steps in STEPS:
         for start in STARTS:
-            run = run_of(experiment, start, n_steps=n_steps, num=COLUMNS)
-            timesteps, _ = run.plan()
-            rows.append((f"n = {n_steps}, {start.label} at {timesteps[0]}", run.images(timesteps)))
+            settings = {"t_start": start.times[n_steps], **start.settings}
+            timesteps, images = experiment.draw(SAMPLER, n_steps, seed=SEED, num=COLUMNS, **settings)
+            rows.append((f"n = {n_steps}, {start.label} at {timesteps[0]}", images))
     plots.save_comparison(dest / "starts.png", rows)
     save_frames(dest / "starts.gif", [paths(experiment, start) for start in STARTS])
     print(f"pictures of the same noise from {len(STARTS)} kinds of start: {dest}/starts.png, starts.gif")
 
 
-def run_of(experiment: Experiment, start: Start, *, n_steps: int, num: int) -> EvalRun:
-    """Returns the run that draws `num` images with SAMPLER from the start."""
-    config = experiment.variant(SAMPLER, n_steps, seed=SEED, num=num, t_start=start.times[n_steps], **start.settings)
-    return EvalRun(config, experiment.context)
-
-
 def paths(experiment: Experiment, start: Start) -> tuple[str, list[int], list[HostPixels]]:
     """Returns the label of the start, the times of the network calls, and the images x_0 predicted at each time."""
-    run = run_of(experiment, start, n_steps=FRAME_STEPS, num=FRAME_COLUMNS)
-    config = run.config
+    settings = {"t_start": start.times[FRAME_STEPS], **start.settings}
+    config = experiment.variant(SAMPLER, FRAME_STEPS, seed=SEED, num=FRAME_COLUMNS, **settings)
+    run = EvalRun(config, experiment.context)
     timesteps, _ = run.plan()
-    times, predicted = record_trajectory(
-        config,
-        experiment.context.denoiser,
-        run.mixture,
-        timesteps,
-        image_shape=datasets.image_shape(config),
-        num=FRAME_COLUMNS,
-    )
+    times, predicted = run.trajectory(timesteps, FRAME_COLUMNS)
     pixels = [np.asarray(datasets.to_uint8(x0, config.data.centered)) for x0 in predicted]
     return start.label, np.round(times).astype(int).tolist(), pixels
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from absl import logging
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 import evaluation
@@ -16,6 +18,7 @@ from core import files, tables
 from core.compilation_cache import keep_programs
 from core.errors import UserError
 from core.huge_pages import restart_with_huge_pages
+from core.shapes import HostPixels
 from evaluation import EvalRun
 from metrics.results import Result
 from metrics.tally import Tally, open_images, tally_images
@@ -66,6 +69,12 @@ class Experiment:
     def score(self, sampler: str, n_steps: int, **settings: Any) -> Result:
         """Returns the result of a run with the settings of `variant`, which is drawn unless it is stored."""
         return EvalRun(self.variant(sampler, n_steps, **settings), self.context).result(self.folder)
+
+    def draw(self, sampler: str, n_steps: int, **settings: Any) -> tuple[Int32[np.ndarray, "steps"], HostPixels]:
+        """Returns the timesteps and all images of a run with the settings of `variant`. Nothing is scored or stored."""
+        run = EvalRun(self.variant(sampler, n_steps, **settings), self.context)
+        timesteps, _ = run.plan()
+        return timesteps, run.images(timesteps)
 
     def best_start(
         self, sampler: str, n_steps: int, *, num: int, coarse: Iterable[int] | None = None, **settings: Any

@@ -4,6 +4,8 @@ A late start is accurate at times at which the two predictions agree. `revealed_
 reveals about the component to which its image belongs.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,20 +17,20 @@ from sampling.late_start import DataGaussian, DataMixture
 
 
 @jax.jit
-def gaussian_agreement(
+def unexplained_eps(
     denoiser: Denoiser,
-    gaussian: DataGaussian | DataMixture,
+    distributions: Sequence[DataGaussian | DataMixture],
     x0: Images,
     times: Real[Array | np.ndarray, "times"],
     rng: RandomKey,
-) -> Float[Array, "times"]:
-    """Returns, for each time, the fraction of the network's eps that the Gaussian's eps does not explain.
+) -> Float[Array, "distributions times"]:
+    """Returns, for each time, the fraction of the network's eps that the eps of each distribution does not explain.
 
-    The fraction is sum |eps_network - eps_gaussian|^2 / sum |eps_network|^2, where the sums are over x_t of all images.
-    It is 0 for a perfect network on Gaussian data, and grows as the distribution of the data becomes less Gaussian. The
-    noise in x_t is the same at all times. The network is evaluated once per time, on the whole batch.
+    The fraction is sum |eps_network - eps_distribution|^2 / sum |eps_network|^2, where the sums are over x_t of all
+    images. For a Gaussian, it is 0 for a perfect network on Gaussian data, and grows as the distribution of the data
+    becomes less Gaussian. The noise in x_t is the same at all times. The network is evaluated once per time, on the
+    whole batch, for all distributions together.
 
-    gaussian: the distribution that is compared with the network; it may be a mixture.
     x0: images in the network's range.
     """
     schedule = denoiser.schedule
@@ -37,9 +39,10 @@ def gaussian_agreement(
     def unexplained(t):
         x_t = schedule.diffuse(x0, t, noise)
         eps = denoiser.eps(x_t, t)
-        return jnp.sum((eps - gaussian.eps(x_t, schedule.alpha_bar(t))) ** 2) / jnp.sum(eps**2)
+        exact = jnp.stack([distribution.eps(x_t, schedule.alpha_bar(t)) for distribution in distributions])
+        return jnp.sum((eps - exact) ** 2, axis=(1, 2, 3, 4)) / jnp.sum(eps**2)
 
-    return jax.lax.map(unexplained, jnp.asarray(times, x0.dtype))
+    return jax.lax.map(unexplained, jnp.asarray(times, x0.dtype)).T
 
 
 @jax.jit

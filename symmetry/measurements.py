@@ -17,7 +17,7 @@ from sampling.common import Evaluation
 from sampling.late_start import ONE, DataGaussian, DataMixture
 from sampling.time_grid import time_grid
 from symmetry import stability
-from symmetry.agreement import gaussian_agreement, largest_variance_of_means, revealed_components
+from symmetry.agreement import largest_variance_of_means, revealed_components, unexplained_eps
 from symmetry.critical import RULES, continuous_times, critical_alpha_bars, critical_times, times_of
 
 ANGLES = np.linspace(-0.2 * np.pi, 0.7 * np.pi, 46)  # positions on a path from one image (0) to another (pi / 2)
@@ -110,7 +110,8 @@ def growth(subject: Subject) -> Arrays:
 def agreement(subject: Subject) -> Arrays:
     """Computes, over time, the fraction of the network's eps that the Gaussian's eps does not explain."""
     times = subject.times()
-    return {"t": times, "unexplained": _unexplained(subject, subject.gaussian, times)}
+    unexplained = unexplained_eps(subject.denoiser, (subject.gaussian,), subject.x0, times=times, rng=subject.rng)
+    return {"t": times, "unexplained": np.asarray(unexplained)[0]}
 
 
 def splits(subject: Subject) -> Arrays:
@@ -131,29 +132,17 @@ def splits(subject: Subject) -> Arrays:
         return {}
     schedule = subject.denoiser.schedule
     mixtures = {ONE: subject.gaussian.mixture(), **subject.mixtures}
-    times = subject.times()
+    noised = {"x0": subject.x0, "times": subject.times(), "rng": subject.rng}
     between = [largest_variance_of_means(mixture) for mixture in mixtures.values()]
     within = {f"t_within_{name}": np.max(mixture.variances, axis=1) for name, mixture in mixtures.items()}
     return {
-        "t": times,
+        "t": subject.times(),
         "components": np.array(list(mixtures)),
-        "unexplained": np.stack([_unexplained(subject, mixture, times) for mixture in mixtures.values()]),
-        "revealed": np.stack(
-            [
-                np.asarray(revealed_components(schedule, mixture, x0=subject.x0, times=times, rng=subject.rng))
-                for mixture in mixtures.values()
-            ]
-        ),
+        "unexplained": np.asarray(unexplained_eps(subject.denoiser, tuple(mixtures.values()), **noised)),
+        "revealed": np.stack([revealed_components(schedule, mixture, **noised) for mixture in mixtures.values()]),
         "t_between": critical_times(between, schedule, SPLIT_RULE),
         **{name: critical_times(variances, schedule, SPLIT_RULE) for name, variances in within.items()},
     }
-
-
-def _unexplained(
-    subject: Subject, distribution: DataGaussian | DataMixture, times: Float[np.ndarray, "times"]
-) -> Float[np.ndarray, "times"]:
-    options = {"x0": subject.x0, "times": times, "rng": subject.rng}
-    return np.asarray(gaussian_agreement(subject.denoiser, distribution, **options))
 
 
 def generation(subject: Subject) -> Arrays:

@@ -8,7 +8,7 @@ import pytest
 from core.diffusion import Denoiser, NoiseSchedule
 from sampling.late_start import DataGaussian
 from symmetry import critical
-from symmetry.agreement import gaussian_agreement
+from symmetry.agreement import unexplained_eps
 from symmetry.exact import Mixture
 from symmetry.stability import SETTLED, critical_times, follow, typical_growth
 
@@ -117,10 +117,10 @@ def test_agreement_is_exact_for_gaussian_data_and_fades_for_points():
     key = jax.random.key(0)
     exact = jax.tree_util.Partial(lambda gaussian, x, t: gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
     np.testing.assert_allclose(
-        gaussian_agreement(Denoiser(exact, SCHEDULE), gaussian, x0, times=times, rng=key), 0, atol=1e-10
+        unexplained_eps(Denoiser(exact, SCHEDULE), (gaussian,), x0, times=times, rng=key), 0, atol=1e-10
     )
-    unexplained = gaussian_agreement(denoiser_of(Mixture.points(box(0.2))), gaussian, x0, times=times, rng=key)
+    [unexplained] = unexplained_eps(denoiser_of(Mixture.points(box(0.2))), (gaussian,), x0, times=times, rng=key)
     assert unexplained[0] < 1e-5 and (np.diff(unexplained[:3]) > 0).all() and unexplained[2] > 0.01
     double = jax.tree_util.Partial(lambda gaussian, x, t: 2 * gaussian.eps(x, SCHEDULE.alpha_bar(t)), gaussian)
-    fractions = gaussian_agreement(Denoiser(double, SCHEDULE), gaussian, x0, times=times, rng=key)
+    fractions = unexplained_eps(Denoiser(double, SCHEDULE), (gaussian,), x0, times=times, rng=key)
     np.testing.assert_allclose(fractions, 0.25, rtol=1e-5)
